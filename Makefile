@@ -1,0 +1,62 @@
+# `make demo` and `make test` set up everything they need in .venv; nothing else on the machine is touched.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo test check bench lock protos clean setup
+
+help: ## Show what can be made.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: $(READY) ## Make .venv with pinned, hash-checked dependencies and this checkout in it.
+
+# One environment for all: the lock holds the server, torch, the demo's data and weights, and the test tools.
+$(READY): requirements/dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed, this is " + sys.version'
+	@echo "==> making $(VENV) (once; about 6 GB with PyTorch, a few minutes on a fast line)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "==> installing pinned, hash-checked dependencies"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@echo "==> installing everlearn from this checkout"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(READY) ## Watch a pretrained network learn ten digits from three streaming clients and leave as ONNX.
+	@$(BIN)/python clients/demo/digits.py
+
+test: $(READY) check ## Every check and every test.
+	@echo "==> tests"
+	@$(BIN)/python -m pytest
+
+check: $(READY) ## Lint, types, import contracts.
+	@echo "==> ruff"
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@echo "==> mypy"
+	@$(BIN)/mypy
+	@echo "==> import contracts"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/lint-imports
+
+bench: $(READY) ## Measure, and write a dated table to tests/benchmarks/results.
+	@$(BIN)/python -m tests.benchmarks
+
+UV_LOCK = uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+  --no-header --no-annotate --quiet --upgrade
+
+lock: ## Resolve the newest allowed dependencies into requirements/*.txt (needs uv).
+	$(UV_LOCK) requirements/build.in --extra demo --group dev -o requirements/dev.txt
+	for target in server server-gpu server-lite; do $(UV_LOCK) --extra $$target -o requirements/$$target.txt; done
+	$(UV_LOCK) --extra edge --extra cli -o requirements/edge.txt
+
+protos: $(VENV)/.protos ## Regenerate the committed gRPC code.
+	@$(VENV)/protos/bin/python protos/generate.py
+
+$(VENV)/.protos: pyproject.toml
+	@$(PYTHON) -m venv $(VENV)/protos
+	@$(VENV)/protos/bin/python -m pip install --quiet --upgrade pip
+	@$(VENV)/protos/bin/python -m pip install --quiet googleapis-common-protos --group protos
+	@touch $@
+
+clean: ## Remove .venv and caches.
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,1 @@
+"""Client of an everlearn server: grpcio, numpy and protobuf, never torch."""

@@ -1,0 +1,155 @@
+"""Values that flow between rooms. All are frozen; arrays in them are read-only by convention.
+
+Axes: B samples in a batch, C classes, d features, H W height and width in pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+FeaturesBd = npt.NDArray[np.float32]
+QuantisedBd = npt.NDArray[np.int16]
+PixelsBCHW = npt.NDArray[np.float32]
+ImageHWC = npt.NDArray[np.uint8]
+
+Interpolation = Literal["bilinear", "bicubic"]
+Resize = Literal["crop", "squash"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontConfig:
+    """How an image of any size becomes the trunk's pixels: resize, crop, scale to [0, 1], normalise, NCHW."""
+
+    height: int
+    """Pixels the trunk takes."""
+    width: int
+    """Pixels the trunk takes."""
+    resize: Resize = "crop"
+    """`crop`: shorter side to size / crop_pct, then centre crop (timm's evaluation). `squash`: straight to the size."""
+    crop_pct: float = 0.875
+    """Share of the resized shorter side that the crop keeps; only for `crop`."""
+    interpolation: Interpolation = "bicubic"
+    """Antialiased, as Pillow does it."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Per channel, of values in [0, 1]."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Per channel, of values in [0, 1]."""
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the canonical JSON."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureScale:
+    """Fixed-point grid of a trunk's features: feature = integer * step, integers within +-limit.
+
+    Fixed when the trunk is built, from deterministic probe images and with headroom, so that it depends on the trunk
+    alone: never on which batch came first.
+    """
+
+    step_d: npt.NDArray[np.float32]
+    """Size of one integer step, per feature."""
+    bits: int = 12
+    """Width of an integer with its sign; sums of n samples stay exact in float64 while n * 2^(2 bits - 2) < 2^53."""
+
+    @property
+    def limit(self) -> int:
+        """Largest integer magnitude."""
+        return (1 << (self.bits - 1)) - 1
+
+    def quantise(self, features_Bd: FeaturesBd) -> QuantisedBd:
+        """Rounds to the grid, saturating at the limit.
+
+        >>> FeatureScale(step_d=np.array([0.5], np.float32)).quantise(np.array([[1.2], [9999.0]], np.float32)).ravel()
+        array([   2, 2047], dtype=int16)
+        """
+        scaled_Bd = np.rint(features_Bd / self.step_d)
+        return np.clip(scaled_Bd, -self.limit, self.limit).astype(np.int16)
+
+    def restore(self, quantised_Bd: QuantisedBd) -> FeaturesBd:
+        """The features that the integers stand for."""
+        return quantised_Bd.astype(np.float32) * self.step_d
+
+    @property
+    def digest(self) -> str:
+        """sha256 over bits and steps."""
+        return hashlib.sha256(bytes([self.bits]) + self.step_d.astype("<f4").tobytes()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trunk:
+    """One ONNX graph from pixels to features: what learns, what serves and what ships.
+
+    The graph has one input `pixels` float32 [N, 3, H, W] and one output `features` float32 [N, d], N dynamic.
+    """
+
+    onnx: bytes
+    scale: FeatureScale
+    front: FrontConfig
+    parity_max_rel_diff: float
+    """Against the source model on the probes; 0 where the source is this very graph."""
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    """source, revision, sha256 of each file, loader, library versions, licence."""
+
+    @property
+    def feature_dim(self) -> int:
+        """d."""
+        return int(self.scale.step_d.size)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the ONNX bytes: models with equal digests share one session."""
+        return hashlib.sha256(self.onnx).hexdigest()
+
+    @property
+    def feature_digest(self) -> str:
+        """Names what a feature vector means: trunk, front and scale together. States with different ones never merge."""
+        return hashlib.sha256(f"{self.digest}:{self.front.digest}:{self.scale.digest}".encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearHead:
+    """What every closed-form head comes down to: scores = x W + b, with x optionally scaled to unit length.
+
+    Served by NumPy, exported as a few ONNX nodes; both use exactly these numbers.
+    """
+
+    weight_dC: npt.NDArray[np.float32]
+    bias_C: npt.NDArray[np.float32]
+    normalise: bool
+    """Divide each feature vector by its Euclidean length first (cosine scores)."""
+    labels: tuple[str, ...]
+    """Label of each column, append-only over a model's life."""
+    regularization: float
+    """Ridge penalty relative to the mean eigenvalue (GCV), or shrinkage (OAS); 0 where the head has none."""
+
+    def scores(self, features_Bd: FeaturesBd) -> npt.NDArray[np.float32]:
+        """float32 [B, C]."""
+        if self.normalise:
+            length_B1 = np.linalg.norm(features_Bd, axis=1, keepdims=True)
+            features_Bd = features_Bd / np.maximum(length_B1, np.float32(1e-12))
+        return features_Bd @ self.weight_dC + self.bias_C
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneFiles:
+    """Files of one source, each verified against its sha256: what a hub hands to a loader."""
+
+    source: str
+    """As declared, e.g. `hf://timm/tf_efficientnet_lite0.in1k`."""
+    revision: str
+    """Commit (hf), version (wheel) or empty (folder)."""
+    paths: Mapping[str, Path]
+    """File name in the source -> local path."""
+    sha256: Mapping[str, str]
+    """File name in the source -> lower-case hex."""
