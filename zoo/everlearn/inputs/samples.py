@@ -1,0 +1,51 @@
+"""The forms in which a batch of inputs arrives, as values. The wire and the engine meet here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """Image files."""
+
+    files: tuple[bytes, ...]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
+@dataclass(frozen=True)
+class Images:
+    """uint8 [B, H, W, 3], RGB, any size."""
+
+    images_BHWC: npt.NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.images_BHWC)
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """float32 [B, 3, H, W], resized and normalised as the model's front does."""
+
+    pixels_BCHW: npt.NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.pixels_BCHW)
+
+
+@dataclass(frozen=True)
+class Features:
+    """float32 [B, d], computed by the model's own trunk."""
+
+    features_Bd: npt.NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.features_Bd)
+
+
+Samples = EncodedImages | Images | Pixels | Features

