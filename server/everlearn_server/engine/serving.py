@@ -1,0 +1,86 @@
+"""What answers predictions: immutable snapshots, swapped by one reference assignment.
+
+Signatures first; the engine's owner fills them in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from everlearn.inputs.samples import Samples
+from everlearn.spec.model import Input
+from everlearn.values import FeaturesBd, FrontConfig, LinearHead
+
+
+class TrunkHandle(Protocol):
+    """A shared trunk session with its bounded queue."""
+
+    digest: str
+    feature_dim: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """Everything one prediction needs; a request keeps the snapshot it began with."""
+
+    model: str
+    version: int
+    trunk: TrunkHandle
+    front: FrontConfig
+    head: LinearHead
+    input: Input
+    """Limits and encodings that the declaration names."""
+    feature_digest: str
+    create_time_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """Scores of one request, with where its time went."""
+
+    scores_BC: npt.NDArray[np.float32]
+    features_Bd: FeaturesBd
+    decode_ms: float
+    queue_ms: float
+    trunk_ms: float
+    head_ms: float
+
+
+class Serving(Protocol):
+    """The engine as the prediction services see it."""
+
+    def models(self) -> list[str]:
+        """Names of the declared models, sorted."""
+        ...
+
+    def snapshot(self, model: str, version: str = "") -> Snapshot:
+        """`version`: a number, `stable`, `latest`, or empty for `stable`.
+
+        Raises NotFoundError (no such model or version), PreconditionError with reason MODEL_NOT_READY (preparing,
+        unloaded, or nothing learned yet).
+        """
+        ...
+
+    def versions(self, model: str) -> list[int]:
+        """Numbers that `snapshot` would answer, ascending. Raises NotFoundError."""
+        ...
+
+    async def score(self, snapshot: Snapshot, samples: Samples, *, timeout_s: float | None) -> Scored:
+        """Decodes, runs the trunk through the shared queue, applies the head.
+
+        Raises InputError (field path below `samples`), OverloadedError (queue full), ExpiredError (deadline passed
+        while queued).
+        """
+        ...
+
+    def load(self, model: str) -> None:
+        """Serves the model again after `unload`. Raises NotFoundError."""
+        ...
+
+    def unload(self, model: str) -> None:
+        """Stops serving the model until `load` or a restart; it goes on learning. Raises NotFoundError."""
+        ...
