@@ -74,7 +74,8 @@ class FeatureScale:
         array([   2, 2047], dtype=int16)
         """
         scaled_Bd = np.rint(features_Bd / self.step_d)
-        return np.clip(scaled_Bd, -self.limit, self.limit).astype(np.int16)
+        quantised_Bd: QuantisedBd = np.clip(scaled_Bd, -self.limit, self.limit).astype(np.int16)
+        return quantised_Bd
 
     def restore(self, quantised_Bd: QuantisedBd) -> FeaturesBd:
         """The features that the integers stand for."""

@@ -1,0 +1,272 @@
+"""One model that learns and serves: its writer, its publisher, its versions. Event loop only."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+
+import structlog
+from everlearn.errors import PreconditionError
+from everlearn.heads import head_for
+from everlearn.memories import memory_for
+from everlearn.metrics.prequential import Prequential
+from everlearn.spec.model import Model
+from everlearn.values import LinearHead
+
+from everlearn_server.engine.head_file import load_head
+from everlearn_server.engine.publisher import Publisher, Solved
+from everlearn_server.engine.serving import Snapshot
+from everlearn_server.engine.trunks import LiveTrunk
+from everlearn_server.engine.versions import VersionBook, Versioned, probe_features
+from everlearn_server.engine.writer import ModelWriter
+from everlearn_server.store.rows import ModelRow, VersionRow
+from everlearn_server.store.store import Store
+
+_logger = structlog.get_logger(__name__)
+_STORE_EVERY_S = 2.0
+"""While a stream goes on, a version is stored this often at most; at rest the last one always is."""
+
+
+class LiveModel:
+    """A declared model. `start` makes it ready; before that, and after `stop`, it neither learns nor serves."""
+
+    def __init__(self, *, row: ModelRow, spec: Model, store: Store, executor: Executor, commit_share: float) -> None:
+        self.row = row
+        self.spec = spec
+        self.unloaded = False
+        self.trunk: LiveTrunk | None = None
+        self.book = VersionBook(model=row.name, lineage=row.lineage, first_number=0)
+        self.book.promotion_paused = row.promotion_paused
+        self._store = store
+        self._executor = executor
+        self._commit_share = commit_share
+        self._writer: ModelWriter | None = None
+        self._publisher: Publisher | None = None
+        self._storing: asyncio.Task[None] | None = None
+        self._stored_at_s = 0.0
+        self._closed = False
+
+    @property
+    def name(self) -> str:
+        """`{model}`, without the collection."""
+        return self.row.name
+
+    @property
+    def writer(self) -> ModelWriter:
+        """Raises PreconditionError (MODEL_NOT_READY) before `start`."""
+        if self._writer is None:
+            raise self._not_ready()
+        return self._writer
+
+    @property
+    def publisher(self) -> Publisher:
+        """Raises PreconditionError (MODEL_NOT_READY) before `start`."""
+        if self._publisher is None:
+            raise self._not_ready()
+        return self._publisher
+
+    @property
+    def ready_trunk(self) -> LiveTrunk:
+        """The trunk it learns on. Raises PreconditionError (MODEL_NOT_READY) before `start`."""
+        if self.trunk is None or self._writer is None:
+            raise self._not_ready()
+        return self.trunk
+
+    async def start(self, trunk: LiveTrunk, trunk_of: Callable[[str], LiveTrunk | None]) -> None:
+        """Loads what is stored and begins to learn. `trunk_of` opens the trunks of versions from earlier lineages."""
+        self.trunk = trunk
+        self._closed = False
+        kind = memory_for(self.spec.spec.memory.kind)
+        data = await self._store.ledger.memory(self.name)
+        ledger = await self._store.ledger.state(self.name)
+        memory = kind.from_bytes(data) if data else kind.create(trunk.feature_dim, self.spec.spec.labels)
+        prequential = Prequential.from_json(ledger.prequential_json) if ledger else Prequential()
+        await self._reserve_numbers()
+        await self._restore_versions(trunk, trunk_of)
+        latest = self.book.latest
+        self._writer = ModelWriter(
+            model=self.name,
+            lineage=self.row.lineage,
+            timeline=self._store.timeline,
+            memory=memory,
+            scale=trunk.scale,
+            prequential=prequential,
+            streams=await self._store.ledger.streams(self.name),
+            ledger=self._store.ledger,
+            executor=self._executor,
+            live=self._live,
+            on_integrated=self._on_integrated,
+            on_durable=self._store_soon,
+            commit_share=self._commit_share,
+        )
+        self._publisher = self._make_publisher(trunk, latest)
+        stored_digest = latest.record.memory_digest if latest else ""
+        if memory.sums.count_C.sum() and stored_digest != memory.sums.digest():
+            self._publisher.touch()
+
+    async def stop(self, *, commit: bool = True) -> None:
+        """Commits what is staged, stores the last version, and stops."""
+        self._closed = True
+        if self._writer is not None:
+            await self._writer.close(commit=commit)
+        if self._publisher is not None:
+            self._publisher.close()
+        if self._storing is not None:
+            await asyncio.gather(self._storing, return_exceptions=True)
+        if commit:
+            await self._store_latest()
+        self._writer = None
+        self._publisher = None
+
+    def revise(self, spec: Model, row: ModelRow) -> None:
+        """Takes up a changed declaration that needs no new lineage; a changed head is solved at once."""
+        head_changed = spec.spec.head != self.spec.spec.head
+        self.spec, self.row = spec, row
+        if head_changed and self._publisher is not None and self.trunk is not None:
+            self._publisher.close()
+            self._publisher = self._make_publisher(self.trunk, None)
+            self._publisher.touch()
+
+    # -- publishing ---------------------------------------------------------------------------------------------
+
+    def _make_publisher(self, trunk: LiveTrunk, latest: Versioned | None) -> Publisher:
+        return Publisher(
+            model=self.name,
+            head=head_for(self.spec.spec.head.kind, self.spec.spec.head.regularization),
+            scale=trunk.scale,
+            writer=self.writer,
+            executor=self._executor,
+            install=self._install,
+            probes_Bd=probe_features(trunk.feature_dim),
+            hint=latest.snapshot.head.regularization if latest else None,
+        )
+
+    def _live(self) -> Snapshot | None:
+        return self.book.latest.snapshot if self.book.latest else None
+
+    def _on_integrated(self) -> None:
+        if self._publisher is not None:
+            self._publisher.touch()
+
+    def _install(self, solved: Solved) -> None:
+        assert self.trunk is not None
+        prequential = self.writer.prequential
+        trunk = self.trunk
+
+        def make(number: int, head: LinearHead) -> Snapshot:
+            return self._snapshot(number, head, trunk, time.time())
+
+        self.book.publish(
+            solved,
+            spec=self.spec,
+            trunk=trunk,
+            prequential={
+                "tested": prequential.tested,
+                "correct": prequential.correct,
+                "accuracy": prequential.accuracy,
+                "windowed_accuracy": prequential.windowed_accuracy,
+                "window": prequential.window,
+            },
+            make=make,
+        )
+        self._store_soon()
+
+    def _snapshot(self, number: int, head: LinearHead, trunk: LiveTrunk, created_s: float) -> Snapshot:
+        return Snapshot(
+            model=self.name,
+            version=number,
+            trunk=trunk,
+            front=trunk.front,
+            head=head,
+            input=self.spec.spec.input,
+            feature_digest=trunk.feature_digest,
+            create_time_s=created_s,
+        )
+
+    # -- storing versions ---------------------------------------------------------------------------------------
+
+    def _store_soon(self) -> None:
+        if not self._closed and (self._storing is None or self._storing.done()):
+            self._storing = asyncio.get_running_loop().create_task(self._store_loop(), name=f"store-{self.name}")
+
+    async def _store_loop(self) -> None:
+        while self.book.latest is not None and self.book.latest.record.number not in self.book.stored:
+            wait_s = self._stored_at_s + _STORE_EVERY_S - time.monotonic()
+            if wait_s > 0 and not self.writer.idle:
+                await asyncio.sleep(min(wait_s, 0.1))
+                continue
+            if not self.writer.is_durable(self.book.latest.tails):
+                return  # the commit that makes it durable calls again
+            await self._store_latest()
+
+    async def _store_latest(self) -> None:
+        latest = self.book.latest
+        if latest is None or self._writer is None or not self._writer.is_durable(latest.tails):
+            return
+        catalog = self._store.catalog
+        if latest.record.number not in self.book.stored:
+            await catalog.put_version(latest.record)
+            self.book.stored.add(latest.record.number)
+        await catalog.set_alias(self.name, "latest", latest.record.number, "published")
+        stable = self.book.stable
+        if stable is not None and stable.record.number in self.book.stored:
+            await catalog.set_alias(self.name, "stable", stable.record.number, "gate passed")
+        await self.prune()
+        await self._reserve_numbers()
+        self._stored_at_s = time.monotonic()
+
+    async def prune(self) -> None:
+        """Deletes stored versions beyond the declared number."""
+        kept = await self._store.catalog.prune_versions(self.name, self.spec.spec.serving.keep_versions)
+        self.book.keep_only(set(kept))
+
+    async def store_version(self, versioned: Versioned) -> None:
+        """Stores a version that somebody relies on (promoted, exported)."""
+        if versioned.record.number not in self.book.stored:
+            await self._store.catalog.put_version(versioned.record)
+            self.book.stored.add(versioned.record.number)
+
+    async def point_stable(self, versioned: Versioned, reason: str) -> None:
+        """Stores the alias `stable` and whether promotion is paused."""
+        await self.store_version(versioned)
+        await self._store.catalog.set_alias(self.name, "stable", versioned.record.number, reason)
+        self.row = await self._store.catalog.put_model(
+            _replace(self.row, promotion_paused=self.book.promotion_paused), self.row.etag
+        )
+
+    async def _reserve_numbers(self) -> None:
+        count = self.book.needs_numbers
+        if count:
+            self.book.add_numbers(await self._store.catalog.reserve_versions(self.name, count), count)
+
+    async def _restore_versions(self, trunk: LiveTrunk, trunk_of: Callable[[str], LiveTrunk | None]) -> None:
+        aliases = await self._store.catalog.aliases(self.name)
+        for row in await self._store.catalog.versions(self.name):
+            own = trunk if row.trunk_digest == trunk.digest else trunk_of(row.trunk_digest)
+            if own is None:
+                continue
+            versioned = self.book.restore(row, self._restored(row, own))
+            if aliases.get("stable") == row.number:
+                self.book.stable = versioned
+            if aliases.get("latest") == row.number and row.lineage == self.row.lineage:
+                self.book.latest = versioned
+
+    def _restored(self, row: VersionRow, trunk: LiveTrunk) -> Snapshot:
+        return self._snapshot(row.number, load_head(row.head), trunk, row.create_time_s)
+
+    def _not_ready(self) -> PreconditionError:
+        return PreconditionError(
+            f"model {self.name!r} is {self.row.state.lower()}; see `everlearn describe {self.name}`",
+            reason="MODEL_NOT_READY",
+        )
+
+
+def _replace(row: ModelRow, **changes: object) -> ModelRow:
+    from dataclasses import replace
+
+    return replace(row, **changes)  # type: ignore[arg-type]  # field names are checked by dataclasses.replace
+
+
+Metrics = Mapping[str, float]

@@ -1,0 +1,158 @@
+"""Solves heads while learning goes on, so that a prediction knows a batch moments after its last byte.
+
+Two solves, both pure functions of the sums. The *quick* one reuses the last regularization (one Cholesky) and follows
+the stream. The *exact* one chooses the regularization anew from the sums and runs beside it; when the stream rests,
+the head that stays is the exact one, so that equal sums end in equal predictions whatever the schedule was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import structlog
+from everlearn.errors import PreconditionError
+from everlearn.export.parity import head_parity
+from everlearn.heads.base import Head
+from everlearn.sums import Sums
+from everlearn.values import FeatureScale, FeaturesBd, LinearHead
+
+from everlearn_server.engine.head_file import dump_head
+from everlearn_server.engine.writer import ModelWriter
+
+_logger = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solved:
+    """A head and what it knows."""
+
+    head: LinearHead
+    tails: Mapping[str, int]
+    """Last sequence of each client that it knows."""
+    sample_count: int
+    memory_digest: str
+    """Of the sums it was solved from; empty for a quick head."""
+    exact: bool
+    solve_ms: float
+    parity: float
+    """Largest relative difference of a score between the exported head and this one, on probe features."""
+    data: bytes
+    """The head, serialised."""
+
+
+class Publisher:
+    """Follows one writer. `install` receives each head on the event loop."""
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        head: Head,
+        scale: FeatureScale,
+        writer: ModelWriter,
+        executor: Executor,
+        install: Callable[[Solved], None],
+        probes_Bd: FeaturesBd,
+        rest_share: float = 1.0,
+        hint: float | None = None,
+    ) -> None:
+        self._model = model
+        self._head = head
+        self._scale = scale
+        self._writer = writer
+        self._executor = executor
+        self._install = install
+        self._probes_Bd = probes_Bd
+        self._rest_share = rest_share
+        self._hint = hint
+        self._touched = asyncio.Event()
+        self._generation = 0
+        self._exact_generation = -1
+        self._exact: asyncio.Task[None] | None = None
+        self._known: Mapping[str, int] = {}
+        self._changed = asyncio.Condition()
+        self._task = asyncio.get_running_loop().create_task(self._run(), name=f"publisher-{model}")
+
+    def touch(self) -> None:
+        """The sums have changed."""
+        self._generation += 1
+        self._touched.set()
+
+    async def settled(self, tails: Mapping[str, int], *, timeout_s: float) -> None:
+        """Waits until a head knows these sequences and, if nothing else is streaming, until it is the exact one."""
+
+        def rests() -> bool:
+            knows = all(self._known.get(client, 0) >= sequence for client, sequence in tails.items())
+            return knows and (self._exact_generation == self._generation or not self._writer.idle)
+
+        try:
+            async with asyncio.timeout(timeout_s), self._changed:
+                await self._changed.wait_for(rests)
+        except TimeoutError:
+            _logger.info("head not settled in time", model=self._model, timeout_s=timeout_s)
+
+    def close(self) -> None:
+        """Stops solving."""
+        self._task.cancel()
+        if self._exact is not None:
+            self._exact.cancel()
+
+    async def _run(self) -> None:
+        while True:
+            await self._touched.wait()
+            self._touched.clear()
+            started_s = time.monotonic()
+            generation = self._generation
+            sums, tails = await self._writer.copy_sums()
+            if self._exact is None or self._exact.done():
+                self._exact = asyncio.create_task(self._solve_exactly(sums, tails, generation))
+            if self._hint is not None:
+                await self._publish(sums, tails, generation, hint=self._hint)
+            else:
+                await asyncio.wait([self._exact])
+            # Rest as long as the solve took: half a core at most, and at most two solves behind the stream.
+            await asyncio.sleep((time.monotonic() - started_s) * self._rest_share)
+
+    async def _solve_exactly(self, sums: Sums, tails: Mapping[str, int], generation: int) -> None:
+        started_s = time.monotonic()
+        await self._publish(sums, tails, generation, hint=None)
+        if generation != self._generation:
+            # The stream went on meanwhile. Try again at a tenth of the time at most; at rest, right away.
+            await asyncio.sleep(min(2.0, 4 * (time.monotonic() - started_s)))
+            self._touched.set()
+
+    async def _publish(self, sums: Sums, tails: Mapping[str, int], generation: int, *, hint: float | None) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            solved = await loop.run_in_executor(self._executor, self._solve, sums, tails, hint)
+        except PreconditionError as error:  # nothing learned yet
+            _logger.debug("no head yet", model=self._model, reason=error.reason)
+            return
+        if solved.exact:
+            self._hint = solved.head.regularization
+        if not solved.exact or generation == self._generation or not self._known:
+            self._install(solved)
+            self._known = tails
+        if solved.exact and generation == self._generation:
+            self._exact_generation = generation
+        async with self._changed:
+            self._changed.notify_all()
+
+    def _solve(self, sums: Sums, tails: Mapping[str, int], hint: float | None) -> Solved:
+        begun_s = time.perf_counter()
+        head = self._head.solve(sums, self._scale, hint=hint)
+        solve_ms = (time.perf_counter() - begun_s) * 1e3
+        return Solved(
+            head=head,
+            tails=tails,
+            sample_count=int(sums.count_C.sum()),
+            memory_digest=sums.digest() if hint is None else "",
+            exact=hint is None,
+            solve_ms=solve_ms,
+            parity=head_parity(head, self._probes_Bd),
+            data=dump_head(head),
+        )

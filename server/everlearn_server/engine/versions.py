@@ -1,0 +1,229 @@
+"""Versions of one model: numbers, gate, aliases, persistence. Swapping is one reference assignment."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from everlearn.errors import GateError, NotFoundError, PreconditionError
+from everlearn.spec.model import Gate, Model
+from everlearn.values import FeaturesBd, LinearHead
+
+from everlearn_server.engine.publisher import Solved
+from everlearn_server.engine.serving import Snapshot
+from everlearn_server.engine.trunks import LiveTrunk
+from everlearn_server.store.rows import VersionRow
+
+_EPHEMERAL = 8
+"""Heads that were superseded before they were stored and can still be asked for by number."""
+_PROBES = 16
+_NUMBERS = 1000
+"""Version numbers reserved at a time; a crash leaves a gap and never reuses one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateResult:
+    """Whether a version may become `stable`, and why not."""
+
+    passed: bool
+    reason: str
+
+
+def probe_features(dim: int) -> FeaturesBd:
+    """Deterministic stand-ins for features: non-negative, as pooled activations are."""
+    return np.abs(np.random.default_rng(0).standard_normal((_PROBES, dim))).astype(np.float32)
+
+
+def check_gate(
+    gate: Gate, *, sample_count: int, windowed_accuracy: float, stable_accuracy: float | None, parity: float
+) -> GateResult:
+    """The declared conditions, first failure first."""
+    if sample_count < gate.min_samples:
+        return GateResult(passed=False, reason=f"{sample_count} samples of {gate.min_samples}")
+    if windowed_accuracy < gate.min_accuracy:
+        return GateResult(
+            passed=False, reason=f"prequential accuracy {windowed_accuracy:.3f} is below {gate.min_accuracy:.3f}"
+        )
+    if (
+        gate.max_drop is not None
+        and stable_accuracy is not None
+        and stable_accuracy - windowed_accuracy > gate.max_drop
+    ):
+        return GateResult(
+            passed=False,
+            reason=f"prequential accuracy fell from {stable_accuracy:.3f} to {windowed_accuracy:.3f}, "
+            f"more than {gate.max_drop:.3f}",
+        )
+    if parity > gate.parity:
+        return GateResult(passed=False, reason=f"exported head differs by {parity:.2g}, more than {gate.parity:.2g}")
+    return GateResult(passed=True, reason="passed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Versioned:
+    """A served head with its record."""
+
+    snapshot: Snapshot
+    record: VersionRow
+    tails: Mapping[str, int]
+
+
+class VersionBook:
+    """All versions of a model that can be served, and where its aliases point. Event loop only; no I/O."""
+
+    def __init__(self, *, model: str, lineage: int, first_number: int) -> None:
+        self._model = model
+        self._lineage = lineage
+        self._next = first_number
+        self._reserved_to = first_number
+        self._versions: OrderedDict[int, Versioned] = OrderedDict()
+        self.stored: set[int] = set()
+        self.stable: Versioned | None = None
+        self.latest: Versioned | None = None
+        self.promotion_paused = False
+
+    # -- numbers ------------------------------------------------------------------------------------------------
+
+    @property
+    def needs_numbers(self) -> int:
+        """How many to reserve now; 0 while enough are left."""
+        return _NUMBERS if self._reserved_to - self._next < _NUMBERS // 10 else 0
+
+    def add_numbers(self, first: int, count: int) -> None:
+        """Takes a reserved block into use."""
+        if self._next >= self._reserved_to:
+            self._next = first
+        self._reserved_to = first + count
+
+    # -- versions -----------------------------------------------------------------------------------------------
+
+    def restore(self, row: VersionRow, snapshot: Snapshot) -> Versioned:
+        """Takes up a stored version."""
+        versioned = Versioned(snapshot=snapshot, record=row, tails={})
+        self._versions[row.number] = versioned
+        self.stored.add(row.number)
+        return versioned
+
+    def publish(
+        self,
+        solved: Solved,
+        *,
+        spec: Model,
+        trunk: LiveTrunk,
+        prequential: Mapping[str, float],
+        make: Callable[[int, LinearHead], Snapshot],
+    ) -> Versioned:
+        """A new version becomes `latest`, and `stable` too where promotion is automatic and the gate passes."""
+        if self._next >= self._reserved_to:
+            raise PreconditionError("version numbers are being reserved", reason="NO_NUMBERS")
+        number, self._next = self._next, self._next + 1
+        gate = check_gate(
+            spec.spec.gate,
+            sample_count=solved.sample_count,
+            windowed_accuracy=prequential["windowed_accuracy"],
+            stable_accuracy=self._accuracy_of_stable(),
+            parity=solved.parity,
+        )
+        record = VersionRow(
+            model=self._model,
+            number=number,
+            lineage=self._lineage,
+            head=solved.data,
+            labels_json=json.dumps(solved.head.labels),
+            metrics_json=json.dumps(
+                {
+                    **prequential,
+                    "head": spec.spec.head.kind,
+                    "regularization": solved.head.regularization,
+                    "exact": solved.exact,
+                    "solve_ms": round(solved.solve_ms, 3),
+                }
+            ),
+            trunk_digest=trunk.digest,
+            memory_digest=solved.memory_digest,
+            sample_count=solved.sample_count,
+            gate_passed=gate.passed,
+            gate_reason=gate.reason,
+            create_time_s=time.time(),
+        )
+        versioned = Versioned(snapshot=make(number, solved.head), record=record, tails=solved.tails)
+        self._versions[number] = versioned
+        self.latest = versioned
+        if gate.passed and spec.spec.serving.promotion == "auto" and not self.promotion_paused:
+            self.stable = versioned
+        self._forget_ephemeral()
+        return versioned
+
+    def find(self, version: str) -> Versioned:
+        """By number, `stable` or `latest`; empty means `stable`. Raises NotFoundError, PreconditionError."""
+        if version in ("", "stable", "latest"):
+            found = self.latest if version == "latest" else self.stable
+            if found is not None:
+                return found
+            if self.latest is not None:
+                raise PreconditionError(
+                    f"no version of model {self._model!r} has passed its gate: {self.latest.record.gate_reason}",
+                    reason="MODEL_NOT_READY",
+                )
+            raise PreconditionError(f"model {self._model!r} has learned nothing yet", reason="MODEL_NOT_READY")
+        if not version.isascii() or not version.isdigit() or int(version) not in self._versions:
+            raise NotFoundError(f"model {self._model!r} has no version {version[:20]!r}", field="version")
+        return self._versions[int(version)]
+
+    def promote(self, version: str) -> Versioned:
+        """Points `stable` at a version. Raises GateError where its gate did not pass."""
+        versioned = self.find(version)
+        if not versioned.record.gate_passed:
+            raise GateError(f"version {versioned.record.number} did not pass its gate: {versioned.record.gate_reason}")
+        self.stable = versioned
+        self.promotion_paused = False
+        return versioned
+
+    def roll_back(self, number: int) -> Versioned:
+        """Points `stable` at an earlier stored version (0: the one before) and pauses promotion."""
+        if number == 0:
+            present = self.stable.record.number if self.stable else 0
+            earlier = [n for n in self.stored if n < present and self._versions[n].record.gate_passed]
+            if not earlier:
+                raise PreconditionError(
+                    f"model {self._model!r} has no earlier stored version to go back to", reason="NO_EARLIER_VERSION"
+                )
+            number = max(earlier)
+        versioned = self.find(str(number))
+        self.stable = versioned
+        self.promotion_paused = True
+        return versioned
+
+    def numbers(self) -> list[int]:
+        """All that `find` answers, ascending."""
+        return sorted(self._versions)
+
+    def records(self) -> list[VersionRow]:
+        """Stored versions, newest first."""
+        return [self._versions[number].record for number in sorted(self.stored, reverse=True)]
+
+    def aliases_of(self, number: int) -> list[str]:
+        """Names that point at a version."""
+        named = {"stable": self.stable, "latest": self.latest}
+        return [alias for alias, target in named.items() if target and target.record.number == number]
+
+    def keep_only(self, stored: set[int]) -> None:
+        """Forgets stored versions that the store has pruned."""
+        for number in self.stored - stored:
+            self._versions.pop(number, None)
+        self.stored &= stored
+
+    def _accuracy_of_stable(self) -> float | None:
+        if self.stable is None:
+            return None
+        return float(json.loads(self.stable.record.metrics_json)["windowed_accuracy"])
+
+    def _forget_ephemeral(self) -> None:
+        kept = {target.record.number for target in (self.stable, self.latest) if target}
+        ephemeral = [number for number in self._versions if number not in self.stored and number not in kept]
+        for number in ephemeral[: max(0, len(ephemeral) - _EPHEMERAL)]:
+            del self._versions[number]

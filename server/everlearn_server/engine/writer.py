@@ -1,0 +1,381 @@
+"""The single writer of a model: test, integrate, commit, acknowledge (reliability: derive - integrate - commit - ack).
+
+Deduplication happens here, at the point where an effect enters the memory, and nowhere else: checking on receipt
+counts batches twice when a client reconnects while its batches are staged.
+
+Group commits adapt to the size of the state: after a commit that took t seconds, the next one starts no sooner than
+t * (1 / share - 1) later, so the disk is busy at most `commit_share` of the time, whatever the memory weighs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+
+import numpy as np
+import structlog
+from everlearn.errors import EverlearnError, FencedError, SequenceGapError, UnavailableError
+from everlearn.memories.base import Memory
+from everlearn.metrics.prequential import Prequential
+from everlearn.sums import Sums
+from everlearn.values import FeatureScale, FeaturesBd
+
+from everlearn_server.engine.serving import Snapshot
+from everlearn_server.store.ledger import Ledger
+from everlearn_server.store.rows import Commit, Reject, StreamRow
+
+_logger = structlog.get_logger(__name__)
+_GROUP = 32
+"""Batches integrated in one hop to the worker thread."""
+
+
+@dataclass(kw_only=True, eq=False)
+class Derived:
+    """A batch after decode and trunk: features and labels, or the reason why it can have no effect."""
+
+    client: str
+    epoch: int
+    sequence: int
+    features_Bd: FeaturesBd
+    labels: tuple[str, ...]
+    refusal: EverlearnError | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of one batch in RAM."""
+
+    sequence: int
+    samples: int = 0
+    correct: int = 0
+    duplicate: bool = False
+    refusal: EverlearnError | None = None
+    tested: int = 0
+    total_correct: int = 0
+    windowed_accuracy: float = 0.0
+    window: int = 0
+    classes_seen: int = 0
+    regularization: float = 0.0
+    tested_by_version: int = 0
+    test_ms: float = 0.0
+    integrate_ms: float = 0.0
+
+
+@dataclass(kw_only=True)
+class Tail:
+    """How far one client's stream has come."""
+
+    epoch: int
+    integrated: int
+    """Last sequence whose effect is in RAM."""
+    durable: int
+    """Last sequence whose effect is committed."""
+
+
+DurableListener = Callable[[int, int], None]
+"""Called on the event loop with (durable sequence, commit id)."""
+
+
+@dataclass(kw_only=True)
+class _Pending:
+    batch: Derived
+    outcome: asyncio.Future[Outcome]
+
+
+@dataclass(kw_only=True)
+class _Counters:
+    commits: int = 0
+    commit_s: float = 0.0
+    rejects: list[Reject] = field(default_factory=list)
+
+
+class ModelWriter:
+    """Owns the memory. All methods are called on the event loop; sums are touched by one worker thread at a time."""
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        lineage: int,
+        timeline: str,
+        memory: Memory,
+        scale: FeatureScale,
+        prequential: Prequential,
+        streams: Mapping[str, StreamRow],
+        ledger: Ledger,
+        executor: Executor,
+        live: Callable[[], Snapshot | None],
+        on_integrated: Callable[[], None],
+        on_durable: Callable[[], None],
+        commit_share: float = 0.1,
+    ) -> None:
+        self.memory = memory
+        self.prequential = prequential
+        self._model = model
+        self._lineage = lineage
+        self._timeline = timeline
+        self._scale = scale
+        self._ledger = ledger
+        self._executor = executor
+        self._live = live
+        self._on_integrated = on_integrated
+        self._on_durable = on_durable
+        self._commit_share = commit_share
+        self._tails = {
+            client: Tail(epoch=row.epoch, integrated=row.durable_sequence, durable=row.durable_sequence)
+            for client, row in streams.items()
+        }
+        self._listeners: dict[str, DurableListener] = {}
+        self._inbox: deque[_Pending] = deque()
+        self._counters = _Counters()
+        self._memory_lock = asyncio.Lock()
+        self._wake = asyncio.Event()
+        self._may_commit_at_s = 0.0
+        self._committing: asyncio.Task[None] | None = None
+        self._closed = False
+        self._hurry = asyncio.Event()
+        self._task = asyncio.get_running_loop().create_task(self._run(), name=f"writer-{model}")
+
+    # -- streams ------------------------------------------------------------------------------------------------
+
+    async def open_stream(self, client: str, epoch: int, listener: DurableListener) -> Tail:
+        """Begins a new epoch (0), fencing older connections of this client, or goes on with the present one.
+
+        Raises FencedError for an older epoch.
+        """
+        async with self._memory_lock:
+            tail = self._tails.get(client)
+            if epoch and (tail is None or epoch != tail.epoch):
+                present = tail.epoch if tail else 0
+                raise FencedError(
+                    f"epoch {epoch} of client {client!r} is over; {present} is present", field="open.epoch"
+                )
+            if not epoch or tail is None:
+                row = await self._ledger.open_stream(self._model, client)
+                if tail is None:
+                    tail = Tail(epoch=row.epoch, integrated=row.durable_sequence, durable=row.durable_sequence)
+                    self._tails[client] = tail
+                tail.epoch = row.epoch
+            self._listeners[client] = listener
+            return Tail(epoch=tail.epoch, integrated=tail.integrated, durable=tail.durable)
+
+    def close_stream(self, client: str, listener: DurableListener) -> None:
+        """Stops telling this listener; a newer connection's listener stays."""
+        if self._listeners.get(client) is listener:
+            del self._listeners[client]
+
+    def durable(self, client: str) -> int:
+        """Last durable sequence of a client."""
+        return self._tails[client].durable if client in self._tails else 0
+
+    # -- learning -----------------------------------------------------------------------------------------------
+
+    def submit(self, batch: Derived) -> asyncio.Future[Outcome]:
+        """Stages a batch, in order of arrival. The future raises FencedError, SequenceGapError, UnavailableError."""
+        outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        if self._closed:
+            outcome.set_exception(UnavailableError(f"model {self._model!r} is being closed; reconnect"))
+            return outcome
+        self._inbox.append(_Pending(batch=batch, outcome=outcome))
+        self._wake.set()
+        return outcome
+
+    @property
+    def idle(self) -> bool:
+        """Nothing staged."""
+        return not self._inbox
+
+    async def copy_sums(self) -> tuple[Sums, dict[str, int]]:
+        """A consistent copy of the sums, with the last integrated sequence of each client."""
+        async with self._memory_lock:
+            loop = asyncio.get_running_loop()
+            sums = await loop.run_in_executor(self._executor, self.memory.sums.copy)
+            return sums, {client: tail.integrated for client, tail in self._tails.items()}
+
+    def is_durable(self, tails: Mapping[str, int]) -> bool:
+        """Whether everything up to these sequences is committed."""
+        return all(self.durable(client) >= sequence for client, sequence in tails.items())
+
+    async def close(self, *, commit: bool = True) -> None:
+        """Integrates and commits what is staged, then stops; without `commit` what is not durable is dropped."""
+        self._closed = True
+        self._hurry.set()
+        self._wake.set()
+        if commit:
+            await self._task
+            while self._dirty:
+                await self._commit_after(0.0)
+        else:
+            self._task.cancel()
+            for pending in self._inbox:
+                pending.outcome.set_exception(UnavailableError(f"model {self._model!r} was closed; reconnect"))
+                pending.outcome.exception()  # a stream that is gone does not look
+            self._inbox.clear()
+        if self._committing is not None:
+            await asyncio.gather(self._committing, return_exceptions=True)
+
+    @property
+    def disk_share(self) -> tuple[int, float]:
+        """Commits so far and the seconds they kept the disk busy."""
+        return self._counters.commits, self._counters.commit_s
+
+    # -- the loop -----------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._inbox:
+                group = [self._inbox.popleft() for _ in range(min(_GROUP, len(self._inbox)))]
+                async with self._memory_lock:
+                    results = await loop.run_in_executor(
+                        self._executor, self._integrate_all, [pending.batch for pending in group]
+                    )
+                for pending, result in zip(group, results, strict=True):
+                    _settle(pending.outcome, result)
+                self._on_integrated()
+                self._commit_when_due()
+            if self._closed:
+                return
+
+    def _integrate_all(self, batches: list[Derived]) -> list[Outcome | EverlearnError]:
+        return [self._integrate(batch) for batch in batches]
+
+    def _integrate(self, batch: Derived) -> Outcome | EverlearnError:
+        tail = self._tails[batch.client]
+        if batch.epoch != tail.epoch:
+            return FencedError(
+                f"epoch {batch.epoch} of client {batch.client!r} is over; {tail.epoch} is present", field="open.epoch"
+            )
+        if batch.sequence <= tail.integrated:
+            return self._outcome(batch, duplicate=True)
+        expected = tail.integrated + 1
+        if batch.sequence > expected:
+            return SequenceGapError(f"sequence {batch.sequence} leaves a gap; send {expected}", expected=expected)
+        if batch.refusal is not None:
+            self._counters.rejects.append(
+                Reject(
+                    client=batch.client, sequence=batch.sequence, code=batch.refusal.reason, field=batch.refusal.field
+                )
+            )
+            tail.integrated = batch.sequence
+            return Outcome(sequence=batch.sequence, refusal=batch.refusal)
+        return self._learn(batch, tail)
+
+    def _learn(self, batch: Derived, tail: Tail) -> Outcome | EverlearnError:
+        begun_s = time.perf_counter()
+        live = self._live()
+        predicted = _predict(live, batch.features_Bd)
+        tested_s = time.perf_counter()
+        try:
+            self.memory.integrate(self._scale.quantise(batch.features_Bd), batch.labels)
+        except EverlearnError as error:  # a full memory: nothing was added, the sequence is not spent
+            return error
+        correct = self.prequential.update(batch.labels, predicted, batch.client)
+        tail.integrated = batch.sequence
+        done_s = time.perf_counter()
+        return self._outcome(
+            batch, correct=correct, live=live, test_s=tested_s - begun_s, integrate_s=done_s - tested_s
+        )
+
+    def _outcome(
+        self,
+        batch: Derived,
+        *,
+        duplicate: bool = False,
+        correct: int = 0,
+        live: Snapshot | None = None,
+        test_s: float = 0.0,
+        integrate_s: float = 0.0,
+    ) -> Outcome:
+        prequential = self.prequential
+        live = live or self._live()
+        return Outcome(
+            sequence=batch.sequence,
+            samples=len(batch.labels),
+            correct=correct,
+            duplicate=duplicate,
+            tested=prequential.tested,
+            total_correct=prequential.correct,
+            windowed_accuracy=prequential.windowed_accuracy,
+            window=prequential.window,
+            classes_seen=int(np.count_nonzero(self.memory.sums.count_C)),
+            regularization=live.head.regularization if live else 0.0,
+            tested_by_version=live.version if live and not duplicate else 0,
+            test_ms=test_s * 1e3,
+            integrate_ms=integrate_s * 1e3,
+        )
+
+    # -- commits ------------------------------------------------------------------------------------------------
+
+    @property
+    def _dirty(self) -> bool:
+        return any(tail.integrated > tail.durable for tail in self._tails.values())
+
+    def _commit_when_due(self) -> None:
+        if (self._committing is None or self._committing.done()) and self._dirty:
+            self._committing = asyncio.get_running_loop().create_task(self._commit_loop(), name=f"commit-{self._model}")
+
+    async def _commit_loop(self) -> None:
+        while self._dirty and not self._closed:
+            await self._commit_after(max(0.0, self._may_commit_at_s - time.monotonic()))
+
+    async def _commit_after(self, delay_s: float) -> None:
+        if delay_s:
+            try:  # closing does not wait
+                await asyncio.wait_for(self._hurry.wait(), delay_s)
+            except TimeoutError:
+                pass
+        loop = asyncio.get_running_loop()
+        async with self._memory_lock:
+            data = await loop.run_in_executor(self._executor, self.memory.to_bytes)
+            moved = {
+                client: (tail.epoch, tail.integrated)
+                for client, tail in self._tails.items()
+                if tail.integrated > tail.durable
+            }
+            rejects, self._counters.rejects = self._counters.rejects, []
+            commit = Commit(
+                model=self._model,
+                lineage=self._lineage,
+                memory=data,
+                sample_count=int(self.memory.sums.count_C.sum()),
+                streams=moved,
+                rejects=tuple(rejects),
+                prequential_json=self.prequential.to_json(),
+                timeline=self._timeline,
+            )
+        if not moved:
+            return
+        receipt = await self._ledger.commit(commit)
+        self._counters.commits += 1
+        self._counters.commit_s += receipt.duration_s
+        self._may_commit_at_s = time.monotonic() + receipt.duration_s * (1 / self._commit_share - 1)
+        for client, (_, sequence) in moved.items():
+            self._tails[client].durable = max(self._tails[client].durable, sequence)
+            if client in self._listeners:
+                self._listeners[client](sequence, receipt.commit_id)
+        self._on_durable()
+
+
+def _predict(live: Snapshot | None, features_Bd: FeaturesBd) -> list[str] | None:
+    """Labels the live head gives, or None where there is no head yet."""
+    if live is None or not len(features_Bd):
+        return None
+    winners_B = live.head.scores(features_Bd).argmax(axis=1)
+    return [live.head.labels[winner] for winner in winners_B]
+
+
+def _settle(future: asyncio.Future[Outcome], result: Outcome | EverlearnError) -> None:
+    if future.done():
+        return
+    if isinstance(result, Outcome):
+        future.set_result(result)
+    else:
+        future.set_exception(result)
+        future.exception()  # the stream may be gone; then nobody looks
