@@ -61,9 +61,13 @@ class InvalidError(EverlearnError):
 
 
 class SpecError(InvalidError):
-    """A declaration is wrong."""
+    """A declaration is wrong. `problems` lists (path, message) of each; `field` is the first path."""
 
     reason = "INVALID_DECLARATION"
+
+    def __init__(self, message: str, *, field: str = "", problems: tuple[tuple[str, str], ...] = ()) -> None:
+        super().__init__(message, field=field)
+        self.problems = problems or ((field, message),)
 
 
 class InputError(InvalidError):

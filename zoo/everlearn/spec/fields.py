@@ -1,0 +1,63 @@
+"""The fields of a declaration by their paths: `spec.input.size` and so on, in the order of declaration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pydantic.fields import FieldInfo
+
+from everlearn.spec.model import Model, Strict
+
+UNDECLARED = ("status",)
+"""Top-level fields that the server writes."""
+
+MAX_KEY = 100
+"""Characters of a user's key that a path shows."""
+
+
+def join(path: str, key: str | int) -> str:
+    """The path of a key or an index under a path.
+
+    >>> join(join("spec", "labels"), 2)
+    'spec.labels[2]'
+    """
+    if isinstance(key, int):
+        return f"{path}[{key}]"
+    key = key if key.isprintable() and len(key) <= MAX_KEY else repr(key[:MAX_KEY])
+    return f"{path}.{key}" if path else key
+
+
+def section_of(field: FieldInfo) -> type[Strict] | None:
+    """The class of a field that has fields of its own, None for a leaf."""
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, Strict) else None
+
+
+def sections(section: type[Strict] = Model, path: str = "") -> Iterator[tuple[str, type[Strict]]]:
+    """(path, class) of each mapping of a declaration, the declaration itself (path "") first."""
+    yield path, section
+    for name, field in section.model_fields.items():
+        below = section_of(field)
+        if below is not None:
+            yield from sections(below, join(path, name))
+
+
+def leaf_fields() -> dict[str, FieldInfo]:
+    """path -> field, of each field that a user may declare and that has none below it."""
+    return {
+        join(path, name): field
+        for path, section in sections()
+        for name, field in section.model_fields.items()
+        if section_of(field) is None and join(path, name) not in UNDECLARED
+    }
+
+
+def leaf_values(model: Model) -> dict[str, object]:
+    """path -> value, of each leaf."""
+    values: dict[str, object] = {}
+    for path in leaf_fields():
+        value: object = model
+        for name in path.split("."):
+            value = getattr(value, name)
+        values[path] = value
+    return values

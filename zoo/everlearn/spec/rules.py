@@ -1,0 +1,117 @@
+"""What single fields of a declaration may be, as plain functions: each returns its value or raises ValueError.
+
+Messages say what was wrong, then what would be right; `everlearn.spec.load` puts the field's path in front.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+HEX64 = r"^[0-9a-f]{64}$"
+COMMIT = re.compile(r"[0-9a-f]{40}")
+EXACT_VERSION = re.compile(r"[0-9][A-Za-z0-9.!+_-]*")
+MAX_LABEL_BYTES = 256
+"""Of a class label, in UTF-8; learners are held to it too."""
+
+_HF = re.compile(r"hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+_WHEEL = re.compile(r"wheel://[A-Za-z0-9][A-Za-z0-9._-]*/[^\s/]\S*")
+_FOLDER = re.compile(r"folder:/\S+")
+_REFERENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+-]{0,254}")
+_EXTENSION_MEANS = {".safetensors": "safetensors", ".onnx": "onnx", ".pth": "torch", ".pt": "torch", ".bin": "torch"}
+
+
+def scheme(source: str) -> str:
+    """The part of a source before its colon: `hf`, `wheel` or `folder`."""
+    return source.partition(":")[0]
+
+
+def source(value: str) -> str:
+    """A source is one of the three known forms, and its path cannot leave where it starts."""
+    if not any(form.fullmatch(value) for form in (_HF, _WHEEL, _FOLDER)):
+        if value.startswith("hf://") and re.search(r"[@#:]", value[5:]):
+            raise ValueError("takes no revision behind the name; write hf://owner/name here and the commit in revision")
+        raise ValueError(
+            "must be hf://owner/name, wheel://distribution/path or folder:/path; URLs are never fetched directly"
+        )
+    if ".." in value.split("/"):
+        raise ValueError("must not contain '..'; name the file itself")
+    return value
+
+
+def revision(value: str | None, of_source: str) -> str | None:
+    """hf: a reference; wheel: an exact version; folder: nothing."""
+    kind = scheme(of_source)
+    if value is None:
+        return None
+    if kind == "folder":
+        raise ValueError("a folder has no revisions; leave it out and pin the file with sha256")
+    if kind == "wheel" and not EXACT_VERSION.fullmatch(value):
+        raise ValueError(f"must be one exact version such as 1.2.0, not {value!r}")
+    if not _REFERENCE.fullmatch(value) or ".." in value:
+        raise ValueError(f"{value!r} is no commit, branch or tag; write the 40 hex digits of a commit")
+    return value
+
+
+def file(value: str | None, of_source: str) -> str | None:
+    """hf only: a relative path inside the repository."""
+    if value is None:
+        return None
+    if scheme(of_source) != "hf":
+        raise ValueError("only hf:// repositories hold several files; elsewhere the source names the file itself")
+    if not value or value.startswith("/") or "\\" in value or ".." in value.split("/"):
+        raise ValueError(f"{value!r} must be a path inside the repository, such as model.safetensors")
+    return value
+
+
+def file_format(value: str, of_source: str, of_file: str | None) -> str:
+    """The format agrees with the file's extension, where that says anything."""
+    name = of_source if scheme(of_source) != "hf" else (of_file or "")
+    for extension, meant in _EXTENSION_MEANS.items():
+        if name.endswith(extension) and meant != value:
+            raise ValueError(f"is {value}, but a file named *{extension} has format: {meant}")
+    return value
+
+
+def loader(value: str, of_format: str) -> str:
+    """ONNX files go to the onnx loader, weights to the others."""
+    if value == "onnx" and of_format != "onnx":
+        raise ValueError(f"onnx reads ONNX graphs, not {of_format}; write format: onnx, or loader: timm for weights")
+    if value == "timm" and of_format == "onnx":
+        raise ValueError("timm reads weights, not ONNX graphs; write loader: onnx")
+    return value
+
+
+def normalisation(value: Sequence[float] | None, *, lowest_excluded: bool) -> None:
+    """Means and deviations are of values in [0, 1], not of bytes."""
+    for number in value or ():
+        if number > 1:
+            raise ValueError(f"is of values in [0, 1], so {number:g} is too large; divide byte statistics by 255")
+        if number < 0 or (lowest_excluded and number == 0):
+            raise ValueError(f"must be {'above 0' if lowest_excluded else 'at least 0'}, not {number:g}")
+
+
+def label(value: str) -> str:
+    """A class label: 1 to 256 bytes of UTF-8 without control characters.
+
+    >>> label("scratch")
+    'scratch'
+    """
+    if not value:
+        raise ValueError("must not be empty")
+    if len(value.encode()) > MAX_LABEL_BYTES:
+        raise ValueError(f"{value[:20]!r}... has {len(value.encode())} bytes; at most {MAX_LABEL_BYTES}")
+    if any(unicodedata.category(character) == "Cc" for character in value):
+        raise ValueError(f"{value!r} contains a control character; write it without")
+    return value
+
+
+def unique(values: Iterable[str]) -> None:
+    """No value is given twice."""
+    seen: set[str] = set()
+    for value in values:
+        if value in seen:
+            raise ValueError(f"{value!r} is given twice; once is enough")
+        seen.add(value)
