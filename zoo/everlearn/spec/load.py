@@ -102,6 +102,11 @@ class _Dumper(yaml.SafeDumper):
         flat = not any(isinstance(item, list | tuple | dict) for item in data)
         return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=flat)
 
+    def escaped_text(self, data: str) -> yaml.Node:
+        # PyYAML quotes U+0085 and its like singly, and then reads a line break.
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
 
+
+_Dumper.add_representer(str, _Dumper.escaped_text)
 _Dumper.add_representer(list, _Dumper.flow_list)
 _Dumper.add_representer(tuple, _Dumper.flow_list)

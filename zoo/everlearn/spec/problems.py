@@ -140,10 +140,8 @@ def _yaml_number(number: float) -> str:
 
 
 def _unknown_key(path: str) -> str:
-    # Not what stands before the last dot: a key that is wrong may contain dots.
-    parent, section = max(
-        ((at, section) for at, section in sections() if path.startswith(at)), key=lambda each: len(each[0])
-    )
+    # The innermost section around it, not what stands before the last dot: a wrong key may contain dots.
+    parent, section = [(at, each) for at, each in sections() if not at or path.startswith(at + ".")][-1]
     key = path.removeprefix(parent).removeprefix(".")
     known = [name for name in section.model_fields if join(parent, name) not in UNDECLARED]
     if near := difflib.get_close_matches(key.lower().replace("-", "_"), known, n=1):
