@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 
-from everlearn.errors import InputError, InvalidError, NotFoundError, PreconditionError
+from everlearn.errors import InvalidError, NotFoundError, PreconditionError
 from everlearn_protos.oip import SERVICE, message, service
 from everlearn_server.engine.serving import Scored, Serving, Snapshot
 from everlearn_server.rpc import status
@@ -207,7 +207,7 @@ class InferenceService:
     async def _score(self, snapshot: Snapshot, samples: Any, timeout_s: float | None) -> Scored:
         try:
             return await self._serving.score(snapshot, samples, timeout_s=timeout_s)
-        except InputError as error:
+        except InvalidError as error:
             # The engine names the field below `samples`; on this wire there is one input.
             field = f"inputs[0].{error.field}" if error.field else "inputs[0]"
             raise type(error)(error.message, field=field) from error

@@ -111,8 +111,8 @@ def answered_stream(
 
 def _internal(error: BaseException) -> status_pb2.Status:
     error_id = uuid.uuid4().hex[:12]
-    stack = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)]
-    _log.error("internal error", error_id=error_id, kind=type(error).__qualname__, stack=stack)
+    frames = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)]
+    _log.error("internal error", error_id=error_id, kind=type(error).__qualname__, frames=frames)
     status = status_pb2.Status(code=grpc.StatusCode.INTERNAL.value[0], message=f"internal error {error_id}")
     info = error_details_pb2.ErrorInfo(reason="INTERNAL", domain=DOMAIN, metadata={"error_id": error_id})
     status.details.add().Pack(info)
