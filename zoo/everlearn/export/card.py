@@ -1,0 +1,159 @@
+"""The model card beside an export: what the file is, what it learned from, how it was checked, how to run it.
+
+Markdown with the YAML head that model hubs read (`license`, `base_model`, `base_model_relation`, ...).
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import yaml
+
+from everlearn.errors import InputError
+from everlearn.export.compose import INPUT_CONTRACT, public_source
+from everlearn.export.parity import ReleaseReport
+from everlearn.values import LinearHead, Trunk
+
+OPEN_LABELS = 20
+"""More labels than these are folded away."""
+
+USAGE = """\
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+session = onnxruntime.InferenceSession("model.onnx")
+image = np.asarray(Image.open("image.jpg").convert("RGB"))[None]  # uint8 [1, H, W, 3], any size
+scores, label = session.run(["scores", "label"], {"image": image})
+labels = session.run(["labels"], {"image": image})[0]
+print(label[0], dict(zip(labels, scores[0])))
+"""
+"""A test runs this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardFacts:
+    """What a card says beyond what trunk and head say themselves."""
+
+    model: str
+    """Name of the declared model."""
+    version: int
+    """Number of the exported version."""
+    head_kind: str
+    """As declared, e.g. `balanced_ridge`."""
+    samples_C: tuple[int, ...]
+    """Samples learned, per label."""
+    memory_digest: str
+    """sha256 of the sums that the head was solved from; equal digests mean equal heads."""
+    accuracy: float | None
+    """Prequential (test, then train) over all that was streamed, in [0, 1]; None where nothing was tested."""
+    windowed_accuracy: float | None
+    """The same over the newest samples."""
+    sha256: str
+    """Of the ONNX file."""
+    size_bytes: int
+    """Of the ONNX file."""
+
+
+def model_card(facts: CardFacts, trunk: Trunk, head: LinearHead, parity: ReleaseReport) -> str:
+    """The card. The same arguments give the same text. Raises InputError where samples and labels do not match."""
+    if len(facts.samples_C) != len(head.labels):
+        raise InputError(
+            f"samples of {len(facts.samples_C)} labels for a head of {len(head.labels)}; one number for each label",
+            field="samples",
+        )
+    return "\n\n".join(
+        [
+            f"---\n{yaml.safe_dump(_front_matter(trunk.provenance), sort_keys=False, allow_unicode=True)}---",
+            f"# {facts.model}, version {facts.version}",
+            f"Classifies an image into {_plural(len(head.labels), 'label')}. One ONNX file with everything inside: "
+            "resize and normalisation, the pretrained network, the head, the table of labels.",
+            "## Use\n\n```python\n" + USAGE + "```",
+            f"Input `{INPUT_CONTRACT}`. Outputs `scores` float32 [N, {len(head.labels)}] (the highest wins; not "
+            "probabilities), `label_index` int64 [N], `label` string [N], `labels` the table.",
+            _labels(head.labels, facts.samples_C),
+            _learning(facts, head),
+            _checks(parity),
+            _origin(facts, trunk),
+        ]
+    ) + "\n"  # fmt: skip
+
+
+def _front_matter(provenance: Mapping[str, str]) -> dict[str, object]:
+    matter: dict[str, object] = {"license": provenance.get("licence") or "unknown"}
+    # The hubs' schema knows repositories only; another source is named in the text.
+    repository = re.fullmatch(r"hf://([^/\s]+/[^/\s]+)", provenance.get("source", ""))
+    if repository:
+        matter |= {"base_model": repository[1], "base_model_relation": "finetune"}
+    return matter | {
+        "library_name": "onnx",
+        "pipeline_tag": "image-classification",
+        "tags": ["everlearn", "onnx", "continual-learning", "image-classification"],
+        "metrics": ["accuracy"],
+    }
+
+
+def _labels(labels: tuple[str, ...], samples_C: tuple[int, ...]) -> str:
+    rows = [
+        f"| {index} | {_cell(label)} | {n} |" for index, (label, n) in enumerate(zip(labels, samples_C, strict=True))
+    ]
+    table = "\n".join(["| index | label | samples learned |", "|---|---|---|", *rows])
+    if len(labels) > OPEN_LABELS:
+        table = f"<details><summary>{len(labels)} labels</summary>\n\n{table}\n\n</details>"
+    return f"## Labels\n\n{table}"
+
+
+def _learning(facts: CardFacts, head: LinearHead) -> str:
+    lines = [
+        f"- Samples: {sum(facts.samples_C)}, each seen once, as a stream.",
+        f"- Head: `{facts.head_kind}`, in closed form from sums over features; regularization {head.regularization:.4g}.",
+        "- The pretrained network is frozen: it is the one named under Origin, unchanged.",
+        f"- Accuracy while learning (each sample predicted before it was learned): {_percent(facts.accuracy)} "
+        f"over all samples, {_percent(facts.windowed_accuracy)} over the newest.",
+        "- Kept of the data: per label a count and a sum of features, and one matrix of products of features over all "
+        "samples. No image, and no sample's features, was stored.",
+        f"- Digest of those sums: `{facts.memory_digest}`. Equal sums give equal heads, in whatever order they arrived.",
+    ]
+    return "## How it learned\n\n" + "\n".join(lines)
+
+
+def _checks(parity: ReleaseReport) -> str:
+    lines = [
+        f"- Compared with the server on {_plural(parity.served.probes, 'synthetic image')}, in ONNX Runtime, from the "
+        "file's bytes.",
+        f"- Network and head: scores differ by at most {parity.composed.max_rel_diff:.1e} of their size.",
+        f"- With the resize, which the server does with Pillow: pixels differ by at most "
+        f"{parity.front_grey_levels:.0f} of 255, scores by at most {parity.served.max_rel_diff:.1e} of their size, "
+        f"labels agree on {_percent(parity.served.label_agreement)}.",
+    ]
+    return "## How it was checked\n\n" + "\n".join(lines)
+
+
+def _origin(facts: CardFacts, trunk: Trunk) -> str:
+    known = {**trunk.provenance, "source": public_source(trunk.provenance.get("source", "unknown"))}
+    rows = [
+        *sorted(known.items()),
+        ("pretrained network, sha256", trunk.digest),
+        ("features, sha256", trunk.feature_digest),
+        ("this file, sha256", facts.sha256),
+        ("this file, bytes", str(facts.size_bytes)),
+    ]
+    table = "\n".join(["| what | value |", "|---|---|", *(f"| {_cell(key)} | {_cell(value)} |" for key, value in rows)])
+    return f"## Origin\n\n{table}"
+
+
+def _cell(text: str) -> str:
+    # Labels are whatever clients sent: nothing in them may end the cell, the row or the text.
+    printable = "".join(character if character.isprintable() else "\ufffd" for character in text)
+    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", html.escape(printable, quote=False))
+
+
+def _percent(share: float | None) -> str:
+    return "not measured" if share is None else f"{100 * share:.1f} %"
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
