@@ -114,29 +114,25 @@ def front_config(model: Model) -> FrontConfig:
     given = model.spec.input
     size = height_width(given)
     crop_pct = NO_CROP if given.resize == "squash" else given.crop_pct
-    if (
-        size is None
-        or given.resize is None
-        or crop_pct is None
-        or given.interpolation is None
-        or given.mean is None
-        or given.std is None
-    ):
-        missing = [
-            name
-            for name in ("size", "resize", "crop_pct", "interpolation", "mean", "std")
-            if getattr(given, name) is None
-        ]
-        raise SpecError(
-            f"not filled in: {', '.join(missing)}; complete the declaration from its backbone first",
-            field=f"spec.input.{missing[0]}",
-        )
+    interpolation, mean, std = given.interpolation, given.mean, given.std
+    if size is None or given.resize is None or crop_pct is None or interpolation is None or mean is None or std is None:
+        raise _unfinished(given)
     return FrontConfig(
         height=size[0],
         width=size[1],
         resize=given.resize,
         crop_pct=crop_pct,
-        interpolation=given.interpolation,
-        mean=given.mean,
-        std=given.std,
+        interpolation=interpolation,
+        mean=mean,
+        std=std,
+    )
+
+
+def _unfinished(given: Input) -> SpecError:
+    needed = ("size", "resize", "crop_pct", "interpolation", "mean", "std")
+    squashes = given.resize == "squash"
+    missing = [name for name in needed if getattr(given, name) is None and not (squashes and name == "crop_pct")]
+    return SpecError(
+        f"not filled in: {', '.join(missing)}; complete the declaration from its backbone first",
+        field=f"spec.input.{missing[0]}",
     )

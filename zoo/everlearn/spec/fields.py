@@ -42,14 +42,16 @@ def sections(section: type[Strict] = Model, path: str = "") -> Iterator[tuple[st
             yield from sections(below, join(path, name))
 
 
-def leaf_fields() -> dict[str, FieldInfo]:
+def leaf_fields(section: type[Strict] = Model, path: str = "") -> dict[str, FieldInfo]:
     """path -> field, of each field that a user may declare and that has none below it."""
-    return {
-        join(path, name): field
-        for path, section in sections()
-        for name, field in section.model_fields.items()
-        if section_of(field) is None and join(path, name) not in UNDECLARED
-    }
+    leaves: dict[str, FieldInfo] = {}
+    for name, field in section.model_fields.items():
+        at, below = join(path, name), section_of(field)
+        if below is not None:
+            leaves |= leaf_fields(below, at)
+        elif at not in UNDECLARED:
+            leaves[at] = field
+    return leaves
 
 
 def leaf_values(model: Model) -> dict[str, object]:
