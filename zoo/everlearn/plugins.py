@@ -18,9 +18,13 @@ T = TypeVar("T")
 
 
 def kinds(package: ModuleType) -> list[str]:
-    """Names of the plug-ins in a folder, sorted: every module but `base` and private ones. Imports none of them."""
+    """Names of the plug-ins in a folder, sorted. Imports none of them.
+
+    Every module but `base`, private ones, and those that the package's NOT_KINDS names as shared by its plug-ins.
+    """
+    shared = {"base", *getattr(package, "NOT_KINDS", ())}
     names = (module.name for module in pkgutil.iter_modules(package.__path__))
-    return sorted(name for name in names if name != "base" and not name.startswith("_"))
+    return sorted(name for name in names if name not in shared and not name.startswith("_"))
 
 
 def load(package: ModuleType, kind: str, base: type[T], *, field: str) -> type[T]:

@@ -1,0 +1,1 @@
+"""ONNX Runtime sessions and the process they run in; no torch."""

@@ -1,0 +1,118 @@
+"""From samples in any form to what the trunk or the head takes: cheap checks up front, then one sample at a time.
+
+`check` looks at shapes, types and finiteness and touches no image, so it may run where the message was parsed.
+`decode_one` turns one sample into pixels; it releases the interpreter lock most of the time, so threads may share a
+batch, each writing its own row.
+
+Axes: B samples, H W of the source, h w of the trunk, d features.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from everlearn.errors import EverlearnError, InputError, PayloadTooLargeError
+from everlearn.inputs.front import PixelsCHW, pixels_of, to_pixels
+from everlearn.inputs.image import open_rgb
+from everlearn.inputs.samples import EncodedImages, Features, Images, Pixels, Samples
+from everlearn.spec.model import Input
+from everlearn.values import FrontConfig
+
+
+def check(samples: Samples, *, front: FrontConfig, declared: Input, feature_dim: int, field: str = "samples") -> None:
+    """Refuses what can be refused without decoding.
+
+    Raises InputError or PayloadTooLargeError, naming the field below `field`, e.g. `samples.pixels`. An empty batch of
+    the right form is right.
+    """
+    match samples:
+        case EncodedImages():
+            _check_files(samples, declared, f"{field}.encoded_images.images")
+        case Images(images_BHWC=images):
+            _check_images(images, declared, f"{field}.images")
+        case Pixels(pixels_BCHW=pixels):
+            _check_floats(pixels, (3, front.height, front.width), "[N, 3, height, width]", f"{field}.pixels")
+        case Features(features_Bd=features):
+            _check_floats(features, (feature_dim,), "[N, feature_dim]", f"{field}.features")
+
+
+def decode_one(
+    samples: EncodedImages | Images | Pixels,
+    index: int,
+    *,
+    front: FrontConfig,
+    declared: Input,
+    out: PixelsCHW | None = None,
+    field: str = "samples",
+) -> PixelsCHW:
+    """float32 [3, h, w] of one sample of a checked batch, written into `out` where given.
+
+    Raises InputError or PayloadTooLargeError that names the sample, e.g. `samples.encoded_images.images[3]`.
+    """
+    if isinstance(samples, Pixels):
+        pixels_CHW: PixelsCHW = samples.pixels_BCHW[index]
+        if out is None:
+            return pixels_CHW
+        np.copyto(out, pixels_CHW)
+        return out
+    if isinstance(samples, Images):
+        return _named(f"{field}.images[{index}]", samples.images_BHWC[index], front, out)
+    name = f"{field}.encoded_images.images[{index}]"
+    image = open_rgb(
+        samples.files[index],
+        encodings=declared.encodings,
+        max_bytes=declared.max_image_bytes,
+        max_pixels=declared.max_image_pixels,
+        field=name,
+    )
+    try:
+        return pixels_of(image, front, out)
+    except EverlearnError as error:
+        error.field = error.field or name
+        raise
+
+
+def _named(name: str, image_HWC: npt.NDArray[np.uint8], front: FrontConfig, out: PixelsCHW | None) -> PixelsCHW:
+    try:
+        return to_pixels(image_HWC, front, out)
+    except EverlearnError as error:
+        error.field = error.field or name
+        raise
+
+
+def _check_files(samples: EncodedImages, declared: Input, field: str) -> None:
+    for index, data in enumerate(samples.files):
+        if not data:
+            raise InputError("the image is empty; send the bytes of an image file", field=f"{field}[{index}]")
+        if len(data) > declared.max_image_bytes:
+            raise PayloadTooLargeError(
+                f"the image has {len(data)} bytes; at most {declared.max_image_bytes} are accepted",
+                field=f"{field}[{index}]",
+            )
+
+
+def _check_images(images: npt.NDArray[np.uint8], declared: Input, field: str) -> None:
+    if images.dtype != np.uint8:
+        raise InputError(f"images must be uint8, not {images.dtype}", field=field)
+    if images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape[1:3]:
+        raise InputError(f"images must be [N, H, W, 3] with H, W > 0, not {list(images.shape)}", field=field)
+    pixels = images.shape[1] * images.shape[2]
+    if pixels > declared.max_image_pixels:
+        raise PayloadTooLargeError(
+            f"an image has {pixels} pixels; at most {declared.max_image_pixels} are accepted", field=field
+        )
+
+
+def _check_floats(rows: npt.NDArray[np.float32], tail: tuple[int, ...], axes: str, field: str) -> None:
+    name = field.rpartition(".")[2]
+    if rows.dtype != np.float32:
+        raise InputError(f"{name} must be float32, not {rows.dtype}", field=field)
+    if rows.ndim != 1 + len(tail) or rows.shape[1:] != tail:
+        raise InputError(f"{name} must be {axes} = {['N', *tail]}, not {list(rows.shape)}", field=field)
+    # A sum is finite if all terms are, short of an overflow, and far cheaper than a mask; the mask decides.
+    if not np.isfinite(rows.sum(dtype=np.float64)):
+        finite_B = np.isfinite(rows).all(axis=tuple(range(1, rows.ndim)))
+        if not finite_B.all():
+            index = int(np.argmin(finite_B))
+            raise InputError(f"{name} must be finite; sample {index} holds NaN or infinity", field=f"{field}[{index}]")

@@ -1,0 +1,83 @@
+"""A trunk, ready to run: one ONNX Runtime session, shared by every model whose trunk has the same digest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import onnxruntime as ort
+
+from everlearn.errors import BackboneError, UnavailableError
+from everlearn.values import FeaturesBd, PixelsBCHW
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+
+_OPTIONS: dict[str, dict[str, str]] = {
+    CUDA: {
+        # The default tries every algorithm anew for each batch size, and batches come in all sizes.
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "arena_extend_strategy": "kSameAsRequested",
+        # TF32 keeps 10 bits of the mantissa: the features would not be the ones that the exported trunk gives.
+        "use_tf32": "0",
+    }
+}
+_ERRORS_ONLY = 3
+
+
+class TrunkSession:
+    """Runs pixels to features. Thread-safe: threads share one session and one copy of the weights.
+
+    Raises UnavailableError at creation if the first provider asked for is not the one in use (ONNX Runtime falls back
+    to the CPU without a word), BackboneError for bytes that are not a graph it can run.
+    """
+
+    def __init__(self, onnx: bytes, *, providers: Sequence[str] = (CPU,), intra_threads: int = 1) -> None:
+        missing = set(providers) - set(ort.get_available_providers())
+        if missing or not providers:
+            raise UnavailableError(
+                f"this ONNX Runtime has no {', '.join(sorted(missing)) or 'provider to run on'}; it has "
+                f"{', '.join(ort.get_available_providers())}"
+            )
+        try:
+            self._session = ort.InferenceSession(
+                onnx, _options(intra_threads), providers=[(name, _OPTIONS.get(name, {})) for name in providers]
+            )
+        # ONNX Runtime's exceptions share no base of their own.
+        except Exception as error:
+            raise BackboneError(f"ONNX Runtime cannot load the trunk: {first_line(error)}") from error
+        if self.providers[0] != providers[0]:
+            raise UnavailableError(
+                f"{providers[0]} was asked for and ONNX Runtime fell back to {self.providers[0]}; install the GPU's "
+                "libraries (CUDA, cuDNN) or ask for the CPU"
+            )
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """Execution providers actually in use, first choice first."""
+        return tuple(self._session.get_providers())
+
+    def run(self, pixels_BCHW: PixelsBCHW) -> FeaturesBd:
+        """float32 [B, d] of float32 [B, 3, H, W]. Raises BackboneError if the graph refuses it."""
+        try:
+            return cast(FeaturesBd, self._session.run(["features"], {"pixels": pixels_BCHW})[0])
+        except Exception as error:
+            raise BackboneError(f"the trunk failed on {list(pixels_BCHW.shape)}: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of ONNX Runtime's message, where its lines are traces of C++."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+def _options(intra_threads: int) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = intra_threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _ERRORS_ONLY
+    options.use_deterministic_compute = True
+    # A spinning pool steals the cores that decode and answer.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Plans memory per input shape and keeps the plans; batches come in many shapes, images one by one need none.
+    options.enable_mem_pattern = False
+    return options
