@@ -1,0 +1,110 @@
+"""`client.models` of AsyncClient: what an administrator declares, and the versions that learning makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, cast
+
+from everlearn_client._models import PREPARE_TIMEOUT_S, ProgressCallback
+from everlearn_client.resource_names import model_name, version_name
+from everlearn_client.results import Applied
+from everlearn_protos.v1 import models_pb2 as pb
+from everlearn_protos.v1 import models_pb2_grpc
+
+if TYPE_CHECKING:
+    from everlearn_client.aio import AsyncClient
+
+
+class AsyncModels:
+    """Declarations and versions. Names may be given short (`digits`) or whole (`models/digits`)."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+        self._stub = models_pb2_grpc.ModelServiceStub(client.channel)
+
+    async def plan(self, declaration: str) -> pb.Plan:
+        """What applying this YAML would change, cost and delete; changes nothing."""
+        response = await self._client.call(self._stub.PlanModel, pb.PlanModelRequest(declaration=declaration))
+        return response.plan
+
+    async def apply(
+        self,
+        declaration: str,
+        *,
+        dry_run: bool = False,
+        plan_id: str = "",
+        allow_replace: bool = False,
+        allow_loosen_retention: bool = False,
+        wait: bool = True,
+        progress: ProgressCallback | None = None,
+        timeout_s: float = PREPARE_TIMEOUT_S,
+    ) -> Applied:
+        """Applies this YAML and, unless `wait=False`, waits until the backbone is ready.
+
+        Raises Conflict for a stale `plan_id`, FailedPrecondition (`NEEDS_CONSENT`) without the consent it needs.
+        """
+        response = await self._client.call(
+            self._stub.ApplyModel,
+            pb.ApplyModelRequest(
+                declaration=declaration,
+                dry_run=dry_run,
+                plan_id=plan_id,
+                allow_replace=allow_replace,
+                allow_loosen_retention=allow_loosen_retention,
+            ),
+        )
+        model = response.model if response.HasField("model") else None
+        operation = response.operation if response.HasField("operation") else None
+        if operation is None or not wait:
+            return Applied(response.plan, model, operation)
+        ready = await self._client.wait(operation, on_progress=progress, timeout_s=timeout_s)
+        return Applied(response.plan, cast(pb.Model, ready), None)
+
+    async def lock(self, declaration: str) -> pb.LockModelResponse:
+        """The declaration with its moving references resolved to commits and digests."""
+        return await self._client.call(self._stub.LockModel, pb.LockModelRequest(declaration=declaration))
+
+    async def get(self, model: str) -> pb.Model:
+        """Declaration and status."""
+        return await self._client.call(self._stub.GetModel, pb.GetModelRequest(name=model_name(model)))
+
+    async def list(self) -> AsyncIterator[pb.Model]:
+        """All models, page by page as they are asked for."""
+        token = ""
+        while True:
+            page = await self._client.call(self._stub.ListModels, pb.ListModelsRequest(page_token=token))
+            for item in page.models:
+                yield item
+            token = page.next_page_token
+            if not token:
+                return
+
+    async def delete(self, model: str, *, etag: str = "") -> None:
+        """Deletes the model, its sums, versions and exports. Raises Conflict where `etag` is stale."""
+        await self._client.call(self._stub.DeleteModel, pb.DeleteModelRequest(name=model_name(model), etag=etag))
+
+    async def version(self, model: str, version: str | int = "stable") -> pb.Version:
+        """One version: a number, `stable` or `latest`."""
+        return await self._client.call(self._stub.GetVersion, pb.GetVersionRequest(name=version_name(model, version)))
+
+    async def versions(self, model: str) -> AsyncIterator[pb.Version]:
+        """All versions, page by page as they are asked for."""
+        token = ""
+        while True:
+            request = pb.ListVersionsRequest(parent=model_name(model), page_token=token)
+            page = await self._client.call(self._stub.ListVersions, request)
+            for item in page.versions:
+                yield item
+            token = page.next_page_token
+            if not token:
+                return
+
+    async def promote(self, model: str, version: str | int = "latest", *, etag: str = "") -> pb.Model:
+        """Points `stable` at a version. Raises FailedPrecondition (`GATE_FAILED`) where it does not pass the gate."""
+        request = pb.PromoteVersionRequest(name=version_name(model, version), etag=etag)
+        return await self._client.call(self._stub.PromoteVersion, request)
+
+    async def rollback(self, model: str, version: int = 0, *, etag: str = "") -> pb.Model:
+        """Points `stable` back (0 = the version before) and pauses automatic promotion."""
+        request = pb.RollbackModelRequest(name=model_name(model), version=version, etag=etag)
+        return await self._client.call(self._stub.RollbackModel, request)

@@ -1,0 +1,304 @@
+"""The blocking client."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Generic, Protocol, Self, TypeVar, cast
+
+import grpc
+from google.longrunning import operations_grpc_pb2, operations_proto_pb2
+from google.protobuf.message import Message
+
+from everlearn_client import _learn_sync
+from everlearn_client._channel import OPTIONS, Tls, call_metadata
+from everlearn_client._download import DownloadCallback, PartFile
+from everlearn_client._learn import BatchInput, LearnSession, unheard
+from everlearn_client._models import PREPARE_TIMEOUT_S, Models, ProgressCallback
+from everlearn_client._retry import Retry, is_passing
+from everlearn_client.errors import DeadlineExceeded, EverlearnClientError, from_rpc_error
+from everlearn_client.events import LearnEvent, LearnReport
+from everlearn_client.resource_names import model_name, version_name
+from everlearn_client.results import (
+    ExportFile,
+    ExportInfo,
+    Predictions,
+    operation_result,
+    predict_request,
+    stream_outcome,
+    unpack,
+)
+from everlearn_client.samples import SampleInput
+from everlearn_protos.v1 import (
+    export_pb2,
+    export_pb2_grpc,
+    learn_pb2_grpc,
+    models_pb2,
+    predict_pb2_grpc,
+    server_info_pb2,
+    server_info_pb2_grpc,
+)
+
+DEFAULT_TARGET = "127.0.0.1:8470"
+FIRST_POLL_S = 0.02
+LONGEST_POLL_S = 1.0
+
+
+Item = TypeVar("Item")
+Request = TypeVar("Request", contravariant=True)
+Response = TypeVar("Response", covariant=True)
+
+
+class Unary(Protocol[Request, Response]):
+    """A call of a stub: one message there, one back."""
+
+    def __call__(self, request: Request, *, timeout: float | None, metadata: tuple[tuple[str, str], ...]) -> Response:
+        """Waits for the answer; raises grpc.RpcError."""
+
+
+class Client:
+    """A connection to an everlearn server; safe to share between threads.
+
+    >>> with Client("127.0.0.1:8470") as client:  # doctest: +SKIP
+    ...     client.learn("digits", [(images_uint8, labels)])
+    ...     client.predict("digits", images_uint8).top[0][0].label
+    """
+
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        client_id: str | None = None,
+        timeout_s: float = 30.0,
+        tls: Tls | None = None,
+        token: str | None = None,
+    ) -> None:
+        """Connects lazily. `client_id` is the learner's stable identity: with one of your own, learning is
+        exactly-once across restarts of your program too; by default it is random and lives as long as the object.
+        """
+        self.metadata = call_metadata(target, tls=tls, token=token)
+        self.client_id = client_id or f"py-{uuid.uuid4().hex[:12]}"
+        self.timeout_s = timeout_s
+        self.channel = (
+            grpc.secure_channel(target, tls.credentials(), OPTIONS) if tls else grpc.insecure_channel(target, OPTIONS)
+        )
+        self.models = Models(self)
+        self._learn = learn_pb2_grpc.LearnServiceStub(self.channel)
+        self._predict = predict_pb2_grpc.PredictServiceStub(self.channel)
+        self._export = export_pb2_grpc.ExportServiceStub(self.channel)
+        self._info = server_info_pb2_grpc.ServerInfoServiceStub(self.channel)
+        self._operations = operations_grpc_pb2.OperationsStub(self.channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the connection and whatever runs on it."""
+        self.channel.close()
+
+    def call(self, method: Unary[Request, Response], request: Request) -> Response:
+        """One unary call of any stub, with this client's deadline, headers and errors."""
+        try:
+            return method(request, timeout=self.timeout_s, metadata=self.metadata)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from None
+
+    def info(self) -> server_info_pb2.ServerInfo:
+        """What the server is and can do."""
+        return self.call(self._info.GetServerInfo, server_info_pb2.GetServerInfoRequest())
+
+    def learn(
+        self,
+        model: str,
+        batches: Iterable[BatchInput],
+        *,
+        client_id: str | None = None,
+        window: int = 64,
+        first_sequence: int | None = None,
+        feature_digest: str = "",
+        timeline: str = "",
+        on_event: Callable[[LearnEvent], None] | None = None,
+        retry_for_s: float = 300.0,
+    ) -> LearnReport:
+        """Teaches a model and returns when every batch is durable or rejected.
+
+        Each batch counts once, through broken connections and server restarts: up to `window` batches are kept here
+        until they are durable, and sent again where needed. With `first_sequence=n` the i-th batch is number n + i
+        for good, and those already durable are skipped: exactly-once across restarts of the caller as well.
+
+        `feature_digest`: needed with `Features`; `timeline`: of an earlier report, to be told of a restored backup.
+        `on_event` runs in the calling thread, between batches. An error of `batches` itself is raised after what
+        came before it is durable. `retry_for_s`: seconds of failing in a row before the connection is given up.
+
+        Raises Fenced, TimelineChanged, SequenceGap, InvalidArgument, NotFound, FailedPrecondition, Unavailable.
+        """
+        session = LearnSession(
+            model,
+            client_id or self.client_id,
+            window=window,
+            first_sequence=first_sequence,
+            feature_digest=feature_digest,
+            timeline=timeline,
+        )
+        return _learn_sync.learn(
+            lambda requests: self._learn.Learn(requests, metadata=self.metadata),
+            session,
+            batches,
+            retry=Retry(give_up_after_s=retry_for_s),
+            on_event=on_event or unheard,
+        )
+
+    def predict(
+        self,
+        model: str,
+        samples: SampleInput,
+        *,
+        version: str | int | None = None,
+        top_k: int = 1,
+        scores: bool = False,
+    ) -> Predictions:
+        """The best classes of each sample, by the `stable` version unless another is named."""
+        request = predict_request(model, samples, version=version, top_k=top_k, scores=scores)
+        return Predictions.of(self.call(self._predict.Predict, request))
+
+    def predict_stream(
+        self,
+        model: str,
+        batches: Iterable[SampleInput],
+        *,
+        version: str | int | None = None,
+        top_k: int = 1,
+        scores: bool = False,
+    ) -> Iterator[Predictions | EverlearnClientError]:
+        """Answers in the order of `batches`. An error of one batch is yielded in its place and the stream goes on."""
+        requests = (predict_request(model, b, version=version, top_k=top_k, scores=scores) for b in batches)
+        source = _Raising(requests)
+        call = self._predict.PredictStream(source, metadata=self.metadata)
+        try:
+            for response in call:
+                yield stream_outcome(response)
+        except grpc.RpcError as error:
+            raise source.error or from_rpc_error(error) from None
+        finally:
+            call.cancel()
+
+    def export(self, model: str, version: str | int = "stable", *, timeout_s: float = PREPARE_TIMEOUT_S) -> ExportInfo:
+        """Has a version turned into one ONNX file, checked against the server. The same version is the same export."""
+        request = export_pb2.CreateExportRequest(version=version_name(model, version))
+        operation = self.call(self._export.CreateExport, request)
+        return ExportInfo.of(cast(export_pb2.Export, self.wait(operation, timeout_s=timeout_s)))
+
+    def exports(self, model: str) -> Iterator[ExportInfo]:
+        """All exports of a model, page by page as they are asked for."""
+        token = ""
+        while True:
+            request = export_pb2.ListExportsRequest(parent=model_name(model), page_token=token)
+            page = self.call(self._export.ListExports, request)
+            yield from map(ExportInfo.of, page.exports)
+            token = page.next_page_token
+            if not token:
+                return
+
+    def download(
+        self,
+        export: ExportInfo,
+        folder: str | Path,
+        *,
+        on_progress: DownloadCallback | None = None,
+        retry_for_s: float = 120.0,
+    ) -> list[Path]:
+        """Fetches all files of an export, going on where an earlier attempt stopped; files already there are kept.
+
+        Raises DataLoss where what arrives is not what the export announced.
+        """
+        return [self._fetch(export, file, Path(folder), on_progress, retry_for_s) for file in export.files]
+
+    def wait(
+        self,
+        operation: Any,
+        *,
+        on_progress: ProgressCallback | None = None,
+        timeout_s: float = PREPARE_TIMEOUT_S,
+    ) -> Message:
+        """Waits for a google.longrunning.Operation and returns what it made. Raises its error, DeadlineExceeded."""
+        deadline_s, delay_s = time.monotonic() + timeout_s, FIRST_POLL_S
+        while True:
+            progress = unpack(operation.metadata)
+            if on_progress is not None and isinstance(progress, models_pb2.ApplyProgress):
+                on_progress(progress)
+            if operation.done:
+                return operation_result(operation)
+            if time.monotonic() + delay_s > deadline_s:
+                raise DeadlineExceeded(f"operation {operation.name} is not done after {timeout_s:g} s; it goes on")
+            time.sleep(delay_s)
+            delay_s = min(LONGEST_POLL_S, delay_s * 1.5)
+            request = operations_proto_pb2.GetOperationRequest(name=operation.name)
+            operation = self.call(self._operations.GetOperation, request)
+
+    def _fetch(
+        self,
+        export: ExportInfo,
+        file: ExportFile,
+        folder: Path,
+        on_progress: DownloadCallback | None,
+        retry_for_s: float,
+    ) -> Path:
+        part, retry = PartFile(file, folder), Retry(give_up_after_s=retry_for_s)
+        if part.is_here:
+            return part.path
+        while not part.is_complete:
+            try:
+                with closing(self._chunks(export, file, part.offset)) as chunks:
+                    for chunk in chunks:
+                        part.append(chunk)
+                        retry.progress()
+                        if on_progress is not None:
+                            on_progress(part.progress)
+                if not part.is_complete:
+                    raise part.ended_early()
+            except EverlearnClientError as error:
+                if not is_passing(error):
+                    raise
+                time.sleep(retry.delay_s(error))
+        return part.finish()
+
+    def _chunks(
+        self, export: ExportInfo, file: ExportFile, offset: int
+    ) -> Generator[export_pb2.DownloadExportResponse, None, None]:
+        request = export_pb2.DownloadExportRequest(name=export.name, file_name=file.file_name, offset=offset)
+        call = self._export.DownloadExport(request, metadata=self.metadata)
+        try:
+            yield from call
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from None
+        finally:
+            call.cancel()
+
+
+class _Raising(Generic[Item]):
+    """An iterator for gRPC that remembers its error: gRPC would only say that iterating failed."""
+
+    def __init__(self, items: Iterator[Item]) -> None:
+        self._items = items
+        self.error: Exception | None = None
+
+    def __iter__(self) -> Iterator[Item]:
+        return self
+
+    def __next__(self) -> Item:
+        try:
+            return next(self._items)
+        except StopIteration:
+            raise
+        except Exception as error:
+            self.error = error
+            raise

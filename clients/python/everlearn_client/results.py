@@ -1,0 +1,124 @@
+"""Answers as plain values. Resources (models, versions, plans, server info) are the contract's own messages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from google.protobuf.message import Message
+
+from everlearn_client.errors import EverlearnClientError, ServerBug, from_code, from_status
+from everlearn_client.resource_names import model_name, version_name
+from everlearn_client.samples import SampleInput, to_message
+from everlearn_protos.arrays import from_tensor
+from everlearn_protos.v1 import export_pb2, models_pb2, predict_pb2
+
+
+@dataclass(frozen=True)
+class ScoredLabel:
+    """A class and its score."""
+
+    label: str
+    index: int
+    score: float
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a version says about N samples."""
+
+    version: str
+    """`models/{model}/versions/{number}` that answered."""
+    top: tuple[tuple[ScoredLabel, ...], ...]
+    """For each sample the best classes, best first."""
+    labels: tuple[str, ...]
+    """Columns of `scores_NC`."""
+    scores_NC: npt.NDArray[np.float32] | None
+    queue_ms: float
+    trunk_ms: float
+
+    @classmethod
+    def of(cls, response: predict_pb2.PredictResponse) -> Predictions:
+        """From the wire."""
+        scores = from_tensor(response.scores).astype(np.float32) if response.HasField("scores") else None
+        top = tuple(tuple(ScoredLabel(s.label, s.index, s.score) for s in p.top) for p in response.predictions)
+        return cls(response.version, top, tuple(response.labels), scores, response.queue_ms, response.trunk_ms)
+
+
+@dataclass(frozen=True)
+class ExportFile:
+    """One file of an export."""
+
+    file_name: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ExportInfo:
+    """A version as files that run anywhere, checked to predict what the server predicts."""
+
+    name: str
+    version: str
+    files: tuple[ExportFile, ...]
+    parity_max_abs_diff: float
+    """Largest difference of a score between file and server."""
+    probes: int
+    """Inputs that was measured on."""
+
+    @classmethod
+    def of(cls, message: export_pb2.Export) -> ExportInfo:
+        """From the wire."""
+        files = tuple(ExportFile(f.file_name, f.size_bytes, f.sha256) for f in message.files)
+        return cls(message.name, message.version, files, message.parity_max_abs_diff, message.probes)
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What applying a declaration did."""
+
+    plan: models_pb2.Plan
+    model: models_pb2.Model | None
+    """As it is now; None after a dry run of a new model."""
+    operation: Any | None
+    """google.longrunning.Operation still running where `wait=False`, else None."""
+
+
+def predict_request(
+    model: str, samples: SampleInput, *, version: str | int | None, top_k: int, scores: bool
+) -> predict_pb2.PredictRequest:
+    """Raises InvalidArgument."""
+    name = model_name(model) if version is None else version_name(model, version)
+    return predict_pb2.PredictRequest(name=name, samples=to_message(samples), top_k=top_k, scores=scores)
+
+
+def stream_outcome(response: predict_pb2.PredictStreamResponse) -> Predictions | EverlearnClientError:
+    """One answer of a predict stream: an error concerns its own request only."""
+    if response.WhichOneof("outcome") == "error":
+        return from_code(response.error.code, response.error.message, response.error.field)
+    return Predictions.of(response.response)
+
+
+_OPERATION_MESSAGES: Sequence[type[Message]] = (models_pb2.Model, export_pb2.Export, models_pb2.ApplyProgress)
+
+
+def operation_result(operation: Any) -> Message:
+    """What a finished operation made. Raises its error."""
+    if operation.HasField("error"):
+        raise from_status(operation.error)
+    result = unpack(operation.response)
+    if result is None:
+        raise ServerBug(f"operation {operation.name} answered with {operation.response.type_url!r}, unknown here")
+    return result
+
+
+def unpack(packed: Any) -> Message | None:
+    """The message in an Any; None for a type this client does not know."""
+    for kind in _OPERATION_MESSAGES:
+        message = kind()
+        if packed.Unpack(message):
+            return message
+    return None
