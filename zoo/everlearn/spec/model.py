@@ -12,7 +12,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 
 from everlearn.spec import rules
 
-Name = Annotated[str, Field(pattern=rules.NAME)]
+NAME = rules.NAME
+Name = Annotated[str, Field(pattern=NAME)]
 Sha256 = Annotated[str, Field(pattern=rules.HEX64)]
 Label = Annotated[str, AfterValidator(rules.label)]
 Side = Annotated[int, Field(ge=16, le=1024)]

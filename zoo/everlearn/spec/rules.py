@@ -20,7 +20,11 @@ _HF = re.compile(r"hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 _WHEEL = re.compile(r"wheel://[A-Za-z0-9][A-Za-z0-9._-]*/[^\s/]\S*")
 _FOLDER = re.compile(r"folder:/\S+")
 _REFERENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+-]{0,254}")
-_EXTENSION_MEANS = {".safetensors": "safetensors", ".onnx": "onnx", ".pth": "torch", ".pt": "torch", ".bin": "torch"}
+_EXTENSION_MEANS = {
+    ".safetensors": "safetensors",
+    ".onnx": "onnx",
+    **dict.fromkeys((".pth", ".pt", ".bin", ".ckpt", ".pkl"), "torch"),
+}
 
 
 def scheme(source: str) -> str:
@@ -70,7 +74,7 @@ def file_format(value: str, of_source: str, of_file: str | None) -> str:
     """The format agrees with the file's extension, where that says anything."""
     name = of_source if scheme(of_source) != "hf" else (of_file or "")
     for extension, meant in _EXTENSION_MEANS.items():
-        if name.endswith(extension) and meant != value:
+        if name.lower().endswith(extension) and meant != value:
             raise ValueError(f"is {value}, but a file named *{extension} has format: {meant}")
     return value
 
