@@ -283,7 +283,7 @@ class ModelSpec(Strict):
 class Model(Strict):
     """One declared model."""
 
-    apiVersion: Literal["everlearn/v1"] = "everlearn/v1"  # noqa: N815  # Kubernetes' spelling, known to every tool
+    apiVersion: Literal["everlearn/v1"] = "everlearn/v1"  # Kubernetes' spelling, known to every tool
     """Version of this schema."""
     kind: Literal["Model"] = "Model"
     """The only kind."""
