@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.e2e.oip_server import ColourServing
 
 from everlearn.errors import EverlearnError, InputError, PayloadTooLargeError
+from everlearn.inputs.samples import Features
 from everlearn_protos.oip import message
+from everlearn_server.rpc.oip_tensors import read_samples
 from everlearn_server.rpc.oip_wire import MAX_FIELDS, parse, parse_infer
 
 BIG = 1 << 24
@@ -86,3 +89,16 @@ def test_millions_of_tiny_fields_are_refused_before_they_are_parsed() -> None:
 def test_a_malformed_message_is_refused(data: bytes) -> None:
     with pytest.raises(InputError, match=r"not a valid inference\.ModelInferRequest"):
         parse_infer(message("ModelInferRequest"), data, max_bytes=BIG)
+
+
+@pytest.mark.parametrize("padding", range(4))
+def test_tensors_are_aligned_wherever_they_lie_in_the_message(padding: int) -> None:
+    request = message("ModelInferRequest")(
+        model_name="colours", id="x" * padding, raw_input_contents=[np.arange(3, dtype="<f4").tobytes()]
+    )
+    request.inputs.add(name="features", datatype="FP32", shape=[1, 3])
+    rest, raw = parse_infer(message("ModelInferRequest"), request.SerializeToString(), max_bytes=BIG)
+    samples = read_samples(rest, raw, ColourServing().snapshot("colours"))
+    assert isinstance(samples, Features)
+    assert samples.features_Bd.flags.aligned
+    np.testing.assert_array_equal(samples.features_Bd, [[0, 1, 2]])
