@@ -65,21 +65,20 @@ def model_card(facts: CardFacts, trunk: Trunk, head: LinearHead, parity: Release
             f"samples of {len(facts.samples_C)} labels for a head of {len(head.labels)}; one number for each label",
             field="samples",
         )
-    return "\n\n".join(
-        [
-            f"---\n{yaml.safe_dump(_front_matter(trunk.provenance), sort_keys=False, allow_unicode=True)}---",
-            f"# {facts.model}, version {facts.version}",
-            f"Classifies an image into {_plural(len(head.labels), 'label')}. One ONNX file with everything inside: "
-            "resize and normalisation, the pretrained network, the head, the table of labels.",
-            "## Use\n\n```python\n" + USAGE + "```",
-            f"Input `{INPUT_CONTRACT}`. Outputs `scores` float32 [N, {len(head.labels)}] (the highest wins; not "
-            "probabilities), `label_index` int64 [N], `label` string [N], `labels` the table.",
-            _labels(head.labels, facts.samples_C),
-            _learning(facts, head),
-            _checks(parity),
-            _origin(facts, trunk),
-        ]
-    ) + "\n"  # fmt: skip
+    parts = [
+        f"---\n{yaml.safe_dump(_front_matter(trunk.provenance), sort_keys=False, allow_unicode=True)}---",
+        f"# {facts.model}, version {facts.version}",
+        f"Classifies an image into {_plural(len(head.labels), 'label')}. One ONNX file with everything inside: "
+        "resize and normalisation, the pretrained network, the head, the table of labels.",
+        "## Use\n\n```python\n" + USAGE + "```",
+        f"Input `{INPUT_CONTRACT}`. Outputs `scores` float32 [N, {len(head.labels)}] (the highest wins; not "
+        "probabilities), `label_index` int64 [N], `label` string [N], `labels` the table.",
+        _labels(head.labels, facts.samples_C),
+        _learning(facts, head),
+        _checks(parity),
+        _origin(facts, trunk),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def _front_matter(provenance: Mapping[str, str]) -> dict[str, object]:
@@ -109,13 +108,13 @@ def _labels(labels: tuple[str, ...], samples_C: tuple[int, ...]) -> str:
 def _learning(facts: CardFacts, head: LinearHead) -> str:
     lines = [
         f"- Samples: {sum(facts.samples_C)}, each seen once, as a stream.",
-        f"- Head: `{facts.head_kind}`, in closed form from sums over features; regularization {head.regularization:.4g}.",
+        f"- Head: `{facts.head_kind}`, closed form, from sums over features; regularization {head.regularization:.4g}.",
         "- The pretrained network is frozen: it is the one named under Origin, unchanged.",
         f"- Accuracy while learning (each sample predicted before it was learned): {_percent(facts.accuracy)} "
         f"over all samples, {_percent(facts.windowed_accuracy)} over the newest.",
         "- Kept of the data: per label a count and a sum of features, and one matrix of products of features over all "
         "samples. No image, and no sample's features, was stored.",
-        f"- Digest of those sums: `{facts.memory_digest}`. Equal sums give equal heads, in whatever order they arrived.",
+        f"- Digest of those sums: `{facts.memory_digest}`. Equal sums give equal heads, whatever the order.",
     ]
     return "## How it learned\n\n" + "\n".join(lines)
 
