@@ -131,7 +131,9 @@ def _decode(index: int, file: bytes) -> npt.NDArray[np.float32]:
     try:
         image = np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))
     except Exception:
-        raise InputError("is not a readable image; send JPEG, PNG or WebP", field=f"files[{index}]") from None
+        raise InputError(
+            "is not a readable image; send JPEG, PNG or WebP", field=f"samples.encoded_images.images[{index}]"
+        ) from None
     return image.mean(axis=(0, 1), dtype=np.float32) / np.float32(255)
 
 

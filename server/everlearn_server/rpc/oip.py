@@ -208,8 +208,8 @@ class InferenceService:
         try:
             return await self._serving.score(snapshot, samples, timeout_s=timeout_s)
         except InvalidError as error:
-            # The engine names the field below `samples`; on this wire there is one input.
-            field = f"inputs[0].{error.field}" if error.field else "inputs[0]"
+            # The engine names its own field, such as `samples.images[2]`; on this wire that is `inputs[0][2]`.
+            field = f"inputs[0]{error.field[error.field.rindex('[') :]}" if error.field.endswith("]") else "inputs[0]"
             raise type(error)(error.message, field=field) from error
 
     async def _model_stream_infer(self, requests: AsyncIterator[bytes], context: Context) -> None:
