@@ -7,7 +7,7 @@ its own, and a model has exactly one per domain.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import onnx
 from onnx import compose, defs, version_converter
@@ -31,6 +31,7 @@ def join(front: onnx.ModelProto, trunk: onnx.ModelProto) -> onnx.ModelProto:
     target = max(LOWEST_OPSET, opset(front), opset(trunk))
     front, trunk = raised(tidy(front), target), raised(tidy(trunk), target)
     _same_ir(front, trunk)
+    _check_seam(front.graph.output[0], trunk.graph.input)
     try:
         trunk = compose.add_prefix(trunk, "trunk/", rename_outputs=False)
         joined = compose.merge_models(front, trunk, io_map=[("pixels", "trunk/pixels")])
@@ -103,6 +104,24 @@ def tidy(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
+def _check_seam(pixels: onnx.ValueInfoProto, inputs: Sequence[onnx.ValueInfoProto]) -> None:
+    # onnx.compose looks at names only. A dimension without a number fits any.
+    given, taken = _shape(pixels), [_shape(each) for each in inputs]
+    fits = len(taken) == 1 and len(taken[0]) == len(given) and taken[0][0] == given[0]
+    if not fits or any(a != b for a, b in zip(taken[0][1:], given[1:], strict=True) if a and b):
+        raise BackboneError(
+            f"the front gives {given} and the trunk takes {taken}; it must take one input of that type and size "
+            "(0: any)",
+            field="backbone",
+        )
+
+
+def _shape(value: onnx.ValueInfoProto) -> list[str | int]:
+    """Name of the element type, then the dimensions, 0 where one is no number."""
+    tensor = value.type.tensor_type
+    return [onnx.TensorProto.DataType.Name(tensor.elem_type), *(each.dim_value for each in tensor.shape.dim)]
+
+
 def _same_ir(front: onnx.ModelProto, trunk: onnx.ModelProto) -> None:
     # Only ever raised: a higher IR may use types that a lower one has not.
     highest = max(IR_VERSION, front.ir_version, trunk.ir_version)
@@ -133,6 +152,8 @@ def _changes(node: onnx.NodeProto, current: int, target: int) -> bool:
         after = defs.get_schema(node.op_type, target, "")
     except defs.SchemaError:
         return False  # a function of the model's own; anything else fails where the file is first run
+    if after.deprecated:
+        return True
     return before.since_version != after.since_version and _signature(before) != _signature(after)
 
 

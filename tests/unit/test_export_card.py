@@ -1,0 +1,105 @@
+"""The model card says what the file is, and its example runs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from PIL import Image
+from tests.unit.export_trunks import conv_trunk, random_head
+
+from everlearn.errors import InputError
+from everlearn.export.card import USAGE, CardFacts, model_card
+from everlearn.export.compose import Composer
+from everlearn.export.parity import ParityReport, ReleaseReport
+
+_SAME = ParityReport(max_abs_diff=2e-6, max_rel_diff=1e-6, probes=6, label_agreement=1.0)
+REPORT = ReleaseReport(composed=_SAME, served=_SAME, front_grey_levels=1.0)
+
+
+def _facts(samples_C: tuple[int, ...]) -> CardFacts:
+    return CardFacts(
+        model="flowers",
+        version=7,
+        head_kind="balanced_ridge",
+        samples_C=samples_C,
+        memory_digest="b" * 64,
+        accuracy=0.931,
+        windowed_accuracy=None,
+        sha256="c" * 64,
+        size_bytes=1234,
+    )
+
+
+def test_front_matter_is_what_the_hub_reads() -> None:
+    card = ModelCard(model_card(_facts((3, 4)), conv_trunk(), random_head(2), REPORT))
+    assert card.data.license == "apache-2.0"
+    assert card.data.base_model == "acme/tiny"
+    assert card.data.base_model_relation == "finetune"
+    assert card.data.library_name == "onnx"
+    assert card.data.pipeline_tag == "image-classification"
+    assert card.data.metrics == ["accuracy"]
+
+
+def test_a_backbone_that_is_no_repository_is_named_in_the_text_without_the_servers_folders() -> None:
+    text = model_card(_facts((3, 4)), conv_trunk(source="folder:/srv/acme/net.onnx"), random_head(2), REPORT)
+    assert "base_model" not in yaml.safe_load(text.split("---")[1])
+    assert "folder:net.onnx" in text
+    assert "/srv" not in text
+
+
+def test_card_says_how_it_was_learned_and_checked() -> None:
+    text = model_card(_facts((3, 4)), conv_trunk(), random_head(2), REPORT)
+    for fact in (
+        "Samples: 7",
+        "balanced\\_ridge",
+        "0.125",
+        "93.1 %",
+        "not measured",
+        "b" * 64,
+        "c" * 64,
+        "6 synthetic",
+    ):
+        assert fact.replace("\\_", "_") in text
+    assert "No image" in text
+
+
+@pytest.mark.parametrize(("classes", "folded"), [(2, False), (21, True)])
+def test_many_labels_are_folded_away(classes: int, folded: bool) -> None:
+    text = model_card(_facts((1,) * classes), conv_trunk(), random_head(classes), REPORT)
+    assert ("<details>" in text) is folded
+
+
+def test_labels_cannot_break_out_of_the_table() -> None:
+    hostile = ("a | b", "<script>alert(1)</script>", "line\n# heading", "![x](http://example.com)")
+    text = model_card(_facts((1, 1, 1, 1)), conv_trunk(), random_head(4, labels=hostile), REPORT)
+    assert "<script>" not in text
+    assert "\n# heading" not in text
+    assert "a \\| b" in text
+    assert "![x]" not in text
+
+
+def test_samples_must_match_the_labels() -> None:
+    with pytest.raises(InputError, match="2"):
+        model_card(_facts((1,)), conv_trunk(), random_head(2), REPORT)
+
+
+def test_the_example_in_the_card_runs_as_it_stands(tmp_path: Path) -> None:
+    head = random_head(3, labels=("dog", "cat", "Ärger"))
+    text = model_card(_facts((1, 1, 1)), conv_trunk(), head, REPORT)
+    example = text.split("```python\n")[1].split("```")[0]
+    assert example == USAGE
+    assert len(example.splitlines()) <= 10
+    (tmp_path / "model.onnx").write_bytes(Composer(conv_trunk()).compose(head, {"model": "flowers", "version": "7"}))
+    Image.fromarray(np.full((50, 70, 3), 90, np.uint8)).save(tmp_path / "image.jpg")
+    ran = subprocess.run(
+        [sys.executable, "-X", "utf8", "-c", example], cwd=tmp_path, capture_output=True, text=True, encoding="utf-8"
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split()[0] in head.labels
+    assert "Ärger" in ran.stdout
