@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import grpc
+
 from everlearn import errors as e
 
 STATUS_OF: tuple[tuple[type[e.EverlearnError], grpc.StatusCode], ...] = (

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
+from dataclasses import replace
 
 import structlog
+from everlearn.metrics.prequential import Prequential
+
 from everlearn.errors import PreconditionError
 from everlearn.heads import head_for
 from everlearn.memories import memory_for
-from everlearn.metrics.prequential import Prequential
 from everlearn.spec.model import Model
 from everlearn.values import LinearHead
-
 from everlearn_server.engine.head_file import load_head
 from everlearn_server.engine.publisher import Publisher, Solved
 from everlearn_server.engine.serving import Snapshot
@@ -54,6 +55,11 @@ class LiveModel:
         return self.row.name
 
     @property
+    def is_started(self) -> bool:
+        """Whether it learns."""
+        return self._writer is not None
+
+    @property
     def writer(self) -> ModelWriter:
         """Raises PreconditionError (MODEL_NOT_READY) before `start`."""
         if self._writer is None:
@@ -74,7 +80,7 @@ class LiveModel:
             raise self._not_ready()
         return self.trunk
 
-    async def start(self, trunk: LiveTrunk, trunk_of: Callable[[str], LiveTrunk | None]) -> None:
+    async def start(self, trunk: LiveTrunk, trunk_of: Callable[[str], Awaitable[LiveTrunk | None]]) -> None:
         """Loads what is stored and begins to learn. `trunk_of` opens the trunks of versions from earlier lineages."""
         self.trunk = trunk
         self._closed = False
@@ -88,6 +94,7 @@ class LiveModel:
         latest = self.book.latest
         self._writer = ModelWriter(
             model=self.name,
+            uid=self.row.uid,
             lineage=self.row.lineage,
             timeline=self._store.timeline,
             memory=memory,
@@ -205,27 +212,26 @@ class LiveModel:
         latest = self.book.latest
         if latest is None or self._writer is None or not self._writer.is_durable(latest.tails):
             return
-        catalog = self._store.catalog
-        if latest.record.number not in self.book.stored:
-            await catalog.put_version(latest.record)
-            self.book.stored.add(latest.record.number)
-        await catalog.set_alias(self.name, "latest", latest.record.number, "published")
         stable = self.book.stable
-        if stable is not None and stable.record.number in self.book.stored:
-            await catalog.set_alias(self.name, "stable", stable.record.number, "gate passed")
+        aliases = {"latest": latest.record.number}
+        if stable is latest:
+            aliases["stable"] = latest.record.number
+        if latest.record.number not in self.book.stored:
+            await self._store.catalog.put_version(latest.record, aliases=aliases, reason="published")
+            self.book.stored.add(latest.record.number)
         await self.prune()
         await self._reserve_numbers()
         self._stored_at_s = time.monotonic()
 
     async def prune(self) -> None:
         """Deletes stored versions beyond the declared number."""
-        kept = await self._store.catalog.prune_versions(self.name, self.spec.spec.serving.keep_versions)
-        self.book.keep_only(set(kept))
+        gone = await self._store.catalog.prune_versions(self.name, self.spec.spec.serving.keep_versions)
+        self.book.forget(gone)
 
     async def store_version(self, versioned: Versioned) -> None:
         """Stores a version that somebody relies on (promoted, exported)."""
         if versioned.record.number not in self.book.stored:
-            await self._store.catalog.put_version(versioned.record)
+            await self._store.catalog.put_version(versioned.record, aliases={}, reason="kept")
             self.book.stored.add(versioned.record.number)
 
     async def point_stable(self, versioned: Versioned, reason: str) -> None:
@@ -233,7 +239,7 @@ class LiveModel:
         await self.store_version(versioned)
         await self._store.catalog.set_alias(self.name, "stable", versioned.record.number, reason)
         self.row = await self._store.catalog.put_model(
-            _replace(self.row, promotion_paused=self.book.promotion_paused), self.row.etag
+            replace(self.row, promotion_paused=self.book.promotion_paused), expected_etag=self.row.etag
         )
 
     async def _reserve_numbers(self) -> None:
@@ -241,12 +247,13 @@ class LiveModel:
         if count:
             self.book.add_numbers(await self._store.catalog.reserve_versions(self.name, count), count)
 
-    async def _restore_versions(self, trunk: LiveTrunk, trunk_of: Callable[[str], LiveTrunk | None]) -> None:
-        aliases = await self._store.catalog.aliases(self.name)
-        for row in await self._store.catalog.versions(self.name):
-            own = trunk if row.trunk_digest == trunk.digest else trunk_of(row.trunk_digest)
+    async def _restore_versions(self, trunk: LiveTrunk, trunk_of: Callable[[str], Awaitable[LiveTrunk | None]]) -> None:
+        aliases = {row.alias: row.number for row in await self._store.catalog.aliases(self.name)}
+        for summary in await self._store.catalog.versions(self.name):
+            own = trunk if summary.trunk_digest == trunk.digest else await trunk_of(summary.trunk_digest)
             if own is None:
                 continue
+            row = await self._store.catalog.version(self.name, summary.number)
             versioned = self.book.restore(row, self._restored(row, own))
             if aliases.get("stable") == row.number:
                 self.book.stable = versioned
@@ -261,12 +268,3 @@ class LiveModel:
             f"model {self.name!r} is {self.row.state.lower()}; see `everlearn describe {self.name}`",
             reason="MODEL_NOT_READY",
         )
-
-
-def _replace(row: ModelRow, **changes: object) -> ModelRow:
-    from dataclasses import replace
-
-    return replace(row, **changes)  # type: ignore[arg-type]  # field names are checked by dataclasses.replace
-
-
-Metrics = Mapping[str, float]

@@ -14,12 +14,12 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import structlog
+
 from everlearn.errors import PreconditionError
 from everlearn.export.parity import head_parity
 from everlearn.heads.base import Head
 from everlearn.sums import Sums
-from everlearn.values import FeatureScale, FeaturesBd, LinearHead
-
+from everlearn.values import FeaturesBd, FeatureScale, LinearHead
 from everlearn_server.engine.head_file import dump_head
 from everlearn_server.engine.writer import ModelWriter
 

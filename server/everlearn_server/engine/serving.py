@@ -1,7 +1,4 @@
-"""What answers predictions: immutable snapshots, swapped by one reference assignment.
-
-Signatures first; the engine's owner fills them in.
-"""
+"""What answers predictions: immutable snapshots, swapped by one reference assignment."""
 
 from __future__ import annotations
 
@@ -19,8 +16,15 @@ from everlearn.values import FeaturesBd, FrontConfig, LinearHead
 class TrunkHandle(Protocol):
     """A shared trunk session with its bounded queue."""
 
-    digest: str
-    feature_dim: int
+    @property
+    def digest(self) -> str:
+        """sha256 of the trunk's ONNX file."""
+        ...
+
+    @property
+    def feature_dim(self) -> int:
+        """d."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

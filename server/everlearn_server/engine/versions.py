@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+
 from everlearn.errors import GateError, NotFoundError, PreconditionError
 from everlearn.spec.model import Gate, Model
 from everlearn.values import FeaturesBd, LinearHead
-
 from everlearn_server.engine.publisher import Solved
 from everlearn_server.engine.serving import Snapshot
 from everlearn_server.engine.trunks import LiveTrunk
@@ -211,11 +211,11 @@ class VersionBook:
         named = {"stable": self.stable, "latest": self.latest}
         return [alias for alias, target in named.items() if target and target.record.number == number]
 
-    def keep_only(self, stored: set[int]) -> None:
-        """Forgets stored versions that the store has pruned."""
-        for number in self.stored - stored:
+    def forget(self, numbers: Iterable[int]) -> None:
+        """Drops stored versions that the store has pruned."""
+        for number in numbers:
             self._versions.pop(number, None)
-        self.stored &= stored
+            self.stored.discard(number)
 
     def _accuracy_of_stable(self) -> float | None:
         if self.stable is None:

@@ -10,6 +10,7 @@ t * (1 / share - 1) later, so the disk is busy at most `commit_share` of the tim
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -18,15 +19,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import structlog
+from everlearn.metrics.prequential import Prequential
+
 from everlearn.errors import EverlearnError, FencedError, SequenceGapError, UnavailableError
 from everlearn.memories.base import Memory
-from everlearn.metrics.prequential import Prequential
 from everlearn.sums import Sums
-from everlearn.values import FeatureScale, FeaturesBd
-
+from everlearn.values import FeaturesBd, FeatureScale
 from everlearn_server.engine.serving import Snapshot
 from everlearn_server.store.ledger import Ledger
-from everlearn_server.store.rows import Commit, Reject, StreamRow
+from everlearn_server.store.rows import Commit, RejectRow, StreamRow
 
 _logger = structlog.get_logger(__name__)
 _GROUP = 32
@@ -90,7 +91,7 @@ class _Pending:
 class _Counters:
     commits: int = 0
     commit_s: float = 0.0
-    rejects: list[Reject] = field(default_factory=list)
+    rejects: list[RejectRow] = field(default_factory=list)
 
 
 class ModelWriter:
@@ -100,6 +101,7 @@ class ModelWriter:
         self,
         *,
         model: str,
+        uid: str,
         lineage: int,
         timeline: str,
         memory: Memory,
@@ -116,6 +118,7 @@ class ModelWriter:
         self.memory = memory
         self.prequential = prequential
         self._model = model
+        self._uid = uid
         self._lineage = lineage
         self._timeline = timeline
         self._scale = scale
@@ -132,6 +135,7 @@ class ModelWriter:
         self._listeners: dict[str, DurableListener] = {}
         self._inbox: deque[_Pending] = deque()
         self._counters = _Counters()
+        self._digest: tuple[int, str] | None = None
         self._memory_lock = asyncio.Lock()
         self._wake = asyncio.Event()
         self._may_commit_at_s = 0.0
@@ -196,6 +200,15 @@ class ModelWriter:
             sums = await loop.run_in_executor(self._executor, self.memory.sums.copy)
             return sums, {client: tail.integrated for client, tail in self._tails.items()}
 
+    async def digest(self) -> str:
+        """sha256 of the canonical sums, computed again only where they have changed."""
+        async with self._memory_lock:
+            count = self.memory.sums.count_C.sum()
+            if self._digest is None or self._digest[0] != count:
+                loop = asyncio.get_running_loop()
+                self._digest = (count, await loop.run_in_executor(self._executor, self.memory.sums.digest))
+            return self._digest[1]
+
     def is_durable(self, tails: Mapping[str, int]) -> bool:
         """Whether everything up to these sequences is committed."""
         return all(self.durable(client) >= sequence for client, sequence in tails.items())
@@ -259,7 +272,7 @@ class ModelWriter:
             return SequenceGapError(f"sequence {batch.sequence} leaves a gap; send {expected}", expected=expected)
         if batch.refusal is not None:
             self._counters.rejects.append(
-                Reject(
+                RejectRow(
                     client=batch.client, sequence=batch.sequence, code=batch.refusal.reason, field=batch.refusal.field
                 )
             )
@@ -327,21 +340,20 @@ class ModelWriter:
 
     async def _commit_after(self, delay_s: float) -> None:
         if delay_s:
-            try:  # closing does not wait
+            with contextlib.suppress(TimeoutError):  # closing does not wait
                 await asyncio.wait_for(self._hurry.wait(), delay_s)
-            except TimeoutError:
-                pass
         loop = asyncio.get_running_loop()
         async with self._memory_lock:
             data = await loop.run_in_executor(self._executor, self.memory.to_bytes)
             moved = {
-                client: (tail.epoch, tail.integrated)
+                client: StreamRow(epoch=tail.epoch, durable_sequence=tail.integrated)
                 for client, tail in self._tails.items()
                 if tail.integrated > tail.durable
             }
             rejects, self._counters.rejects = self._counters.rejects, []
             commit = Commit(
                 model=self._model,
+                uid=self._uid,
                 lineage=self._lineage,
                 memory=data,
                 sample_count=int(self.memory.sums.count_C.sum()),
@@ -356,10 +368,10 @@ class ModelWriter:
         self._counters.commits += 1
         self._counters.commit_s += receipt.duration_s
         self._may_commit_at_s = time.monotonic() + receipt.duration_s * (1 / self._commit_share - 1)
-        for client, (_, sequence) in moved.items():
-            self._tails[client].durable = max(self._tails[client].durable, sequence)
+        for client, row in moved.items():
+            self._tails[client].durable = row.durable_sequence
             if client in self._listeners:
-                self._listeners[client](sequence, receipt.commit_id)
+                self._listeners[client](row.durable_sequence, receipt.commit_id)
         self._on_durable()
 
 

@@ -1,0 +1,1 @@
+"""The wire: one file a service. Servicers translate; they contain no `try` and no logic."""

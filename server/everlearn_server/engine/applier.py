@@ -1,0 +1,160 @@
+"""From a declaration to a trunk: resolve, plan, fetch, build once, keep by digest."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from everlearn.backbones.base import BackboneDefaults
+from everlearn.backbones.child import build_in_child, describe_in_child, dump_manifest, load_trunk
+from everlearn.hubs import hub_for
+from everlearn.hubs.base import Hub, HubSettings, Resolved
+from everlearn.spec.defaults import complete, front_config
+from everlearn.spec.load import parse
+from everlearn.spec.lock import pin_text, require_pinned
+from everlearn.spec.model import Backbone, Model
+from everlearn.spec.plan import Download, Plan, StoredCounts, build_plan
+from everlearn.values import BackboneFiles, Trunk
+from everlearn_server.store.rows import TrunkRow
+from everlearn_server.store.store import Store
+
+_BUILDER = "1"
+"""Raise it when the same files would make another trunk."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, bytes done, bytes total), from any thread."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Current:
+    """What a plan is compared with: the model as it is."""
+
+    spec: Model
+    etag: str
+    stored: StoredCounts
+    labels: tuple[str, ...]
+    feature_dim: int | None
+
+
+class Applier:
+    """Hubs, loaders and the trunk cache. Everything slow runs in threads or in a child process."""
+
+    def __init__(self, *, store: Store, hubs: HubSettings, work_dir: Path) -> None:
+        self._store = store
+        self._hubs = hubs
+        self._work_dir = work_dir
+        self._described: dict[str, BackboneDefaults] = {}
+        self._measured: dict[str, float] = {}
+
+    async def plan(self, text: str, current_of: Callable[[str], Current | None]) -> tuple[Plan, dict[str, str]]:
+        """The plan for a declaration, with the lock that it is bound to.
+
+        Raises SpecError, HubError and its kinds, BackboneError.
+        """
+        model = parse(text)
+        require_pinned(model)
+        backbone = model.spec.backbone
+        hub = hub_for(backbone, self._hubs)
+        resolved = await asyncio.to_thread(hub.resolve, backbone)
+        completed = complete(model, await self._describe(hub, backbone, resolved))
+        current = current_of(completed.metadata.name)
+        lock = dict(resolved.lock())
+        trunk = await self._store.catalog.find_trunk(_key(completed, lock))
+        plan = build_plan(
+            current.spec if current else None,
+            completed,
+            etag=current.etag if current else "",
+            resolved_lock=lock,
+            downloads=[
+                Download(source=f"{backbone.source} {file.name}", size_bytes=file.size_bytes, cached=file.cached)
+                for file in resolved.files
+            ],
+            stored=current.stored if current else StoredCounts(),
+            trunk_cached=trunk is not None,
+            seen_labels=current.labels if current else (),
+            feature_dim=current.feature_dim if current else None,
+            measured=self._measured,
+        )
+        return plan, lock
+
+    async def lock(self, text: str) -> tuple[str, Mapping[str, str]]:
+        """The declaration with commit and digests pinned. Raises as `plan`."""
+        backbone = parse(text).spec.backbone
+        hub = hub_for(backbone, self._hubs)
+        resolved = await asyncio.to_thread(hub.resolve, backbone)
+        weights = [file for file in resolved.files if not file.name.endswith(".json")]
+        sha256 = weights[0].sha256 if weights else None
+        return pin_text(text, revision=resolved.revision, sha256=sha256), resolved.lock()
+
+    async def trunk(self, model: Model, progress: Progress) -> tuple[Trunk, Mapping[str, str]]:
+        """The trunk of a completed declaration, from the cache where it has been built before, and its lock."""
+        backbone = model.spec.backbone
+        hub = hub_for(backbone, self._hubs)
+        progress("download", 0, 0)
+        files = await asyncio.to_thread(hub.fetch, backbone, lambda done, total: progress("download", done, total))
+        lock = {"revision": files.revision, **files.sha256}
+        key = _key(model, lock)
+        row = await self._store.catalog.find_trunk(key)
+        if row is not None:
+            progress("verify", 0, 0)
+            return load_trunk(await self._store.blobs.get(row.digest), row.manifest), lock
+        progress("build", 0, 0)
+        started_s = time.monotonic()
+        trunk = await asyncio.to_thread(self._build, model, files)
+        self._measured["trunk_build_s"] = round(time.monotonic() - started_s, 1)
+        await self._store.blobs.put(trunk.onnx)
+        await self._store.catalog.put_trunk(
+            TrunkRow(
+                key=key,
+                digest=trunk.digest,
+                manifest=dump_manifest(trunk),
+                source=backbone.source,
+                size=len(trunk.onnx),
+            )
+        )
+        return trunk, lock
+
+    async def stored_trunk(self, digest: str) -> Trunk:
+        """A trunk built earlier. Raises NotFoundError, DataLossError."""
+        row = await self._store.catalog.trunk_of_digest(digest)
+        return load_trunk(await self._store.blobs.get(digest), row.manifest)
+
+    def _build(self, model: Model, files: BackboneFiles) -> Trunk:
+        self._work_dir.mkdir(parents=True, exist_ok=True)
+        return build_in_child(
+            model.spec.backbone, files, front_config(model), bits=model.spec.memory.bits, work_dir=self._work_dir
+        )
+
+    async def _describe(self, hub: Hub, backbone: Backbone, resolved: Resolved) -> BackboneDefaults:
+        key = json.dumps([backbone.model_dump(mode="json"), dict(resolved.lock())], sort_keys=True)
+        if key not in self._described:
+            cached = all(file.cached for file in resolved.files)
+            # Without a name for the architecture only the files tell; they are needed a moment later anyway.
+            files = None
+            if cached or backbone.architecture is None or backbone.loader != "timm":
+                files = await asyncio.to_thread(hub.fetch, backbone, lambda done, total: None)
+            self._described[key] = await asyncio.to_thread(describe_in_child, backbone, files)
+        return self._described[key]
+
+
+def _key(model: Model, lock: Mapping[str, str]) -> str:
+    """What a build depends on: files, loader options, front and bits."""
+    backbone = model.spec.backbone
+    depends = [
+        _BUILDER,
+        sorted((name, digest) for name, digest in lock.items() if name != "revision"),
+        backbone.loader,
+        backbone.architecture,
+        backbone.keys,
+        backbone.output,
+        backbone.sha256,
+        backbone.revision,
+        front_config(model).digest,
+        model.spec.memory.bits,
+    ]
+    return hashlib.sha256(json.dumps(depends).encode()).hexdigest()

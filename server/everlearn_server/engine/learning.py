@@ -1,0 +1,258 @@
+"""One learning stream: admits batches, derives features, hands them to the writer in order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from everlearn.errors import EverlearnError, InputError, InvalidError, OverloadedError, TimelineChangedError
+from everlearn.inputs.samples import Features, Samples
+from everlearn.values import FeaturesBd
+from everlearn_server.engine.decode import Decoder
+from everlearn_server.engine.live_model import LiveModel
+from everlearn_server.engine.work_queue import WorkQueue
+from everlearn_server.engine.writer import Derived, Outcome
+
+MAX_BATCH_SAMPLES = 1024
+_MAX_LABEL_BYTES = 256
+_NOTHING: FeaturesBd = np.empty((0, 0), np.float32)
+CREDITS = 16
+"""Batches of one stream that may be in flight: enough to keep the workers busy, little enough to bound memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnBatch:
+    """A parsed batch; `samples` is None where the message could not be understood, and `refusal` says why."""
+
+    sequence: int
+    labels: tuple[str, ...]
+    samples: Samples | None
+    refusal: InvalidError | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Received:
+    """A batch is in RAM (or was refused: `outcome.refusal`)."""
+
+    outcome: Outcome
+    decode_ms: float
+    queue_ms: float
+    trunk_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DurableUpTo:
+    """Everything up to `sequence` is committed."""
+
+    sequence: int
+    commit_id: int
+    version: int
+
+
+Event = Received | DurableUpTo
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Features:
+    features_Bd: FeaturesBd | None
+    refusal: EverlearnError | None
+    decode_ms: float = 0.0
+    queue_ms: float = 0.0
+    trunk_ms: float = 0.0
+
+
+class LearnStream:
+    """One connection of one learner. Derivation of several batches overlaps; integration keeps their order."""
+
+    def __init__(self, model: LiveModel, queue: WorkQueue, *, client: str, feature_digest: str) -> None:
+        self._model = model
+        self._writer = model.writer
+        self._decoder = Decoder(model.ready_trunk, model.spec.spec.input)
+        self._queue = queue
+        self._client = client
+        self._sends_features = bool(feature_digest)
+        self._events: asyncio.Queue[Event | BaseException | None] = asyncio.Queue()
+        self._deriving: asyncio.Queue[tuple[LearnBatch, asyncio.Task[_Features]] | None] = asyncio.Queue()
+        self._in_flight = 0
+        self._last_sequence = 0
+        self._commit_id = 0
+        self._moved = asyncio.Event()
+        self.epoch = 0
+        self.durable_sequence = 0
+        expected = model.ready_trunk.feature_digest
+        if feature_digest and feature_digest != expected:
+            raise InputError(
+                f"features were computed by {feature_digest[:12]}..., this model's trunk is {expected[:12]}...; "
+                "export the model again and use its trunk",
+                field="open.feature_digest",
+            )
+
+    async def open(self, *, epoch: int, timeline: str, present_timeline: str) -> None:
+        """Takes the stream over. Raises TimelineChangedError, FencedError."""
+        if timeline and timeline != present_timeline:
+            raise TimelineChangedError(
+                f"acknowledgements of timeline {timeline} are void, {present_timeline} is present; resend what you "
+                "still have or report it lost",
+                field="open.timeline",
+            )
+        tail = await self._writer.open_stream(self._client, epoch, self._on_durable)
+        self.epoch, self.durable_sequence = tail.epoch, tail.durable
+        self._last_sequence = tail.durable
+        self._stager = asyncio.create_task(self._stage(), name=f"stage-{self._client}")
+
+    def accept(self, batch: LearnBatch) -> None:
+        """Admits a batch. Raises OverloadedError for one beyond the credits."""
+        if self._in_flight >= CREDITS:
+            raise OverloadedError(
+                f"{self._in_flight} batches are in flight and {CREDITS} may; wait for credits", retry_after_s=0.1
+            )
+        self._in_flight += 1
+        self._deriving.put_nowait((batch, asyncio.create_task(self._derive(batch))))
+
+    def finish(self) -> None:
+        """The client has half-closed: drain."""
+        self._deriving.put_nowait(None)
+
+    async def events(self) -> AsyncIterator[Event]:
+        """What to tell the client, until everything is durable. Raises what ended the stream."""
+        while True:
+            event = await self._events.get()
+            if event is None:
+                return
+            if isinstance(event, BaseException):
+                raise event
+            yield event
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the stream with an error."""
+        self._events.put_nowait(error)
+
+    async def close(self) -> None:
+        """Lets go; what is staged stays staged."""
+        self._writer.close_stream(self._client, self._on_durable)
+        if self.epoch:
+            self._stager.cancel()
+            while not self._deriving.empty():
+                item = self._deriving.get_nowait()
+                if item is not None:
+                    item[1].cancel()
+
+    # -- stages -------------------------------------------------------------------------------------------------
+
+    async def _derive(self, batch: LearnBatch) -> _Features:
+        try:
+            refusal = batch.refusal or _check_labels(batch)
+            if refusal is not None or batch.samples is None:
+                raise refusal or InputError("samples are missing", field="batch.samples")
+            samples = batch.samples
+            if isinstance(samples, Features) and not self._sends_features:
+                raise InputError(
+                    "features need open.feature_digest, so that they are known to come from this model's trunk",
+                    field="open.feature_digest",
+                )
+            self._decoder.check(samples, field="batch.samples")
+            if isinstance(samples, Features):
+                return _Features(features_Bd=samples.features_Bd, refusal=None)
+            work = await self._queue.learn(
+                self._decoder.session,
+                self._decoder.pixels_of(samples, field="batch.samples"),
+                len(samples),
+                self._decoder.feature_dim,
+            )
+        except InvalidError as error:
+            return _Features(features_Bd=None, refusal=error)
+        waited_s = max(0.0, work.started_s - work.enqueued_s) if len(samples) else 0.0
+        return _Features(
+            features_Bd=work.features_Bd,
+            refusal=None,
+            decode_ms=work.decode_s * 1e3,
+            queue_ms=waited_s * 1e3,
+            trunk_ms=work.trunk_s * 1e3,
+        )
+
+    async def _stage(self) -> None:
+        try:
+            pending: list[asyncio.Task[None]] = []
+            while (item := await self._deriving.get()) is not None:
+                batch, deriving = item
+                derived = await deriving
+                outcome = self._writer.submit(
+                    Derived(
+                        client=self._client,
+                        epoch=self.epoch,
+                        sequence=batch.sequence,
+                        features_Bd=derived.features_Bd if derived.features_Bd is not None else _NOTHING,
+                        labels=batch.labels,
+                        refusal=derived.refusal,
+                    )
+                )
+                pending = [task for task in pending if not task.done()]
+                pending.append(asyncio.create_task(self._report(outcome, derived)))
+            await asyncio.gather(*pending)
+            await self._drain()
+            self._events.put_nowait(None)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self._events.put_nowait(error)
+
+    async def _report(self, future: asyncio.Future[Outcome], derived: _Features) -> None:
+        try:
+            outcome = await future
+        except EverlearnError as error:
+            self._events.put_nowait(error)
+            return
+        self._in_flight -= 1
+        self._last_sequence = max(self._last_sequence, outcome.sequence)
+        self._events.put_nowait(
+            Received(outcome=outcome, decode_ms=derived.decode_ms, queue_ms=derived.queue_ms, trunk_ms=derived.trunk_ms)
+        )
+        if outcome.duplicate and self._writer.durable(self._client) >= outcome.sequence:
+            self._on_durable(self._writer.durable(self._client), 0)
+
+    async def _drain(self) -> None:
+        """Waits until all is durable and a head knows it, then says so."""
+        while self._writer.durable(self._client) < self._last_sequence:
+            self._moved.clear()
+            await self._moved.wait()
+        await self._model.publisher.settled({self._client: self._last_sequence}, timeout_s=5.0)
+        self._events.put_nowait(
+            DurableUpTo(
+                sequence=self._writer.durable(self._client),
+                commit_id=self._commit_id,
+                version=self._model.book.latest.record.number if self._model.book.latest else 0,
+            )
+        )
+
+    def _on_durable(self, sequence: int, commit_id: int) -> None:
+        self._moved.set()
+        self._commit_id = commit_id or self._commit_id
+        latest = self._model.book.latest
+        knows = latest is not None and latest.tails.get(self._client, 0) >= sequence
+        self._events.put_nowait(
+            DurableUpTo(
+                sequence=sequence,
+                commit_id=self._commit_id,
+                version=latest.record.number if latest is not None and knows else 0,
+            )
+        )
+
+
+def _check_labels(batch: LearnBatch) -> InvalidError | None:
+    count = len(batch.samples) if batch.samples is not None else 0
+    if len(batch.labels) != count:
+        return InputError(f"{len(batch.labels)} labels for {count} samples; send one a sample", field="batch.labels")
+    if count > MAX_BATCH_SAMPLES:
+        return InputError(f"{count} samples; send {MAX_BATCH_SAMPLES} a batch at most", field="batch.samples")
+    for index, label in enumerate(batch.labels):
+        if not label.strip():
+            return InputError("the label is empty; name a class", field=f"batch.labels[{index}]")
+        if len(label.encode()) > _MAX_LABEL_BYTES:
+            return InputError(
+                f"the label has {len(label.encode())} bytes; {_MAX_LABEL_BYTES} are allowed",
+                field=f"batch.labels[{index}]",
+            )
+    return None

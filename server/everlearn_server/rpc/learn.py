@@ -1,0 +1,157 @@
+"""everlearn.v1.LearnService: the wire side of a learning stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+
+import grpc
+
+from everlearn.errors import EverlearnError, InputError, InvalidError
+from everlearn.inputs.samples import EncodedImages
+from everlearn.spec.model import NAME
+from everlearn_protos.v1 import learn_pb2, models_pb2
+from everlearn_server.engine.engine import Engine
+from everlearn_server.engine.learning import CREDITS, DurableUpTo, LearnBatch, LearnStream, Received
+from everlearn_server.errors import status_of
+from everlearn_server.rpc import names, wire
+from everlearn_server.rpc.messages import input_contract
+from everlearn_server.rpc.samples import samples_of
+
+_EMPTY = EncodedImages(())
+
+
+class LearnService:
+    """Translates; the engine's LearnStream does the work."""
+
+    NAME = "everlearn.v1.LearnService"
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """To register with the server."""
+        return wire.service(self.NAME, {"Learn": wire.bidirectional(self.learn)})
+
+    async def learn(
+        self, requests: AsyncIterator[bytes], context: wire.Context
+    ) -> AsyncGenerator[learn_pb2.LearnResponse, None]:
+        """First Open, then batches in the order of their sequence."""
+        first = await anext(aiter(requests), None)
+        message = wire.parse(learn_pb2.LearnRequest, first or b"")
+        if message.WhichOneof("request") != "open":
+            raise InvalidError("a stream begins with `open`", field="open")
+        stream = await self._open(message.open)
+        reader = asyncio.create_task(_read(requests, stream))
+        try:
+            yield self._opened(stream, message.open)
+            async for event in stream.events():
+                yield _received(event) if isinstance(event, Received) else self._durable(event)
+        finally:
+            reader.cancel()
+            await stream.close()
+
+    async def _open(self, opening: learn_pb2.Open) -> LearnStream:
+        model = self._engine.model(names.model_of(opening.model, field="open.model"))
+        if not names.NAME_PATTERN.fullmatch(opening.client):
+            raise InvalidError(f"{opening.client[:80]!r} does not match {NAME}", field="open.client")
+        stream = LearnStream(model, self._engine.queue, client=opening.client, feature_digest=opening.feature_digest)
+        await stream.open(epoch=opening.epoch, timeline=opening.timeline, present_timeline=self._engine.timeline)
+        return stream
+
+    def _opened(self, stream: LearnStream, opening: learn_pb2.Open) -> learn_pb2.LearnResponse:
+        model = self._engine.model(names.model_of(opening.model))
+        return learn_pb2.LearnResponse(
+            opened=learn_pb2.Opened(
+                epoch=stream.epoch,
+                durable_sequence=stream.durable_sequence,
+                timeline=self._engine.timeline,
+                credits=CREDITS,
+                input=input_contract(model),
+            )
+        )
+
+    def _durable(self, event: DurableUpTo) -> learn_pb2.LearnResponse:
+        return learn_pb2.LearnResponse(
+            durable=learn_pb2.Durable(
+                sequence=event.sequence,
+                commit_id=event.commit_id,
+                timeline=self._engine.timeline,
+                version=event.version,
+            )
+        )
+
+
+async def _read(requests: AsyncIterator[bytes], stream: LearnStream) -> None:
+    """Feeds the stream; any error ends it, with its status."""
+    try:
+        async for data in requests:
+            message = wire.parse(learn_pb2.LearnRequest, data)
+            if message.WhichOneof("request") != "batch":
+                raise InvalidError("after `open` a stream carries `batch` only", field="batch")
+            stream.accept(_batch(message.batch))
+        stream.finish()
+    except asyncio.CancelledError:
+        raise
+    except Exception as error:
+        stream.fail(error)
+
+
+def _batch(batch: learn_pb2.Batch) -> LearnBatch:
+    """A batch whose samples cannot be understood is refused in its turn, and spends its sequence."""
+    if batch.sequence == 0:
+        raise InvalidError("sequences begin with 1", field="batch.sequence")
+    labels = tuple(batch.labels)
+    if not batch.HasField("samples") and not labels:
+        return LearnBatch(sequence=batch.sequence, labels=(), samples=_EMPTY)
+    try:
+        return LearnBatch(
+            sequence=batch.sequence, labels=labels, samples=samples_of(batch.samples, field="batch.samples")
+        )
+    except InputError as error:
+        return LearnBatch(sequence=batch.sequence, labels=labels, samples=None, refusal=error)
+
+
+def _received(event: Received) -> learn_pb2.LearnResponse:
+    outcome = event.outcome
+    if outcome.refusal is not None:
+        return _rejected(outcome.sequence, outcome.refusal)
+    accuracy = outcome.total_correct / outcome.tested if outcome.tested else 0.0
+    return learn_pb2.LearnResponse(
+        received=learn_pb2.Received(
+            sequence=outcome.sequence,
+            samples=outcome.samples,
+            correct=outcome.correct,
+            prequential=models_pb2.Prequential(
+                tested=outcome.tested,
+                correct=outcome.total_correct,
+                accuracy=accuracy,
+                windowed_accuracy=outcome.windowed_accuracy,
+                window=outcome.window,
+            ),
+            classes_seen=outcome.classes_seen,
+            regularization=outcome.regularization,
+            times=learn_pb2.StageTimes(
+                decode_ms=event.decode_ms,
+                queue_ms=event.queue_ms,
+                trunk_ms=event.trunk_ms,
+                test_ms=outcome.test_ms,
+                integrate_ms=outcome.integrate_ms,
+            ),
+            tested_by_version=outcome.tested_by_version,
+            credits=1,
+            duplicate=outcome.duplicate,
+        )
+    )
+
+
+def _rejected(sequence: int, refusal: EverlearnError) -> learn_pb2.LearnResponse:
+    return learn_pb2.LearnResponse(
+        rejected=learn_pb2.Rejected(
+            sequence=sequence,
+            code=status_of(refusal).name,
+            field=refusal.field,
+            message=refusal.message,
+            credits=1,
+        )
+    )

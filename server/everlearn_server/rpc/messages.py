@@ -1,0 +1,203 @@
+"""Values of the engine as messages of the wire."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+from everlearn.metrics.prequential import Prequential
+from google.longrunning import operations_pb2
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from everlearn.spec import plan as planning
+from everlearn.spec.defaults import height_width
+from everlearn.spec.load import dump
+from everlearn_protos.v1 import export_pb2, models_pb2
+from everlearn_server.engine.engine import Engine
+from everlearn_server.engine.learning import MAX_BATCH_SAMPLES
+from everlearn_server.engine.live_model import LiveModel
+from everlearn_server.engine.operations import Operation
+from everlearn_server.rpc import names
+from everlearn_server.rpc.status import to_status
+from everlearn_server.store.rows import ExportRow, VersionRow
+
+
+async def model_message(engine: Engine, model: LiveModel) -> models_pb2.Model:
+    """A model as callers see it."""
+    row = model.row
+    return models_pb2.Model(
+        name=f"models/{row.name}",
+        declaration=dump(model.spec),
+        generation=row.generation,
+        etag=row.etag,
+        status=await _status(engine, model),
+        create_time=timestamp(row.create_time_s),
+        update_time=timestamp(row.update_time_s),
+    )
+
+
+async def _status(engine: Engine, model: LiveModel) -> models_pb2.ModelStatus:
+    row, book = model.row, model.book
+    status = models_pb2.ModelStatus(
+        state=models_pb2.ModelStatus.State.Value(row.state),
+        trunk_digest=row.trunk_digest or "",
+        promotion_paused=book.promotion_paused,
+        lock=json.loads(row.lock_json),
+        bytes_at_rest=await engine.bytes_at_rest(row.name),
+    )
+    for condition in json.loads(row.conditions_json):
+        status.conditions.add(
+            type=condition["type"],
+            status=condition["status"],
+            reason=condition["reason"],
+            message=condition["message"],
+            last_transition_time=timestamp(condition["time_s"]),
+        )
+    for alias, versioned in (("stable", book.stable), ("latest", book.latest)):
+        if versioned is not None:
+            status.aliases[alias] = versioned.record.number
+    if model.is_started:
+        sums = model.writer.memory.sums
+        status.labels.extend(sums.labels)
+        status.samples_per_class.extend(int(count) for count in sums.count_C)
+        status.sample_count = int(np.sum(sums.count_C))
+        status.feature_dim = model.ready_trunk.feature_dim
+        status.input.CopyFrom(input_contract(model))
+        status.prequential.CopyFrom(prequential_message(model.writer.prequential))
+        status.memory_digest = await model.writer.digest()
+    return status
+
+
+def input_contract(model: LiveModel) -> models_pb2.InputContract:
+    """What a learner must send."""
+    declared = model.spec.spec.input
+    height, width = height_width(declared) or (0, 0)
+    return models_pb2.InputContract(
+        height=height,
+        width=width,
+        encodings=declared.encodings,
+        max_image_bytes=declared.max_image_bytes,
+        max_batch_samples=MAX_BATCH_SAMPLES,
+        feature_digest=model.ready_trunk.feature_digest,
+    )
+
+
+def prequential_message(prequential: Prequential) -> models_pb2.Prequential:
+    """Test-then-train accuracy so far."""
+    return models_pb2.Prequential(
+        tested=prequential.tested,
+        correct=prequential.correct,
+        accuracy=prequential.accuracy,
+        windowed_accuracy=prequential.windowed_accuracy,
+        window=prequential.window,
+    )
+
+
+def version_message(model: LiveModel, record: VersionRow) -> models_pb2.Version:
+    """A version as callers see it."""
+    metrics = json.loads(record.metrics_json)
+    return models_pb2.Version(
+        name=f"models/{record.model}/versions/{record.number}",
+        number=record.number,
+        create_time=timestamp(record.create_time_s),
+        labels=json.loads(record.labels_json),
+        sample_count=record.sample_count,
+        head=metrics["head"],
+        regularization=metrics["regularization"],
+        prequential=models_pb2.Prequential(
+            tested=metrics["tested"],
+            correct=metrics["correct"],
+            accuracy=metrics["accuracy"],
+            windowed_accuracy=metrics["windowed_accuracy"],
+            window=metrics["window"],
+        ),
+        trunk_digest=record.trunk_digest,
+        memory_digest=record.memory_digest,
+        gate_passed=record.gate_passed,
+        gate_reason=record.gate_reason,
+        aliases=model.book.aliases_of(record.number),
+    )
+
+
+def plan_message(plan: planning.Plan) -> models_pb2.Plan:
+    """A plan as callers see it."""
+    return models_pb2.Plan(
+        id=plan.id,
+        action=plan.action,
+        changes=[
+            models_pb2.Change(
+                field=change.field,
+                **{"class": models_pb2.Change.Class.Value(change.klass.name)},
+                before=change.before,
+                after=change.after,
+                note=change.note,
+            )
+            for change in plan.changes
+        ],
+        downloads=[
+            models_pb2.Download(source=each.source, size_bytes=each.size_bytes, cached=each.cached)
+            for each in plan.downloads
+        ],
+        deletions=plan.deletions,
+        cost=dict(plan.cost),
+        warnings=plan.warnings,
+        declaration=dump(plan.declaration),
+    )
+
+
+def timestamp(seconds: float) -> Timestamp:
+    """Seconds since the epoch as a message."""
+    message = Timestamp()
+    message.FromMicroseconds(round(seconds * 1e6))
+    return message
+
+
+def operation_message(operation: Operation) -> Any:
+    """The operation without its result."""
+    message = operations_pb2.Operation(name=operation.name, done=operation.done)
+    message.metadata.Pack(
+        models_pb2.ApplyProgress(
+            model=f"models/{operation.model}",
+            stage=operation.stage,
+            bytes_done=operation.bytes_done,
+            bytes_total=operation.bytes_total,
+        )
+    )
+    if operation.error is not None:
+        message.error.CopyFrom(to_status(operation.error))
+    return message
+
+
+async def finished_message(operation: Operation, engine: Engine) -> Any:
+    """The operation with its result, where it has one."""
+    message = operation_message(operation)
+    if operation.done and operation.error is None:
+        message.response.Pack(await _result(operation, engine))
+    return message
+
+
+async def _result(operation: Operation, engine: Engine) -> Message:
+    if operation.kind == "export":
+        _, number = names.export_of(operation.result["name"])
+        for row in await engine.exports(operation.model):
+            if row.version_number == number:
+                return export_message(row)
+        return export_pb2.Export(name=operation.result["name"])
+    return await model_message(engine, engine.model(operation.model))
+
+
+def export_message(row: ExportRow) -> export_pb2.Export:
+    """An export as callers see it."""
+    return export_pb2.Export(
+        name=f"models/{row.model}/exports/{row.version_number}",
+        version=f"models/{row.model}/versions/{row.version_number}",
+        files=[
+            export_pb2.ExportFile(file_name=file.file_name, size_bytes=file.size, sha256=file.sha256)
+            for file in row.files
+        ],
+        create_time=timestamp(row.create_time_s),
+        parity_max_abs_diff=row.parity,
+        probes=row.probes,
+    )

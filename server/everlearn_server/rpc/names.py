@@ -1,0 +1,54 @@
+"""Resource names (AIP-122): `models/{m}`, `models/{m}/versions/{version}`, `models/{m}/exports/{number}`; paging."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TypeVar
+
+from everlearn.errors import InvalidError, NotFoundError
+from everlearn.spec.model import NAME
+
+T = TypeVar("T")
+NAME_PATTERN = re.compile(NAME)
+_DEFAULT_PAGE, _MAX_PAGE = 50, 1000
+
+
+def model_of(name: str, *, field: str = "name") -> str:
+    """`models/{model}` -> `{model}`. Raises InvalidError."""
+    collection, _, model = name.partition("/")
+    if collection != "models" or not NAME_PATTERN.fullmatch(model):
+        raise InvalidError(f"{name[:80]!r} is not models/{{model}}", field=field)
+    return model
+
+
+def version_of(name: str, *, field: str = "name") -> tuple[str, str]:
+    """`models/{model}[/versions/{version}]` -> model, version (empty where none is named). Raises InvalidError."""
+    parts = name.split("/")
+    if len(parts) == 2:
+        return model_of(name, field=field), ""
+    if len(parts) != 4 or parts[2] != "versions" or not NAME_PATTERN.fullmatch(parts[3]):
+        raise InvalidError(f"{name[:80]!r} is not models/{{model}}/versions/{{number, stable or latest}}", field=field)
+    return model_of("/".join(parts[:2]), field=field), parts[3]
+
+
+def export_of(name: str, *, field: str = "name") -> tuple[str, int]:
+    """`models/{model}/exports/{number}` -> model, version number. Raises InvalidError."""
+    parts = name.split("/")
+    if len(parts) != 4 or parts[2] != "exports" or not (parts[3].isascii() and parts[3].isdigit()):
+        raise InvalidError(f"{name[:80]!r} is not models/{{model}}/exports/{{version number}}", field=field)
+    return model_of("/".join(parts[:2]), field=field), int(parts[3])
+
+
+def page(items: Sequence[T], page_size: int, page_token: str) -> tuple[Sequence[T], str]:
+    """One page and the token of the next (AIP-158). Raises InvalidError for a negative size or a foreign token."""
+    if page_size < 0:
+        raise InvalidError(f"{page_size} is negative; 0 means {_DEFAULT_PAGE}", field="page_size")
+    size = min(page_size or _DEFAULT_PAGE, _MAX_PAGE)
+    if page_token and not (page_token.isascii() and page_token.isdigit() and len(page_token) < 12):
+        raise InvalidError("not a token of this server; leave it empty for the first page", field="page_token")
+    start = int(page_token or 0)
+    if start > len(items):
+        raise NotFoundError("the page does not exist any more; begin with an empty token", field="page_token")
+    end = start + size
+    return items[start:end], str(end) if end < len(items) else ""

@@ -1,0 +1,68 @@
+"""Raw bytes in, messages out: handlers parse for themselves, so that a malformed message is answered, not leaked.
+
+grpcio answers a message it cannot parse with INTERNAL or UNKNOWN (and its sync server leaks it); here it is
+INVALID_ARGUMENT like every other bad value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, TypeVar, cast
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from everlearn.errors import InvalidError
+from everlearn_server.rpc.status import answered, answered_stream
+
+M = TypeVar("M", bound=Message)
+Context = grpc.aio.ServicerContext[Any, Any]
+Unary = Callable[[Any, Context], Awaitable[Message]]
+Stream = Callable[[Any, Context], AsyncGenerator[Message, None]]
+
+
+def parse(kind: type[M], data: bytes) -> M:
+    """Raises InvalidError for bytes that are not such a message."""
+    try:
+        return kind.FromString(data)
+    except DecodeError:
+        name = kind.DESCRIPTOR.full_name
+        raise InvalidError(f"{len(data)} bytes that are not a {name}; check the client's .proto", field=name) from None
+
+
+def unary(kind: type[Message], behaviour: Unary) -> grpc.RpcMethodHandler[Any, Any]:
+    """One request, one response."""
+
+    async def call(data: bytes, context: Context) -> bytes:
+        return (await behaviour(parse(kind, data), context)).SerializeToString()
+
+    return grpc.unary_unary_rpc_method_handler(cast(Any, answered(call)))
+
+
+def server_stream(kind: type[Message], behaviour: Stream) -> grpc.RpcMethodHandler[Any, Any]:
+    """One request, many responses."""
+
+    async def call(data: bytes, context: Context) -> None:
+        async with aclosing(behaviour(parse(kind, data), context)) as responses:
+            async for response in responses:
+                await context.write(response.SerializeToString())
+
+    return grpc.unary_stream_rpc_method_handler(cast(Any, answered(cast(Any, call))))
+
+
+def bidirectional(behaviour: Stream) -> grpc.RpcMethodHandler[Any, Any]:
+    """Many of both; the behaviour receives raw bytes, so that it can name the message that was malformed."""
+
+    async def call(requests: AsyncIterator[bytes], context: Context) -> None:
+        # Closed at once when the client is gone: its finally blocks must not wait for the garbage collector.
+        async with aclosing(behaviour(requests, context)) as responses:
+            async for response in responses:
+                await context.write(response.SerializeToString())
+
+    return grpc.stream_stream_rpc_method_handler(cast(Any, answered_stream(call)))
+
+
+def service(name: str, methods: dict[str, grpc.RpcMethodHandler[Any, Any]]) -> grpc.GenericRpcHandler:
+    """A handler to register; `name` is the full service name."""
+    return grpc.method_handlers_generic_handler(name, methods)
