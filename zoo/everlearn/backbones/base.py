@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from everlearn.errors import BackboneError, IntegrityError
 from everlearn.spec.model import Backbone
 from everlearn.values import BackboneFiles, FrontConfig, Interpolation, Trunk
 
@@ -46,3 +48,41 @@ class Loader(ABC):
 
         Raises BackboneError.
         """
+
+
+def weights_name(backbone: Backbone, files: BackboneFiles) -> str:
+    """Which of the files holds the weights: `backbone.file`, or the only one of the declared format.
+
+    Raises BackboneError if there is none, or a choice.
+    """
+    if backbone.file is not None and backbone.file in files.paths:
+        return backbone.file
+    endings = {"safetensors": (".safetensors",), "onnx": (".onnx",), "torch": (".pth", ".pt", ".bin", ".ckpt")}
+    found = sorted(name for name in files.paths if name.endswith(endings[backbone.format]))
+    # In a source of one file its ending may be anything: the digest says which file it is.
+    if not found and len(files.paths) == 1:
+        found = sorted(files.paths)
+    if len(found) != 1:
+        raise BackboneError(
+            f"{files.source} has {len(found)} files of format {backbone.format} {found[:5]}; name one in `file`",
+            field="spec.backbone.file",
+        )
+    return found[0]
+
+
+def read_verified(files: BackboneFiles, name: str) -> bytes:
+    """A file's bytes, held against its sha256 once more: between hub and loader lie a disk and a process.
+
+    Raises IntegrityError.
+    """
+    data = files.paths[name].read_bytes()
+    found = hashlib.sha256(data).hexdigest()
+    if found != files.sha256[name]:
+        raise IntegrityError(f"{name} is {found}, it was verified as {files.sha256[name]}; fetch it again")
+    return data
+
+
+def provenance_of(backbone: Backbone, files: BackboneFiles) -> dict[str, str]:
+    """What every trunk tells of its source."""
+    digests = {f"sha256:{name}": digest for name, digest in sorted(files.sha256.items())}
+    return {"source": files.source, "revision": files.revision, "loader": backbone.loader, **digests}

@@ -1,0 +1,123 @@
+"""Describes and builds backbones in a child process, so that the server neither loads torch nor runs a foreign graph
+before it was checked, and outlives both.
+
+    parent  --JSON on stdin-->  python -m everlearn.backbones.child  --JSON on stdout-->  parent
+                                      | trunk.onnx, trunk.json in a folder of the work dir
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from everlearn import backbones, errors
+from everlearn.backbones.base import BackboneDefaults, Loader, weights_name
+from everlearn.backbones.manifest import dump_manifest, load_trunk
+from everlearn.backbones.torch_file import with_safetensors
+from everlearn.errors import BackboneError, EverlearnError
+from everlearn.plugins import load
+from everlearn.runtime.process import become_background_child, run_module
+from everlearn.spec.model import Backbone
+from everlearn.values import BackboneFiles, FrontConfig, Trunk
+
+__all__ = ["build_in_child", "describe_in_child", "dump_manifest", "load_trunk"]
+
+
+def build_in_child(
+    backbone: Backbone,
+    files: BackboneFiles,
+    front: FrontConfig,
+    *,
+    bits: int,
+    work_dir: Path,
+    timeout_s: float = 600,
+) -> Trunk:
+    """Builds a trunk in a niced process of its own. Blocks: call it in a thread.
+
+    `work_dir` also keeps weights that were converted from a torch file, by their sha256. Raises what the loader raises
+    (BackboneError, IntegrityError, SpecError), and BackboneError if the child crashed, was killed or is late.
+    """
+    work_dir.mkdir(parents=True, exist_ok=True)
+    if backbone.format == "torch":
+        files = with_safetensors(backbone, files, weights_name(backbone, files), work_dir)
+    with tempfile.TemporaryDirectory(prefix="trunk-", dir=work_dir) as folder:
+        request = _request(backbone, files) | {"front": asdict(front), "bits": bits, "folder": folder}
+        _ask(request, timeout_s, f"building the trunk of {backbone.source}")
+        return load_trunk((Path(folder) / "trunk.onnx").read_bytes(), (Path(folder) / "trunk.json").read_bytes())
+
+
+def describe_in_child(backbone: Backbone, files: BackboneFiles | None, *, timeout_s: float = 120) -> BackboneDefaults:
+    """What the backbone says of itself. Costs seconds for timm (its import); remember the answer.
+
+    Raises as `build_in_child`.
+    """
+    told = _ask(_request(backbone, files), timeout_s, f"describing {backbone.source}")
+    return BackboneDefaults(**told | {"mean": tuple(told["mean"]), "std": tuple(told["std"])})
+
+
+def main() -> None:
+    """The child: one request on stdin, one answer on stdout."""
+    become_background_child()
+    # Whatever a library prints must not mix with the answer.
+    answer_to = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    try:
+        answer = {"told": _carry_out(json.load(sys.stdin))}
+    except EverlearnError as error:
+        answer = {"error": {"kind": type(error).__name__, "message": error.message, "field": error.field}}
+    with answer_to:
+        json.dump(answer, answer_to)
+
+
+def _carry_out(request: Mapping[str, Any]) -> dict[str, Any]:
+    backbone = Backbone.model_validate_json(json.dumps(request["backbone"]))
+    files = _files(request["files"])
+    loader = load(backbones, backbone.loader, Loader, field="spec.backbone.loader")()  # type: ignore[type-abstract]  # the kind found is concrete
+    if "front" not in request:
+        return asdict(loader.describe(backbone, files))
+    assert files is not None
+    told = request["front"]
+    front = FrontConfig(**told | {"mean": tuple(told["mean"]), "std": tuple(told["std"])})
+    trunk = loader.build(backbone, files, front, bits=request["bits"])
+    folder = Path(request["folder"])
+    (folder / "trunk.onnx").write_bytes(trunk.onnx)
+    (folder / "trunk.json").write_bytes(dump_manifest(trunk))
+    return {"digest": trunk.digest}
+
+
+def _request(backbone: Backbone, files: BackboneFiles | None) -> dict[str, Any]:
+    told = None
+    if files is not None:
+        paths = {name: str(path.absolute()) for name, path in files.paths.items()}
+        told = {"source": files.source, "revision": files.revision, "paths": paths, "sha256": dict(files.sha256)}
+    return {"backbone": backbone.model_dump(mode="json"), "files": told}
+
+
+def _files(told: Mapping[str, Any] | None) -> BackboneFiles | None:
+    if told is None:
+        return None
+    paths = {name: Path(path) for name, path in told["paths"].items()}
+    return BackboneFiles(source=told["source"], revision=told["revision"], paths=paths, sha256=told["sha256"])
+
+
+def _ask(request: Mapping[str, Any], timeout_s: float, task: str) -> dict[str, Any]:
+    data = run_module("everlearn.backbones.child", stdin=json.dumps(request).encode(), timeout_s=timeout_s, task=task)
+    try:
+        answer = json.loads(data)
+    except ValueError as error:
+        raise BackboneError(f"{task} ended without an answer") from error
+    if "error" not in answer:
+        told: dict[str, Any] = answer["told"]
+        return told
+    kind = getattr(errors, answer["error"]["kind"])
+    raise kind(answer["error"]["message"], field=answer["error"]["field"])
+
+
+if __name__ == "__main__":
+    main()
