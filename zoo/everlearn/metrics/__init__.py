@@ -1,0 +1,20 @@
+"""Metrics: how well a model does while it learns, from counts only."""
+
+from everlearn.metrics.forgetting import (
+    average_accuracy,
+    average_incremental_accuracy,
+    backward_transfer,
+    forgetting,
+    seen_accuracy,
+)
+from everlearn.metrics.prequential import ClientRecord, Prequential
+
+__all__ = [
+    "ClientRecord",
+    "Prequential",
+    "average_accuracy",
+    "average_incremental_accuracy",
+    "backward_transfer",
+    "forgetting",
+    "seen_accuracy",
+]

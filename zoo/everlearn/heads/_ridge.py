@@ -1,0 +1,171 @@
+"""Ridge regression onto one-hot targets from the sums alone, its penalty chosen by generalised cross-validation.
+
+Class c weighs w_c ~ n_c^(1 - p), sum w = K: p = 0 is plain ridge, p = 1 counts every class alike. With class means m_c,
+pooled within-class covariance V, and m = sum_c w_c m_c / K, all centred on m (an intercept that is not penalised):
+
+    A = K V + sum_c w_c (m_c - m)(m_c - m)^T      Q_c = w_c (m_c - m)
+    W = (A + lambda I)^-1 Q                       b_c = w_c / K - m^T W_c       lambda = alpha tr(A) / d
+
+For p = 0 this is exactly ridge on the samples; for p > 0 it is weighted ridge on the samples if classes share their
+within-class covariance, and it needs no Gram matrix per class.
+
+GCV (Golub, Heath & Wahba 1979, eq. 1.4): minimise RSS(lambda) / (1 - dof(lambda) / n)^2, one degree of freedom for the
+intercept. Weighted classes carry less information than n samples. Kish's effective size, K^2 / sum w_c^2 / n_c, makes
+GCV too cautious for a classifier: measured on long-tailed digits and MNIST (imbalance 10 to 100, EfficientNet-Lite0
+features), the geometric mean of it and n came within 0.5 points of the best alpha, Kish's alone up to 6 short.
+
+One Householder tridiagonalisation A = H T H^T serves the whole grid (no eigenvectors; 3 x faster than `eigh` at
+d = 1280): solving with T + lambda I costs O(d K), and the trace needs T's eigenvalues only.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy.linalg import lapack
+
+from everlearn.errors import InvalidError, SpecError
+from everlearn.heads._classes import ROUNDING, Moments, add_outer
+from everlearn.values import LinearHead
+
+Float = npt.NDArray[np.float64]
+
+ALPHAS: Final = tuple(10.0 ** (exponent / 2) for exponent in range(4, -13, -1))
+"""100 down to 1e-6. The top is for fewer samples than features; from the top, because a tie goes to the safer one."""
+ALPHA_RANGE: Final = (1e-6, 1e4)
+"""What a declaration may fix."""
+MAX_DOF_SHARE: Final = 0.95
+"""Where a fit uses up nearly all samples, GCV divides noise by noise."""
+FLOOR: Final = 1e-13
+"""Least lambda relative to the raw trace: keeps A + lambda I positive definite in float64 whatever A's rank."""
+
+
+def checked_alpha(regularization: Literal["auto"] | float) -> float | None:
+    """The declared penalty, None for `auto`. Raises SpecError."""
+    if regularization == "auto":
+        return None
+    low, high = ALPHA_RANGE
+    if not low <= regularization <= high:
+        raise SpecError(
+            f"regularization is {regularization}; a ridge head takes 'auto' or a number from {low} to {high}",
+            field="spec.head.regularization",
+        )
+    return float(regularization)
+
+
+def solve_ridge(moments: Moments, *, balance: float, alpha: float | None) -> LinearHead:
+    """The head; `balance` is p, `alpha` None searches. Raises InvalidError for an alpha that is not positive."""
+    if alpha is not None and not 0 < alpha < np.inf:
+        raise InvalidError(f"regularization hint is {alpha}; it must be positive", field="hint")
+    count_K, classes = moments.count_K, moments.count_K.size
+    weight_K = count_K ** (1.0 - balance)
+    weight_K *= classes / weight_K.sum()
+    mean_d = weight_K @ moments.mean_Kd / classes
+    centred_Kd = moments.mean_Kd - mean_d
+    per_sample = classes / moments.samples
+    moment_dd, raw_trace = moments.scatter()
+    raw_trace *= per_sample
+    moment_dd *= per_sample
+    add_outer(moment_dd, centred_Kd, weight_K)
+    trace = float(moment_dd.trace())
+    if trace <= ROUNDING * raw_trace:
+        # Nothing tells the samples apart: the best score is each class's weight.
+        nothing_dK = np.zeros((moments.dim, classes))
+        return moments.linear(nothing_dK, weight_K / classes, regularization=alpha or ALPHAS[0])
+    target_dK = np.asfortranarray((weight_K[:, None] * centred_Kd).T)
+    size = trace / moments.dim
+    floor = FLOOR * raw_trace
+    if alpha is None:
+        spread = float(np.sum(weight_K - weight_K**2 / classes))
+        kish = classes**2 / float(np.sum(weight_K**2 / count_K))
+        effective = float(np.sqrt(kish * moments.samples))
+        alpha, weight_dK = _search(moment_dd, target_dK, size=size, floor=floor, spread=spread, samples=effective)
+    else:
+        weight_dK = solve_spd(moment_dd, target_dK, max(alpha * size, floor))
+    return moments.linear(weight_dK, weight_K / classes - mean_d @ weight_dK, regularization=alpha)
+
+
+def solve_spd(lower_dd: Float, target_dK: Float, ridge: float) -> Float:
+    """(A + ridge I)^-1 target by one Cholesky factorisation, which overwrites A."""
+    lower_dd[np.diag_indices_from(lower_dd)] += ridge
+    factor_dd, info = lapack.dpotrf(lower_dd, lower=1, clean=0, overwrite_a=1)
+    assert info == 0, "the ridge's floor keeps the matrix positive definite"
+    solution_dK, info = lapack.dpotrs(factor_dd, target_dK, lower=1)
+    assert info == 0
+    return np.asarray(solution_dK, np.float64)
+
+
+def _search(
+    moment_dd: Float, target_dK: Float, *, size: float, floor: float, spread: float, samples: float
+) -> tuple[float, Float]:
+    """alpha of least GCV, and the weights there. `spread` is the RSS of the intercept alone."""
+    tri = Tridiagonal(moment_dd)
+    rotated_dK = tri.rotate(target_dK)
+    eigenvalue_d = tri.eigenvalues()
+    best_score, best_alpha, best_dK = np.inf, ALPHAS[0], None
+    for alpha in ALPHAS:
+        ridge = max(alpha * size, floor)
+        dof = 1.0 + float(np.sum(eigenvalue_d / (eigenvalue_d + ridge)))
+        if dof >= MAX_DOF_SHARE * samples:
+            break  # dof only grows as alpha falls
+        weight_dK = tri.solve(rotated_dK, ridge)
+        # tr(W^T A W) = tr(W^T Q) - ridge |W|^2, so A itself is not needed.
+        rss = spread - _inner(rotated_dK, weight_dK) - ridge * _inner(weight_dK, weight_dK)
+        score = max(rss, 0.0) / (1.0 - dof / samples) ** 2
+        if score < best_score:
+            best_score, best_alpha, best_dK = score, alpha, weight_dK
+    if best_dK is None:  # too few samples for any of them: the strongest penalty
+        best_dK = tri.solve(rotated_dK, max(best_alpha * size, floor))
+    return best_alpha, tri.rotate_back(best_dK)
+
+
+def _inner(left_dK: Float, right_dK: Float) -> float:
+    """Sum of products; both column-major, so flattening copies nothing."""
+    return float(np.dot(left_dK.ravel(order="K"), right_dK.ravel(order="K")))
+
+
+class Tridiagonal:
+    """A = H T H^T with H orthogonal (as Householder reflectors) and T tridiagonal: LAPACK dsytrd."""
+
+    def __init__(self, lower_dd: Float) -> None:
+        dim = lower_dd.shape[0]
+        work = int(lapack.dsytrd_lwork(dim, lower=1)[0])
+        packed_dd, self._diagonal_d, self._beside, self._tau, info = lapack.dsytrd(
+            lower_dd, lower=1, lwork=work, overwrite_a=1
+        )
+        assert info == 0
+        # The reflectors start one row below the diagonal: what LAPACK's dormtr hands to dormqr.
+        self._reflectors = np.asfortranarray(packed_dd[1:, :-1])
+
+    def eigenvalues(self) -> Float:
+        """Of A; those that rounding made negative are 0."""
+        values_d, info = lapack.dsterf(self._diagonal_d, self._beside)
+        assert info == 0, "QR iterations converge on finite input"
+        return np.asarray(np.maximum(values_d, 0.0), np.float64)
+
+    def solve(self, rotated_dK: Float, ridge: float) -> Float:
+        """(T + ridge I)^-1 rotated."""
+        _, _, solution_dK, info = lapack.dptsv(self._diagonal_d + ridge, self._beside, rotated_dK)
+        assert info == 0, "the ridge's floor keeps the matrix positive definite"
+        return np.asarray(solution_dK, np.float64)
+
+    def rotate(self, columns_dK: Float) -> Float:
+        """H^T columns."""
+        return self._apply(columns_dK, "T")
+
+    def rotate_back(self, columns_dK: Float) -> Float:
+        """H columns."""
+        return self._apply(columns_dK, "N")
+
+    def _apply(self, columns_dK: Float, transpose: str) -> Float:
+        result_dK = np.array(columns_dK, order="F")
+        if self._tau.size:
+            lower = np.asfortranarray(result_dK[1:])
+            work = int(lapack.dormqr("L", transpose, self._reflectors, self._tau, lower, lwork=-1)[1][0])
+            result_dK[1:], _, info = lapack.dormqr(
+                "L", transpose, self._reflectors, self._tau, lower, lwork=work, overwrite_c=1
+            )
+            assert info == 0
+        return result_dK
