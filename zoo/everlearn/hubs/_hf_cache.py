@@ -11,15 +11,16 @@ import json
 import os
 import uuid
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import get_cached_repo_tree
-from huggingface_hub.errors import CachedRepoTreeNotFoundError
 from huggingface_hub.file_download import repo_folder_name
 
 from everlearn.errors import ForbiddenFileError
 from everlearn.hubs._digests import HEX40, HEX64
 from everlearn.hubs._hf_api import Entry
 from everlearn.hubs._policy import check_plain
+
+TREE_FORMAT = 1
 
 
 class RepoCache:
@@ -43,20 +44,15 @@ class RepoCache:
 
     def listing(self, commit: str) -> tuple[Entry, ...] | None:
         """What a commit holds, if it was ever listed here: a commit never changes."""
+        # Read here and not by the client's get_cached_repo_tree, which leaves the sha256 out (2.4).
         try:
-            files = get_cached_repo_tree(self._repo_id, revision=commit, cache_dir=self._cache)
-        except (CachedRepoTreeNotFoundError, ValueError):
+            data = json.loads(self._tree(commit).read_text(encoding="utf-8"))
+            if data["format_version"] != TREE_FORMAT:
+                return None
+            return tuple(_from_json(name, item) for name, item in data["files"].items())
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, ForbiddenFileError):
+            # Missing, or not what this version writes: the hub is asked instead.
             return None
-        entries = tuple(
-            Entry(
-                name=file.path,
-                size_bytes=file.lfs.size if file.lfs else file.size,
-                git_sha1=file.blob_id,
-                sha256=file.lfs.sha256 if file.lfs else None,
-            )
-            for file in files
-        )
-        return entries if all(_sound(entry) for entry in entries) else None
 
     def snapshot(self, commit: str) -> tuple[Entry, ...] | None:
         """What the client left of a commit without a listing (older versions wrote none): links name their content."""
@@ -76,12 +72,15 @@ class RepoCache:
                 )
         return tuple(entries) or None
 
+    def _tree(self, commit: str) -> Path:
+        return self._root / "trees" / f"{commit}.json"
+
     def remember(self, commit: str, entries: tuple[Entry, ...]) -> None:
         """Keeps a listing in the client's own form (format 1), so that a pinned fetch asks the hub nothing."""
-        path = self._root / "trees" / f"{commit}.json"
+        path = self._tree(commit)
         path.parent.mkdir(parents=True, exist_ok=True)
         files = {entry.name: _as_json(entry) for entry in sorted(entries, key=lambda entry: entry.name)}
-        text = json.dumps({"format_version": 1, "files": files}, indent=1)
+        text = json.dumps({"format_version": TREE_FORMAT, "files": files}, indent=1)
         temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
         try:
             temporary.write_text(text, encoding="utf-8")
@@ -108,9 +107,9 @@ def _as_json(entry: Entry) -> dict[str, object]:
     return plain | ({"lfs_sha256": entry.sha256, "lfs_size": entry.size_bytes} if entry.sha256 else {})
 
 
-def _sound(entry: Entry) -> bool:
-    try:
-        check_plain(entry.name)
-    except ForbiddenFileError:
-        return False
-    return bool(HEX64.fullmatch(entry.sha256) if entry.sha256 else HEX40.fullmatch(entry.git_sha1))
+def _from_json(name: str, item: dict[str, Any]) -> Entry:
+    check_plain(name)
+    size, sha256 = item["size"], item.get("lfs_sha256")
+    if type(size) is not int or not HEX40.fullmatch(item["blob_id"]) or (sha256 and not HEX64.fullmatch(sha256)):
+        raise ValueError("not an entry of a listing")
+    return Entry(name=name, size_bytes=item.get("lfs_size") or size, git_sha1=item["blob_id"], sha256=sha256)

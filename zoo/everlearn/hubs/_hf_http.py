@@ -118,7 +118,7 @@ def _follow(
         if not response.has_redirect_location:
             lowered = {key.lower(): value for key, value in response.headers.items()}
             return Reply(status=response.status_code, headers=lowered, commit=commit, chunks=response.iter_raw())
-        target = urljoin(url, response.headers["location"])
+        target = _joined(url, response.headers["location"], subject)
         _check_redirect(url, target, subject)
         if _origin(target) != _origin(url):
             sent.pop("authorization", None)
@@ -126,13 +126,19 @@ def _follow(
     raise UnavailableError(f"{subject.host} redirects {subject.source} in circles", field=FIELD_SOURCE)
 
 
+def _joined(url: str, location: str, subject: Subject) -> str:
+    try:
+        target = urljoin(url, location)
+        # Reading the port is what checks it.
+        _ = urlsplit(target).port
+    except ValueError:
+        raise UnavailableError(f"{subject.host} redirects {subject.source} nowhere", field=FIELD_SOURCE) from None
+    return target
+
+
 def _check_redirect(url: str, target: str, subject: Subject) -> None:
     """Refuses to be sent inwards: a public hub may point to its own storage, not at this machine or network."""
-    try:
-        here, there = urlsplit(url), urlsplit(target)
-        _ = there.port
-    except ValueError:
-        raise UnavailableError(f"{subject.host} redirects {subject.source} to no address", field=FIELD_SOURCE) from None
+    here, there = urlsplit(url), urlsplit(target)
     downgraded = here.scheme == "https" and there.scheme != "https"
     inwards = _is_internal(there.hostname) and not _is_internal(here.hostname)
     if there.scheme not in ("http", "https") or downgraded or inwards:
