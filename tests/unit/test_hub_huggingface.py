@@ -180,6 +180,28 @@ def start_and_kill(local: LocalHub, commit: str, cache: Path) -> int:
     return parts(cache)[0].stat().st_size
 
 
+def test_the_client_alone_starts_over_which_is_why_we_do_not_leave_it_to_it(
+    local: LocalHub, lite0: dict[str, bytes], tmp_path: Path
+) -> None:
+    commit = local.add_repo(REPO, lite0)
+    command = (
+        "import sys, huggingface_hub as h; h.hf_hub_download('timm/lite0', 'model.safetensors', "
+        "revision=sys.argv[3], cache_dir=sys.argv[2], endpoint=sys.argv[1], token=False)"
+    )
+    environment = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    arguments = [sys.executable, "-c", command, local.url, str(tmp_path), commit]
+    local.fault = Fault(stall_after=8_000_000)
+    process = subprocess.Popen(arguments, env=environment)
+    while not [path for path in tmp_path.rglob("*.incomplete") if path.stat().st_size > 4_000_000]:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    local.fault = None
+    subprocess.run(arguments, env=environment, check=True)
+    assert [request.headers.get("range") for request in local.files_asked()] == [None, None]
+
+
 def test_a_killed_download_goes_on_where_it_was(local: LocalHub, lite0: dict[str, bytes], tmp_path: Path) -> None:
     commit = local.add_repo(REPO, lite0)
     left = start_and_kill(local, commit, tmp_path)
