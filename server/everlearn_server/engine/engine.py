@@ -15,7 +15,7 @@ import structlog
 
 from everlearn.errors import ConflictError, EverlearnError, NotFoundError, PreconditionError
 from everlearn.hubs.base import HubSettings
-from everlearn.inputs.samples import Features, Images, Samples
+from everlearn.inputs.samples import Features, Samples
 from everlearn.runtime.session import TrunkSession
 from everlearn.spec.load import dump, parse
 from everlearn.spec.model import Model
@@ -64,7 +64,7 @@ class Engine:
         self._executor = ThreadPoolExecutor(max_workers=max(2, settings.workers), thread_name_prefix="sums")
         self._trunks = TrunkPool(self._open_session)
         self._applier = Applier(store=store, hubs=settings.hubs, work_dir=settings.work_dir)
-        self._exporter = Exporter(store=store, score=self._score_probe, stored_trunk=self._applier.stored_trunk)
+        self._exporter = Exporter(store=store, stored_trunk=self._applier.stored_trunk)
         self._apply_lock = asyncio.Lock()
         self.operations = Operations(store)
         self.queue = WorkQueue(
@@ -279,7 +279,7 @@ class Engine:
             spec=model.spec,
             etag=f"{model.row.uid}:{model.row.generation}",
             stored=StoredCounts(
-                samples=int(memory.count_C.sum()) if memory else 0,
+                samples=memory.samples if memory else 0,
                 classes=len(memory.labels) if memory else 0,
                 versions=len(model.book.stored),
             ),
@@ -311,7 +311,7 @@ class Engine:
         model = self.model(spec.metadata.name)
         row = replace(model.row, declaration=dump(spec), generation=model.row.generation + 1, update_time_s=time.time())
         row = await self._store.catalog.put_model(row, expected_etag=model.row.etag)
-        model.revise(spec, row)
+        await model.revise(spec, row)
         await model.prune()
         await self._exporter.prune(model)
 
@@ -377,9 +377,6 @@ class Engine:
         operation.progress("compose")
         row = await self._exporter.export(model, versioned)
         return {"name": f"models/{row.model}/exports/{row.version_number}"}
-
-    async def _score_probe(self, snapshot: Snapshot, images: Images) -> Scored:
-        return await self.score(snapshot, images, timeout_s=None)
 
 
 def check_etag(model: LiveModel, etag: str) -> None:

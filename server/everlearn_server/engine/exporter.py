@@ -3,36 +3,46 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 
+from everlearn.export.card import CardFacts, model_card
 from everlearn.export.compose import Composer
-from everlearn.export.parity import ParityReport, check_export, probe_images
-from everlearn.inputs.samples import Images
-from everlearn.values import Trunk
+from everlearn.export.parity import ReleaseReport, check_release
+from everlearn.export.probes import Probes
+from everlearn.values import FeaturesBd, PixelsBCHW, Trunk
 from everlearn_server.engine.live_model import LiveModel
-from everlearn_server.engine.serving import Scored, Snapshot
+from everlearn_server.engine.serving import Snapshot
+from everlearn_server.engine.trunks import LiveTrunk
 from everlearn_server.engine.versions import Versioned
 from everlearn_server.store.rows import ExportFile, ExportRow
 from everlearn_server.store.store import Store
 
 MODEL_FILE, CARD_FILE = "model.onnx", "README.md"
-_SKELETONS = 4
-"""Joined graphs kept, one per trunk and front; each is about the trunk's size."""
+_BENCHES = 4
+"""Trunks for which the joined graph and the probes are kept; each takes about the trunk's size."""
 
-Score = Callable[[Snapshot, Images], Awaitable[Scored]]
+
+@dataclass(frozen=True, kw_only=True)
+class _Bench:
+    """What every export on one trunk shares."""
+
+    trunk: Trunk
+    composer: Composer
+    probes: Probes
 
 
 class Exporter:
     """Composes on demand; the same version again is the same file."""
 
-    def __init__(self, *, store: Store, score: Score, stored_trunk: Callable[[str], Awaitable[Trunk]]) -> None:
+    def __init__(self, *, store: Store, stored_trunk: Callable[[str], Awaitable[Trunk]]) -> None:
         self._store = store
-        self._score = score
         self._stored_trunk = stored_trunk
-        self._composers: OrderedDict[str, Composer] = OrderedDict()
+        self._benches: OrderedDict[str, _Bench] = OrderedDict()
 
     async def export(self, model: LiveModel, versioned: Versioned) -> ExportRow:
         """The export of a version, made now unless it has been. Raises ParityError: then nothing is released."""
@@ -41,9 +51,9 @@ class Exporter:
             if row.version_number == number:
                 return row
         await model.store_version(versioned)
-        onnx = await self._compose(model, versioned)
-        report = await self._check(onnx, versioned.snapshot, model.spec.spec.gate.parity)
-        card = await asyncio.to_thread(_card, model, versioned, report, onnx)
+        bench = await self._bench(versioned.snapshot)
+        tolerance = model.spec.spec.gate.parity
+        onnx, report, card = await asyncio.to_thread(_release, bench, model.name, versioned, tolerance)
         files = [
             ExportFile(file_name=name, size=len(data), sha256=await self._store.blobs.put(data))
             for name, data in ((MODEL_FILE, onnx), (CARD_FILE, card.encode()))
@@ -52,8 +62,8 @@ class Exporter:
             model=model.name,
             version_number=number,
             files=tuple(files),
-            parity=report.max_abs_diff,
-            probes=report.probes,
+            parity=report.composed.max_abs_diff,
+            probes=report.composed.probes,
             create_time_s=time.time(),
         )
         await self._store.catalog.put_export(row)
@@ -66,36 +76,48 @@ class Exporter:
         for row in rows[: max(0, len(rows) - model.spec.spec.retention.exports)]:
             await self._store.catalog.delete_export(model.name, row.version_number)
 
-    async def _compose(self, model: LiveModel, versioned: Versioned) -> bytes:
-        snapshot, record = versioned.snapshot, versioned.record
-        composer = await self._composer(snapshot)
-        metadata = {
-            "model": model.name,
+    async def _bench(self, snapshot: Snapshot) -> _Bench:
+        key = snapshot.feature_digest
+        if key not in self._benches:
+            assert isinstance(snapshot.trunk, LiveTrunk)
+            trunk = await self._stored_trunk(snapshot.trunk.digest)
+            # The stored manifest is the one of its first user; the front and the scale are this model's.
+            trunk = replace(trunk, front=snapshot.front, scale=snapshot.trunk.scale)
+            self._benches[key] = await asyncio.to_thread(_make_bench, trunk, snapshot.trunk.session.run)
+            while len(self._benches) > _BENCHES:
+                self._benches.popitem(last=False)
+        self._benches.move_to_end(key)
+        return self._benches[key]
+
+
+def _make_bench(trunk: Trunk, run: Callable[[PixelsBCHW], FeaturesBd]) -> _Bench:
+    return _Bench(trunk=trunk, composer=Composer(trunk), probes=Probes.of(trunk.front, run))
+
+
+def _release(bench: _Bench, model: str, versioned: Versioned, tolerance: float) -> tuple[bytes, ReleaseReport, str]:
+    record, head = versioned.record, versioned.snapshot.head
+    metrics = json.loads(record.metrics_json)
+    onnx = bench.composer.compose(
+        head,
+        {
+            "model": model,
             "version": str(record.number),
-            "head": json.loads(record.metrics_json)["head"],
+            "head": metrics["head"],
             "samples": str(record.sample_count),
             "memory_digest": record.memory_digest,
-        }
-        return await asyncio.to_thread(composer.compose, snapshot.head, metadata)
-
-    async def _composer(self, snapshot: Snapshot) -> Composer:
-        key = snapshot.feature_digest
-        if key not in self._composers:
-            trunk = await self._stored_trunk(snapshot.trunk.digest)
-            self._composers[key] = await asyncio.to_thread(Composer, trunk)
-            while len(self._composers) > _SKELETONS:
-                self._composers.popitem(last=False)
-        self._composers.move_to_end(key)
-        return self._composers[key]
-
-    async def _check(self, onnx: bytes, snapshot: Snapshot, tolerance: float) -> ParityReport:
-        images = probe_images(snapshot.front)
-        scored = [await self._score(snapshot, Images(image[None])) for image in images]
-        return await asyncio.to_thread(
-            check_export,
-            onnx,
-            images,
-            [each.scores_BC[0] for each in scored],
-            tolerance=tolerance,
-            labels=snapshot.head.labels,
-        )
+        },
+    )
+    report = check_release(onnx, head, bench.probes, tolerance=tolerance)
+    tested = metrics["tested"] > 0
+    facts = CardFacts(
+        model=model,
+        version=record.number,
+        head_kind=metrics["head"],
+        samples_C=tuple(metrics["samples_per_class"]),
+        memory_digest=record.memory_digest,
+        accuracy=metrics["accuracy"] if tested else None,
+        windowed_accuracy=metrics["windowed_accuracy"] if tested else None,
+        sha256=hashlib.sha256(onnx).hexdigest(),
+        size_bytes=len(onnx),
+    )
+    return onnx, report, model_card(facts, bench.trunk, head, report)

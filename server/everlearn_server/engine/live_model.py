@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import replace
 
 import structlog
-from everlearn.metrics.prequential import Prequential
 
 from everlearn.errors import PreconditionError
 from everlearn.heads import head_for
 from everlearn.memories import memory_for
+from everlearn.metrics.prequential import Prequential
 from everlearn.spec.model import Model
 from everlearn.values import LinearHead
 from everlearn_server.engine.head_file import load_head
@@ -88,7 +89,8 @@ class LiveModel:
         data = await self._store.ledger.memory(self.name)
         ledger = await self._store.ledger.state(self.name)
         memory = kind.from_bytes(data) if data else kind.create(trunk.feature_dim, self.spec.spec.labels)
-        prequential = Prequential.from_json(ledger.prequential_json) if ledger else Prequential()
+        memory.sums.declare([label for label in self.spec.spec.labels if label not in memory.sums.labels])
+        prequential = Prequential.from_dict(json.loads(ledger.prequential_json)) if ledger else Prequential()
         await self._reserve_numbers()
         await self._restore_versions(trunk, trunk_of)
         latest = self.book.latest
@@ -110,7 +112,7 @@ class LiveModel:
         )
         self._publisher = self._make_publisher(trunk, latest)
         stored_digest = latest.record.memory_digest if latest else ""
-        if memory.sums.count_C.sum() and stored_digest != memory.sums.digest():
+        if memory.sums.samples and stored_digest != memory.sums.digest():
             self._publisher.touch()
 
     async def stop(self, *, commit: bool = True) -> None:
@@ -127,10 +129,11 @@ class LiveModel:
         self._writer = None
         self._publisher = None
 
-    def revise(self, spec: Model, row: ModelRow) -> None:
+    async def revise(self, spec: Model, row: ModelRow) -> None:
         """Takes up a changed declaration that needs no new lineage; a changed head is solved at once."""
         head_changed = spec.spec.head != self.spec.spec.head
         self.spec, self.row = spec, row
+        await self.writer.declare(spec.spec.labels)
         if head_changed and self._publisher is not None and self.trunk is not None:
             self._publisher.close()
             self._publisher = self._make_publisher(self.trunk, None)
@@ -173,7 +176,7 @@ class LiveModel:
                 "tested": prequential.tested,
                 "correct": prequential.correct,
                 "accuracy": prequential.accuracy,
-                "windowed_accuracy": prequential.windowed_accuracy,
+                "windowed_accuracy": prequential.window_accuracy,
                 "window": prequential.window,
             },
             make=make,

@@ -34,6 +34,8 @@ class Solved:
     tails: Mapping[str, int]
     """Last sequence of each client that it knows."""
     sample_count: int
+    samples_C: tuple[int, ...]
+    """Per label of the head."""
     memory_digest: str
     """Of the sums it was solved from; empty for a quick head."""
     exact: bool
@@ -149,7 +151,8 @@ class Publisher:
         return Solved(
             head=head,
             tails=tails,
-            sample_count=int(sums.count_C.sum()),
+            sample_count=sums.samples,
+            samples_C=tuple(int(count) for count in sums.count_C),
             memory_digest=sums.digest() if hint is None else "",
             exact=hint is None,
             solve_ms=solve_ms,

@@ -140,6 +140,7 @@ class VersionBook:
                     "head": spec.spec.head.kind,
                     "regularization": solved.head.regularization,
                     "exact": solved.exact,
+                    "samples_per_class": solved.samples_C,
                     "solve_ms": round(solved.solve_ms, 3),
                 }
             ),

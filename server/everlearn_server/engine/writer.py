@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 import numpy as np
 import structlog
-from everlearn.metrics.prequential import Prequential
 
 from everlearn.errors import EverlearnError, FencedError, SequenceGapError, UnavailableError
 from everlearn.memories.base import Memory
+from everlearn.metrics.prequential import Prequential
 from everlearn.sums import Sums
 from everlearn.values import FeaturesBd, FeatureScale
 from everlearn_server.engine.serving import Snapshot
@@ -200,10 +201,16 @@ class ModelWriter:
             sums = await loop.run_in_executor(self._executor, self.memory.sums.copy)
             return sums, {client: tail.integrated for client, tail in self._tails.items()}
 
+    async def declare(self, labels: Sequence[str]) -> None:
+        """Gives declared labels their indices, before any sample of theirs."""
+        async with self._memory_lock:
+            known = set(self.memory.sums.labels)
+            self.memory.sums.declare([label for label in labels if label not in known])
+
     async def digest(self) -> str:
         """sha256 of the canonical sums, computed again only where they have changed."""
         async with self._memory_lock:
-            count = self.memory.sums.count_C.sum()
+            count = self.memory.sums.samples
             if self._digest is None or self._digest[0] != count:
                 loop = asyncio.get_running_loop()
                 self._digest = (count, await loop.run_in_executor(self._executor, self.memory.sums.digest))
@@ -289,7 +296,9 @@ class ModelWriter:
             self.memory.integrate(self._scale.quantise(batch.features_Bd), batch.labels)
         except EverlearnError as error:  # a full memory: nothing was added, the sequence is not spent
             return error
-        correct = self.prequential.update(batch.labels, predicted, batch.client)
+        before = self.prequential.correct
+        self.prequential.update(batch.labels, predicted, batch.client)
+        correct = self.prequential.correct - before
         tail.integrated = batch.sequence
         done_s = time.perf_counter()
         return self._outcome(
@@ -315,7 +324,7 @@ class ModelWriter:
             duplicate=duplicate,
             tested=prequential.tested,
             total_correct=prequential.correct,
-            windowed_accuracy=prequential.windowed_accuracy,
+            windowed_accuracy=prequential.window_accuracy,
             window=prequential.window,
             classes_seen=int(np.count_nonzero(self.memory.sums.count_C)),
             regularization=live.head.regularization if live else 0.0,
@@ -356,10 +365,10 @@ class ModelWriter:
                 uid=self._uid,
                 lineage=self._lineage,
                 memory=data,
-                sample_count=int(self.memory.sums.count_C.sum()),
+                sample_count=self.memory.sums.samples,
                 streams=moved,
                 rejects=tuple(rejects),
-                prequential_json=self.prequential.to_json(),
+                prequential_json=json.dumps(self.prequential.to_dict()),
                 timeline=self._timeline,
             )
         if not moved:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import numpy as np
-from everlearn.metrics.prequential import Prequential
 from google.longrunning import operations_pb2
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from everlearn.metrics.prequential import Prequential
 from everlearn.spec import plan as planning
 from everlearn.spec.defaults import height_width
 from everlearn.spec.load import dump
@@ -62,7 +61,7 @@ async def _status(engine: Engine, model: LiveModel) -> models_pb2.ModelStatus:
         sums = model.writer.memory.sums
         status.labels.extend(sums.labels)
         status.samples_per_class.extend(int(count) for count in sums.count_C)
-        status.sample_count = int(np.sum(sums.count_C))
+        status.sample_count = sums.samples
         status.feature_dim = model.ready_trunk.feature_dim
         status.input.CopyFrom(input_contract(model))
         status.prequential.CopyFrom(prequential_message(model.writer.prequential))
@@ -90,7 +89,7 @@ def prequential_message(prequential: Prequential) -> models_pb2.Prequential:
         tested=prequential.tested,
         correct=prequential.correct,
         accuracy=prequential.accuracy,
-        windowed_accuracy=prequential.windowed_accuracy,
+        windowed_accuracy=prequential.window_accuracy,
         window=prequential.window,
     )
 
