@@ -20,8 +20,19 @@ import numpy.typing as npt
 
 from everlearn.errors import InputError, ParityError
 from everlearn.export.compose import head_graph
-from everlearn.export.probes import Probes, plain_session
+from everlearn.export.probes import Probes, plain_session, probe_images
 from everlearn.values import FeaturesBd, ImageHWC, LinearHead
+
+__all__ = [
+    "FRONT_TOLERANCE",
+    "ParityReport",
+    "Probes",
+    "ReleaseReport",
+    "check_export",
+    "check_release",
+    "head_parity",
+    "probe_images",
+]
 
 Scores = npt.NDArray[np.float32]
 
@@ -97,8 +108,9 @@ def check_export(
 ) -> ParityReport:
     """Runs the file on `images` and compares with `server_scores`: a row [C] for each image, or what computes it.
 
-    `tolerance`: of a score, relative to max(1, largest magnitude among the image's scores). `threads`: ONNX
-    Runtime's.
+    `tolerance`: of a score, relative to max(1, largest magnitude among the image's scores); not below
+    `FRONT_TOLERANCE` where `server_scores` come through the server's own front (`check_release` is then the stricter
+    test). `threads`: ONNX Runtime's.
 
     Raises ParityError where a score differs by more, the file's label is not the one of its highest score, the labels
     differ although the server's two best scores are more than twice the tolerance apart, or the label table differs.
