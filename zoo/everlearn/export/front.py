@@ -91,7 +91,7 @@ def _crop(graph: _Graph, planar: str, front: FrontConfig) -> str:
     target = graph.constant("target", crop_targets(front))
     crop = graph.constant("crop", [front.height, front.width])
     source = graph.add("Shape", "source", planar, start=2, end=4)
-    fitted = _covering(graph, source, target, rounds=len(set(crop_targets(front))) == 2)
+    fitted = _covering(graph, source, target, rounds=front.height != front.width)
     resized = _resize(graph, planar, fitted, front)
     # Half of the rest, half to even, as Python's round in torchvision's CenterCrop.
     rest = graph.add("Cast", "rest", graph.add("Sub", "rest_int", fitted, crop), to=TensorProto.FLOAT)
@@ -111,11 +111,10 @@ def _covering(graph: _Graph, source: str, target: str, *, rounds: bool) -> str:
     other_source = graph.add("Gather", "other_source", source, swap)
     product = graph.add("Mul", "product", source, other_target)
     if rounds:
-        two = graph.constant("two", 2)
-        product = graph.add("Add", "product_up", graph.add("Mul", "product_2", product, two), other_source)
-        other_source = graph.add("Mul", "other_source_2", other_source, two)
-    fitted = graph.add("Max", "fitted", graph.add("Div", "share", product, other_source), target)
-    # A Cast there and back ends ONNX Runtime's shape propagation, which takes this for an empty list (1.31).
-    return graph.add(
-        "Cast", "fitted_int", graph.add("Cast", "fitted_float", fitted, to=TensorProto.DOUBLE), to=TensorProto.INT64
-    )
+        product = graph.add("Cast", "product_64", product, to=TensorProto.DOUBLE)
+        other_source = graph.add("Cast", "other_source_64", other_source, to=TensorProto.DOUBLE)
+        ratio = graph.add("Div", "ratio", product, other_source)
+        share = graph.add("Cast", "share", graph.add("Round", "ratio_half_even", ratio), to=TensorProto.INT64)
+    else:
+        share = graph.add("Div", "share", product, other_source)
+    return graph.add("Max", "fitted", share, target)

@@ -47,14 +47,10 @@ def fit_of(source_height: int, source_width: int, front: FrontConfig) -> Fit:
     if front.resize == "squash":
         return Fit(height=front.height, width=front.width, top=0, left=0)
     target_height, target_width = crop_targets(front)
-    # A square target rounds the longer side down (torchvision), another to the nearest (timm's ResizeKeepRatio).
-    rounding = 0 if target_height == target_width else 1
     if source_height * target_width <= source_width * target_height:
-        height = target_height
-        width = _scaled(source_width, target_height, source_height, rounding)
+        height, width = target_height, _share(source_width, target_height, source_height, front)
     else:
-        width = target_width
-        height = _scaled(source_height, target_width, source_width, rounding)
+        height, width = _share(source_height, target_width, source_width, front), target_width
     # Python's round, half to even, is part of torchvision's CenterCrop.
     return Fit(
         height=height, width=width, top=round((height - front.height) / 2), left=round((width - front.width) / 2)
@@ -125,6 +121,11 @@ def pixels_of(image: Image.Image, front: FrontConfig, out: PixelsCHW | None = No
     return normalise(np.asarray(resize(image, front)), front, out)
 
 
-def _scaled(side: int, numerator: int, denominator: int, rounding: int) -> int:
-    """side * numerator / denominator, rounded down (0) or to the nearest, half up (1), in exact integers."""
-    return (2 * side * numerator + rounding * denominator) // (2 * denominator)
+def _share(side: int, target: int, fitted: int, front: FrontConfig) -> int:
+    """What becomes of `side` when the side `fitted` becomes `target`.
+
+    Rounded down for a square target (torchvision's Resize), half to even for another (timm's ResizeKeepRatio). Exact:
+    the sides are far too small for a float64 quotient to be rounded across an integer or onto a half.
+    """
+    square = front.height == front.width
+    return side * target // fitted if square else round(side * target / fitted)
