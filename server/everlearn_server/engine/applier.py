@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from everlearn.backbones.base import BackboneDefaults
-from everlearn.backbones.child import build_in_child, describe_in_child, dump_manifest, load_trunk
+from everlearn.backbones.child import build_in_child, describe_in_child
+from everlearn.backbones.manifest import dump_manifest, load_trunk
 from everlearn.hubs import hub_for
 from everlearn.hubs.base import Hub, HubSettings, Resolved
 from everlearn.spec.defaults import complete, front_config
