@@ -60,10 +60,10 @@ async def _converse(
     connection.send(session.open_request())
     try:
         while True:
-            if source.taken is None and session.wants_batch:
-                source.take()
             for request in session.next_messages():
                 connection.send(request)
+            if source.taken is None and session.wants_batch:
+                source.take()
             if session.take_half_close():
                 connection.half_close()
             waiting = {connection.answer()} | ({source.taken} if source.taken else set())
@@ -136,6 +136,7 @@ class _Connection:
     def __init__(self, open_stream: OpenStream) -> None:
         self._requests: asyncio.Queue[learn_pb2.LearnRequest | None] = asyncio.Queue()
         self._call = open_stream(self._outgoing())
+        self._answers = aiter(self._call)
         self._answer: asyncio.Task[learn_pb2.LearnResponse | _End] | None = None
 
     def send(self, request: learn_pb2.LearnRequest) -> None:
@@ -165,12 +166,15 @@ class _Connection:
 
     async def _read(self) -> learn_pb2.LearnResponse | _End:
         try:
-            response = await self._call.read()
+            # Not read(): that forgets answers that arrived before the stream ended.
+            response: learn_pb2.LearnResponse = await anext(self._answers)
+        except StopAsyncIteration:
+            return _End(None)
         except grpc.RpcError as error:
             return _End(from_rpc_error(error))
         except asyncio.CancelledError:
             return _End(None)
-        return _End(None) if response is grpc.aio.EOF else response
+        return response
 
     async def _outgoing(self) -> AsyncIterator[learn_pb2.LearnRequest]:
         while (request := await self._requests.get()) is not None:

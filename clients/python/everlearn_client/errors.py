@@ -229,4 +229,14 @@ def _rich_status(metadata: object) -> object | None:
 
 
 def _is_reset(text: str) -> bool:
-    return any(sign in text for sign in ("RST_STREAM", "Stream removed", "Connection reset", "Socket closed"))
+    return any(sign in text for sign in _RESETS)
+
+
+_RESETS = (
+    "RST_STREAM",
+    "Stream removed",
+    "Connection reset",
+    "Socket closed",
+    # grpc.aio says this, in place of the server's status, where a write failed because the call had ended (grpc#36066).
+    "Internal error from Core",
+)
