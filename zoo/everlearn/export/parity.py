@@ -20,19 +20,8 @@ import numpy.typing as npt
 
 from everlearn.errors import InputError, ParityError
 from everlearn.export.compose import head_graph
-from everlearn.export.probes import Probes, plain_session, probe_images
+from everlearn.export.probes import Probes, plain_session
 from everlearn.values import FeaturesBd, ImageHWC, LinearHead
-
-__all__ = [
-    "FRONT_TOLERANCE",
-    "ParityReport",
-    "Probes",
-    "ReleaseReport",
-    "check_export",
-    "check_release",
-    "head_parity",
-    "probe_images",
-]
 
 Scores = npt.NDArray[np.float32]
 
