@@ -22,6 +22,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -348,7 +349,7 @@ LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db
 
 def lite0_pth() -> bytes:
     """The published ImageNet weights of EfficientNet-Lite0, as installed by pip."""
-    return importlib.metadata.distribution(LITE0_WHEEL).locate_file(LITE0_PATH).read_bytes()  # type: ignore[attr-defined]
+    return Path(str(importlib.metadata.distribution(LITE0_WHEEL).locate_file(LITE0_PATH))).read_bytes()
 
 
 @functools.cache

@@ -190,10 +190,13 @@ def test_the_client_alone_starts_over_which_is_why_we_do_not_leave_it_to_it(
     )
     environment = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     arguments = [sys.executable, "-c", command, local.url, str(tmp_path), commit]
-    local.fault = Fault(stall_after=8_000_000)
+    # It writes in pieces of 10 MiB.
+    local.fault = Fault(stall_after=15_000_000)
     process = subprocess.Popen(arguments, env=environment)
+    deadline = time.monotonic() + 8
     while not [path for path in tmp_path.rglob("*.incomplete") if path.stat().st_size > 4_000_000]:
         assert process.poll() is None
+        assert time.monotonic() < deadline
         time.sleep(0.02)
     process.kill()
     process.wait()

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from everlearn.errors import IntegrityError, PreconditionError, UnavailableError
-from everlearn.hubs._digests import CHUNK_BYTES, Digests
+from everlearn.hubs._digests import CHUNK_BYTES, Digests, digests_of
 from everlearn.hubs._hf_api import Entry
 from everlearn.hubs._hf_http import PAUSES_S, Reply
 
@@ -38,7 +38,7 @@ FIELD = "spec.backbone.file"
 
 
 def download(entry: Entry, blob: Path, open_at: OpenAt, report: Report) -> None:
-    """Leaves the verified content at `blob`.
+    """Leaves the verified content at `blob`, in place of whatever is there.
 
     Raises IntegrityError (and deletes the part) for bytes that are not the listed ones, UnavailableError (and keeps
     the part) where the hub stops answering, PreconditionError with reason DISK_FULL.
@@ -46,7 +46,7 @@ def download(entry: Entry, blob: Path, open_at: OpenAt, report: Report) -> None:
     blob.parent.mkdir(parents=True, exist_ok=True)
     part = blob.with_name(f"{blob.name}.part")
     with _locked(part) as stream:
-        if blob.is_file() and blob.stat().st_size == entry.size_bytes:
+        if blob.is_file() and entry.fits(digests_of(blob)):
             # Another process finished it while this one waited for the lock.
             part.unlink()
             return
@@ -169,7 +169,7 @@ def _is_right(entry: Entry, stream: BinaryIO) -> bool:
     digests = Digests(entry.size_bytes)
     while chunk := stream.read(CHUNK_BYTES):
         digests.update(chunk)
-    return (digests.sha256 if entry.sha256 else digests.git_sha1) == entry.etag
+    return entry.fits(digests)
 
 
 def _rewind(stream: BinaryIO) -> int:

@@ -13,7 +13,7 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
 from everlearn import __version__
 from everlearn.errors import ForbiddenFileError, IntegrityError, MovingReferenceError, SpecError, UnavailableError
-from everlearn.hubs._digests import HEX40, HEX64
+from everlearn.hubs._digests import HEX40, HEX64, Digests
 from everlearn.hubs._hf_http import FIELD_SOURCE, Reply, Subject, open_reply, retrying
 from everlearn.hubs._policy import check_plain
 from everlearn.hubs.base import HubSettings
@@ -39,6 +39,10 @@ class Entry:
     def etag(self) -> str:
         """What the cache names the content by."""
         return self.sha256 or self.git_sha1
+
+    def fits(self, digests: Digests) -> bool:
+        """Whether content with these digests is this file's."""
+        return (digests.sha256 if self.sha256 else digests.git_sha1) == self.etag
 
 
 class Remote:

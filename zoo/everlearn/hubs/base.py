@@ -67,7 +67,9 @@ class Hub(ABC):
     def resolve(self, backbone: Backbone) -> Resolved:
         """Resolves the reference (a branch or tag too) without downloading weights.
 
-        Raises SourceNotFoundError, AccessDeniedError, UnavailableError.
+        `cached` tells whether a file is here with the right size; `fetch` verifies its bytes.
+
+        Raises SourceNotFoundError, AccessDeniedError, UnavailableError, ForbiddenFileError, PayloadTooLargeError.
         """
 
     @abstractmethod
@@ -75,5 +77,5 @@ class Hub(ABC):
         """Files of a *pinned* reference, downloaded where needed, each verified against its sha256.
 
         Raises MovingReferenceError for a branch or tag, IntegrityError, ForbiddenFileError, SourceNotFoundError,
-        AccessDeniedError, UnavailableError.
+        AccessDeniedError, UnavailableError, PayloadTooLargeError, SpecError.
         """

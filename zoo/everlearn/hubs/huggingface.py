@@ -15,7 +15,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, re-exported silently
 
 from everlearn.errors import IntegrityError, MovingReferenceError, SpecError, UnavailableError
-from everlearn.hubs._digests import HEX40, Digests, digests_of
+from everlearn.hubs._digests import HEX40, digests_of
 from everlearn.hubs._download import download
 from everlearn.hubs._hf_api import Entry, Remote
 from everlearn.hubs._hf_cache import RepoCache
@@ -121,7 +121,7 @@ class HuggingFace(Hub):
         blob = cache.blob(entry)
         if cache.holds(entry):
             digests = digests_of(blob, report)
-            if _is_right(digests, entry):
+            if entry.fits(digests):
                 return digests.sha256
             if self.settings.offline:
                 raise IntegrityError(
@@ -131,7 +131,6 @@ class HuggingFace(Hub):
                 )
             logger.warning("a cached file is damaged and is downloaded anew: %s of %s", entry.name, repo_id)
         remote = self._remote(repo_id)
-        blob.unlink(missing_ok=True)
         download(entry, blob, lambda offset: remote.open(entry, commit, offset), report)
         return entry.sha256 or digests_of(blob).sha256
 
@@ -175,10 +174,6 @@ def _needed(entries: tuple[Entry, ...], backbone: Backbone) -> tuple[Entry, ...]
 
 def _tell(progress: Progress, before: int, total: int, done: int) -> None:
     progress(before + done, total)
-
-
-def _is_right(digests: Digests, entry: Entry) -> bool:
-    return (digests.sha256 if entry.sha256 else digests.git_sha1) == entry.etag
 
 
 def _not_pinned(backbone: Backbone, found: str) -> IntegrityError:
