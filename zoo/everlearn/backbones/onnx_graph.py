@@ -35,9 +35,12 @@ def parse(data: bytes) -> onnx.ModelProto:
             raise BackboneError(f"tensor {tensor.name!r} lies in another file; weights must be inside the ONNX file")
     if model.functions:
         raise BackboneError("the file defines functions of its own; export it with them inlined")
-    _refuse_operators(model)
     try:
+        _refuse_operators(model)
         onnx.checker.check_model(model)
+    except BackboneError:
+        raise
+    # The checker's errors, and what names that are no text lead to.
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise BackboneError(f"not a valid ONNX model: {reason}") from error

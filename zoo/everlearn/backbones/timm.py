@@ -8,6 +8,7 @@ Axes: N images, d features.
 
 from __future__ import annotations
 
+import difflib
 import io
 import json
 import tempfile
@@ -259,7 +260,7 @@ def _architecture(backbone: Backbone, config: Mapping[str, Any]) -> str:
     if not isinstance(name, str):
         raise BackboneError("the source has no config.json that names an architecture; declare one", field=field)
     if name not in timm.list_models():
-        near = ", ".join(timm.list_models(f"*{name[:6]}*")[:5])
+        near = ", ".join(difflib.get_close_matches(name, timm.list_models(), 3))
         raise BackboneError(
             f"timm {timm.__version__} has no architecture {name!r}" + (f"; near: {near}" if near else ""), field=field
         )
