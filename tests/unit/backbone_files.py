@@ -43,9 +43,7 @@ def files_in(folder: Path, contents: dict[str, bytes], source: str = "folder:/x"
     for name, data in contents.items():
         (folder / name).write_bytes(data)
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
-    return BackboneFiles(
-        source=source, revision="", paths={name: folder / name for name in contents}, sha256=digests
-    )
+    return BackboneFiles(source=source, revision="", paths={name: folder / name for name in contents}, sha256=digests)
 
 
 def vit_files(folder: Path, *, config: dict[str, object] | None = None) -> BackboneFiles:
