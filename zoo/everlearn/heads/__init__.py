@@ -19,4 +19,4 @@ def head_for(kind: str, regularization: Literal["auto"] | float = "auto") -> Hea
     >>> type(head_for("lda")).__name__
     'Lda'
     """
-    return plugins.load(sys.modules[__name__], kind, Head, field=FIELD)(regularization=regularization)  # type: ignore[type-abstract]
+    return plugins.load(sys.modules[__name__], kind, Head, field=FIELD)(regularization=regularization)  # type: ignore[type-abstract]  # it returns a concrete one

@@ -132,10 +132,11 @@ class Tridiagonal:
     def __init__(self, lower_dd: Float) -> None:
         dim = lower_dd.shape[0]
         work = int(lapack.dsytrd_lwork(dim, lower=1)[0])
-        packed_dd, self._diagonal_d, self._beside, self._tau, info = lapack.dsytrd(
+        packed_dd, self._diagonal_d, beside, self._tau, info = lapack.dsytrd(
             lower_dd, lower=1, lwork=work, overwrite_a=1
         )
         assert info == 0
+        self._beside = beside if dim > 1 else np.zeros(1)  # SciPy's wrappers refuse the empty one
         # The reflectors start one row below the diagonal: what LAPACK's dormtr hands to dormqr.
         self._reflectors = np.asfortranarray(packed_dd[1:, :-1])
 

@@ -16,4 +16,4 @@ def memory_for(kind: str) -> type[Memory]:
     >>> memory_for("statistics").__name__
     'Statistics'
     """
-    return plugins.load(sys.modules[__name__], kind, Memory, field=FIELD)  # type: ignore[type-abstract]
+    return plugins.load(sys.modules[__name__], kind, Memory, field=FIELD)  # type: ignore[type-abstract]  # it returns a concrete one
