@@ -47,7 +47,10 @@ class LiveModel:
         self._writer: ModelWriter | None = None
         self._publisher: Publisher | None = None
         self._storing: asyncio.Task[None] | None = None
+        self._store_lock = asyncio.Lock()
         self._stored_at_s = 0.0
+        self._pointed: dict[str, int] = {}
+        """Aliases as they are stored."""
         self._closed = False
 
     @property
@@ -202,7 +205,7 @@ class LiveModel:
             self._storing = asyncio.get_running_loop().create_task(self._store_loop(), name=f"store-{self.name}")
 
     async def _store_loop(self) -> None:
-        while self.book.latest is not None and self.book.latest.record.number not in self.book.stored:
+        while self.book.latest is not None and not self._is_stored(self.book.latest):
             wait_s = self._stored_at_s + _STORE_EVERY_S - time.monotonic()
             if wait_s > 0 and not self.writer.idle:
                 await asyncio.sleep(min(wait_s, 0.1))
@@ -211,36 +214,56 @@ class LiveModel:
                 return  # the commit that makes it durable calls again
             await self._store_latest()
 
+    def _is_stored(self, latest: Versioned) -> bool:
+        number = latest.record.number
+        return number in self.book.stored and self._pointed.get("latest") == number
+
     async def _store_latest(self) -> None:
-        latest = self.book.latest
-        if latest is None or self._writer is None or not self._writer.is_durable(latest.tails):
-            return
-        stable = self.book.stable
-        aliases = {"latest": latest.record.number}
-        if stable is latest:
-            aliases["stable"] = latest.record.number
-        if latest.record.number not in self.book.stored:
-            await self._store.catalog.put_version(latest.record, aliases=aliases, reason="published")
-            self.book.stored.add(latest.record.number)
-        await self.prune()
-        await self._reserve_numbers()
-        self._stored_at_s = time.monotonic()
+        async with self._store_lock:
+            latest, stable = self.book.latest, self.book.stable
+            if latest is None or self._writer is None or not self._writer.is_durable(latest.tails):
+                return
+            if stable is not None and stable is not latest:
+                # It may be a head that was superseded before it was stored, by one that the gate held back.
+                await self._put_version(stable, {"stable": stable.record.number})
+            number = latest.record.number
+            await self._put_version(latest, {"latest": number, **({"stable": number} if stable is latest else {})})
+            await self._prune()
+            await self._reserve_numbers()
+            self._stored_at_s = time.monotonic()
 
     async def prune(self) -> None:
         """Deletes stored versions beyond the declared number."""
+        async with self._store_lock:
+            await self._prune()
+
+    async def _prune(self) -> None:
         gone = await self._store.catalog.prune_versions(self.name, self.spec.spec.serving.keep_versions)
         self.book.forget(gone)
 
     async def store_version(self, versioned: Versioned) -> None:
         """Stores a version that somebody relies on (promoted, exported)."""
+        async with self._store_lock:
+            await self._put_version(versioned, {})
+
+    async def _put_version(self, versioned: Versioned, aliases: dict[str, int]) -> None:
+        """Stores a version once and points aliases at it; holds the lock, or two callers would store it twice."""
+        moved = {alias: number for alias, number in aliases.items() if self._pointed.get(alias) != number}
         if versioned.record.number not in self.book.stored:
-            await self._store.catalog.put_version(versioned.record, aliases={}, reason="kept")
-            self.book.stored.add(versioned.record.number)
+            reason = "published" if aliases else "kept"
+            await self._store.catalog.put_version(versioned.record, aliases=moved, reason=reason)
+            self.book.keep(versioned)
+        else:
+            for alias, number in moved.items():
+                await self._store.catalog.set_alias(self.name, alias, number, "published")
+        self._pointed.update(moved)
 
     async def point_stable(self, versioned: Versioned, reason: str) -> None:
         """Stores the alias `stable` and whether promotion is paused."""
-        await self.store_version(versioned)
-        await self._store.catalog.set_alias(self.name, "stable", versioned.record.number, reason)
+        async with self._store_lock:
+            await self._put_version(versioned, {})
+            await self._store.catalog.set_alias(self.name, "stable", versioned.record.number, reason)
+            self._pointed["stable"] = versioned.record.number
         self.row = await self._store.catalog.put_model(
             replace(self.row, promotion_paused=self.book.promotion_paused), expected_etag=self.row.etag
         )
@@ -252,6 +275,7 @@ class LiveModel:
 
     async def _restore_versions(self, trunk: LiveTrunk, trunk_of: Callable[[str], Awaitable[LiveTrunk | None]]) -> None:
         aliases = {row.alias: row.number for row in await self._store.catalog.aliases(self.name)}
+        self._pointed = dict(aliases)
         for summary in await self._store.catalog.versions(self.name):
             own = trunk if summary.trunk_digest == trunk.digest else await trunk_of(summary.trunk_digest)
             if own is None:

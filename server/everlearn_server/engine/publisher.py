@@ -73,7 +73,8 @@ class Publisher:
         self._hint = hint
         self._touched = asyncio.Event()
         self._generation = 0
-        self._exact_generation = -1
+        self._exact_generation = 0
+        self._has_installed = False
         self._exact: asyncio.Task[None] | None = None
         self._known: Mapping[str, int] = {}
         self._changed = asyncio.Condition()
@@ -89,7 +90,10 @@ class Publisher:
 
         def rests() -> bool:
             knows = all(self._known.get(client, 0) >= sequence for client, sequence in tails.items())
-            return knows and (self._exact_generation == self._generation or not self._writer.idle)
+            # Untouched since the start, the stored head knows all there is.
+            return (knows or not self._generation) and (
+                self._exact_generation == self._generation or not self._writer.idle
+            )
 
         try:
             async with asyncio.timeout(timeout_s), self._changed:
@@ -131,15 +135,22 @@ class Publisher:
         loop = asyncio.get_running_loop()
         try:
             solved = await loop.run_in_executor(self._executor, self._solve, sums, tails, hint)
-        except PreconditionError as error:  # nothing learned yet
+        except PreconditionError as error:  # nothing learned yet: no head comes of these sums, and nobody waits for one
             _logger.debug("no head yet", model=self._model, reason=error.reason)
+            await self._settle(tails, generation, exact=True)
             return
         if solved.exact:
             self._hint = solved.head.regularization
-        if not solved.exact or generation == self._generation or not self._known:
+        elif generation <= self._exact_generation:
+            return  # overtaken: the exact head of these sums is there already, and stays
+        if not solved.exact or generation == self._generation or not self._has_installed:
             self._install(solved)
-            self._known = tails
-        if solved.exact and generation == self._generation:
+            self._has_installed = True
+            await self._settle(tails, generation, exact=solved.exact)
+
+    async def _settle(self, tails: Mapping[str, int], generation: int, *, exact: bool) -> None:
+        self._known = tails
+        if exact and generation == self._generation:
             self._exact_generation = generation
         async with self._changed:
             self._changed.notify_all()

@@ -212,6 +212,11 @@ class VersionBook:
         named = {"stable": self.stable, "latest": self.latest}
         return [alias for alias, target in named.items() if target and target.record.number == number]
 
+    def keep(self, versioned: Versioned) -> None:
+        """It has been stored; it may have been forgotten while that was done."""
+        self._versions[versioned.record.number] = versioned
+        self.stored.add(versioned.record.number)
+
     def forget(self, numbers: Iterable[int]) -> None:
         """Drops stored versions that the store has pruned."""
         for number in numbers:

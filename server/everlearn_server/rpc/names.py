@@ -35,7 +35,8 @@ def version_of(name: str, *, field: str = "name") -> tuple[str, str]:
 def export_of(name: str, *, field: str = "name") -> tuple[str, int]:
     """`models/{model}/exports/{number}` -> model, version number. Raises InvalidError."""
     parts = name.split("/")
-    if len(parts) != 4 or parts[2] != "exports" or not (parts[3].isascii() and parts[3].isdigit()):
+    # Digits are counted first: Python refuses to make an int of thousands.
+    if len(parts) != 4 or parts[2] != "exports" or not re.fullmatch("[0-9]{1,18}", parts[3]):
         raise InvalidError(f"{name[:80]!r} is not models/{{model}}/exports/{{version number}}", field=field)
     return model_of("/".join(parts[:2]), field=field), int(parts[3])
 
