@@ -10,7 +10,10 @@ from everlearn.values import FeatureScale, LinearHead
 
 
 class Head(ABC):
-    """Closed form, deterministic: equal sums give bit-equal heads, whatever order the labels arrived in."""
+    """Closed form, deterministic: equal sums give bit-equal heads, whatever order the labels arrived in.
+
+    (With one BLAS and one number of its threads; another one moves a weight's last bits, about 1e-14 of the largest.)
+    """
 
     def __init__(self, *, regularization: Literal["auto"] | float = "auto") -> None:
         self.regularization = regularization
