@@ -45,18 +45,12 @@ UV_LOCK = uv pip compile pyproject.toml --universal --python-version 3.11 --gene
   --no-header --no-annotate --quiet --upgrade
 
 lock: ## Resolve the newest allowed dependencies into requirements/*.txt (needs uv).
-	$(UV_LOCK) requirements/build.in --extra demo --group dev -o requirements/dev.txt
+	$(UV_LOCK) requirements/build.in --extra demo --group dev --group protos -o requirements/dev.txt
 	for target in server server-gpu server-lite; do $(UV_LOCK) --extra $$target -o requirements/$$target.txt; done
 	$(UV_LOCK) --extra edge --extra cli -o requirements/edge.txt
 
-protos: $(VENV)/.protos ## Regenerate the committed gRPC code.
-	@$(VENV)/protos/bin/python protos/generate.py
-
-$(VENV)/.protos: pyproject.toml
-	@$(PYTHON) -m venv $(VENV)/protos
-	@$(VENV)/protos/bin/python -m pip install --quiet --upgrade pip
-	@$(VENV)/protos/bin/python -m pip install --quiet googleapis-common-protos --group protos
-	@touch $@
+protos: $(READY) ## Regenerate the committed gRPC code.
+	@$(BIN)/python protos/generate.py
 
 clean: ## Remove .venv and caches.
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

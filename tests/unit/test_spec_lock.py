@@ -48,6 +48,7 @@ def test_what_cannot_move_is_accepted(backbone: str) -> None:
         (f"source: wheel://d/m.safetensors, sha256: {SHA}", "spec.backbone.revision"),
         ("source: wheel://d/m.safetensors, revision: 1.0.0", "spec.backbone.sha256"),
         ("source: folder:/m.safetensors", "spec.backbone.sha256"),
+        ("source: wheel://d/m.pth, revision: 1.0.0, format: torch", "spec.backbone.sha256"),
     ],
 )
 def test_a_wheel_or_folder_without_its_pins_is_refused(backbone: str, field: str) -> None:

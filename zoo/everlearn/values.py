@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -107,12 +108,12 @@ class Trunk:
         """d."""
         return int(self.scale.step_d.size)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """sha256 of the ONNX bytes: models with equal digests share one session."""
         return hashlib.sha256(self.onnx).hexdigest()
 
-    @property
+    @cached_property
     def feature_digest(self) -> str:
         """Names what a feature vector means: trunk, front and scale together. States with different ones never merge."""
         return hashlib.sha256(f"{self.digest}:{self.front.digest}:{self.scale.digest}".encode()).hexdigest()

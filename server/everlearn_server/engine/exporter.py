@@ -62,8 +62,8 @@ class Exporter:
             model=model.name,
             version_number=number,
             files=tuple(files),
-            parity=report.composed.max_abs_diff,
-            probes=report.composed.probes,
+            parity=report.served.max_abs_diff,
+            probes=report.served.probes,
             create_time_s=time.time(),
         )
         await self._store.catalog.put_export(row)

@@ -99,13 +99,6 @@ class Backbone(Strict):
             return value
         return rules.file_format(value, info.data["source"], info.data["file"])
 
-    @field_validator("sha256")
-    @classmethod
-    def _pickles_are_pinned(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value is None and info.data.get("format") == "torch":
-            raise ValueError("is needed with format torch: a pickle is read only if it is the very file you mean")
-        return value
-
     @field_validator("loader")
     @classmethod
     def _loader_of_format(cls, value: str, info: ValidationInfo) -> str:
