@@ -11,10 +11,10 @@ import numpy as np
 from everlearn.errors import EverlearnError, InputError, InvalidError, OverloadedError, TimelineChangedError
 from everlearn.inputs.samples import Features, Samples
 from everlearn.values import FeaturesBd
+from everlearn_server.engine.batches import Derived, Outcome
 from everlearn_server.engine.decode import Decoder
 from everlearn_server.engine.live_model import LiveModel
 from everlearn_server.engine.work_queue import WorkQueue
-from everlearn_server.engine.writer import Derived, Outcome
 
 MAX_BATCH_SAMPLES = 1024
 _MAX_LABEL_BYTES = 256
@@ -98,7 +98,7 @@ class LearnStream:
                 "still have or report it lost",
                 field="open.timeline",
             )
-        tail = await self._writer.open_stream(self._client, epoch, self._on_durable)
+        tail = await self._writer.open_stream(self._client, epoch, self)
         self.epoch, self.durable_sequence = tail.epoch, tail.durable
         self._last_sequence = tail.durable
         self._stager = asyncio.create_task(self._stage(), name=f"stage-{self._client}")
@@ -132,13 +132,33 @@ class LearnStream:
 
     async def close(self) -> None:
         """Lets go; what is staged stays staged."""
-        self._writer.close_stream(self._client, self._on_durable)
+        self._writer.close_stream(self._client, self)
         if self.epoch:
             self._stager.cancel()
             while not self._deriving.empty():
                 item = self._deriving.get_nowait()
                 if item is not None:
                     item[1].cancel()
+
+    # -- as the writer's listener -----------------------------------------------------------------------------------
+
+    def durable_up_to(self, sequence: int, commit_id: int) -> None:
+        """Tells the client, and a drain that waits for it."""
+        self._moved.set()
+        self._commit_id = commit_id or self._commit_id
+        latest = self._model.book.latest
+        knows = latest is not None and latest.tails.get(self._client, 0) >= sequence
+        self._events.put_nowait(
+            DurableUpTo(
+                sequence=sequence,
+                commit_id=self._commit_id,
+                version=latest.record.number if latest is not None and knows else 0,
+            )
+        )
+
+    def over(self, error: EverlearnError) -> None:
+        """Ends the stream with the writer's reason."""
+        self.fail(error)
 
     # -- stages -------------------------------------------------------------------------------------------------
 
@@ -211,7 +231,7 @@ class LearnStream:
             Received(outcome=outcome, decode_ms=derived.decode_ms, queue_ms=derived.queue_ms, trunk_ms=derived.trunk_ms)
         )
         if outcome.duplicate and self._writer.durable(self._client) >= outcome.sequence:
-            self._on_durable(self._writer.durable(self._client), 0)
+            self.durable_up_to(self._writer.durable(self._client), 0)
 
     async def _drain(self) -> None:
         """Waits until all is durable and a head knows it, then says so."""
@@ -224,19 +244,6 @@ class LearnStream:
                 sequence=self._writer.durable(self._client),
                 commit_id=self._commit_id,
                 version=self._model.book.latest.record.number if self._model.book.latest else 0,
-            )
-        )
-
-    def _on_durable(self, sequence: int, commit_id: int) -> None:
-        self._moved.set()
-        self._commit_id = commit_id or self._commit_id
-        latest = self._model.book.latest
-        knows = latest is not None and latest.tails.get(self._client, 0) >= sequence
-        self._events.put_nowait(
-            DurableUpTo(
-                sequence=sequence,
-                commit_id=self._commit_id,
-                version=latest.record.number if latest is not None and knows else 0,
             )
         )
 

@@ -47,6 +47,7 @@ class LiveModel:
         self._writer: ModelWriter | None = None
         self._publisher: Publisher | None = None
         self._storing: asyncio.Task[None] | None = None
+        self._reserving: asyncio.Task[None] | None = None
         self._store_lock = asyncio.Lock()
         self._stored_at_s = 0.0
         self._pointed: dict[str, int] = {}
@@ -125,8 +126,7 @@ class LiveModel:
             await self._writer.close(commit=commit)
         if self._publisher is not None:
             self._publisher.close()
-        if self._storing is not None:
-            await asyncio.gather(self._storing, return_exceptions=True)
+        await asyncio.gather(*(task for task in (self._storing, self._reserving) if task), return_exceptions=True)
         if commit:
             await self._store_latest()
         self._writer = None
@@ -184,6 +184,9 @@ class LiveModel:
             },
             make=make,
         )
+        if self.book.needs_numbers and (self._reserving is None or self._reserving.done()):
+            # Not left to the store's loop: a small model publishes a hundred heads a second.
+            self._reserving = asyncio.get_running_loop().create_task(self._reserve_numbers())
         self._store_soon()
 
     def _snapshot(self, number: int, head: LinearHead, trunk: LiveTrunk, created_s: float) -> Snapshot:

@@ -24,6 +24,10 @@ from everlearn_server.engine.head_file import dump_head
 from everlearn_server.engine.writer import ModelWriter
 
 _logger = structlog.get_logger(__name__)
+NO_NUMBERS = "NO_NUMBERS"
+"""Reason of the PreconditionError that `install` raises while version numbers are being reserved."""
+_AGAIN_S = 0.05
+"""Until `install` is tried again then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +81,8 @@ class Publisher:
         self._has_installed = False
         self._exact: asyncio.Task[None] | None = None
         self._known: Mapping[str, int] = {}
-        self._changed = asyncio.Condition()
+        self._changed = asyncio.Event()
+        self._closed = False
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"publisher-{model}")
 
     def touch(self) -> None:
@@ -91,18 +96,23 @@ class Publisher:
         def rests() -> bool:
             knows = all(self._known.get(client, 0) >= sequence for client, sequence in tails.items())
             # Untouched since the start, the stored head knows all there is.
-            return (knows or not self._generation) and (
-                self._exact_generation == self._generation or not self._writer.idle
+            return self._closed or (
+                (knows or not self._generation)
+                and (self._exact_generation == self._generation or not self._writer.idle)
             )
 
         try:
-            async with asyncio.timeout(timeout_s), self._changed:
-                await self._changed.wait_for(rests)
+            async with asyncio.timeout(timeout_s):
+                while not rests():
+                    self._changed.clear()
+                    await self._changed.wait()
         except TimeoutError:
             _logger.info("head not settled in time", model=self._model, timeout_s=timeout_s)
 
     def close(self) -> None:
-        """Stops solving."""
+        """Stops solving; nobody waits for a head any more."""
+        self._closed = True
+        self._changed.set()
         self._task.cancel()
         if self._exact is not None:
             self._exact.cancel()
@@ -135,10 +145,18 @@ class Publisher:
         loop = asyncio.get_running_loop()
         try:
             solved = await loop.run_in_executor(self._executor, self._solve, sums, tails, hint)
-        except PreconditionError as error:  # nothing learned yet: no head comes of these sums, and nobody waits for one
+            self._take(solved, tails, generation)
+        except PreconditionError as error:
+            if error.reason == NO_NUMBERS:
+                loop.call_later(_AGAIN_S, self.touch)
+                return
+            # Nothing learned yet: no head comes of these sums, and nobody waits for one.
             _logger.debug("no head yet", model=self._model, reason=error.reason)
-            await self._settle(tails, generation, exact=True)
-            return
+            self._settle(tails, generation, exact=True)
+        except Exception:  # the present head goes on serving, and the next batch tries again
+            _logger.exception("no head could be solved", model=self._model)
+
+    def _take(self, solved: Solved, tails: Mapping[str, int], generation: int) -> None:
         if solved.exact:
             self._hint = solved.head.regularization
         elif generation <= self._exact_generation:
@@ -146,14 +164,13 @@ class Publisher:
         if not solved.exact or generation == self._generation or not self._has_installed:
             self._install(solved)
             self._has_installed = True
-            await self._settle(tails, generation, exact=solved.exact)
+            self._settle(tails, generation, exact=solved.exact)
 
-    async def _settle(self, tails: Mapping[str, int], generation: int, *, exact: bool) -> None:
+    def _settle(self, tails: Mapping[str, int], generation: int, *, exact: bool) -> None:
         self._known = tails
         if exact and generation == self._generation:
             self._exact_generation = generation
-        async with self._changed:
-            self._changed.notify_all()
+        self._changed.set()
 
     def _solve(self, sums: Sums, tails: Mapping[str, int], hint: float | None) -> Solved:
         begun_s = time.perf_counter()

@@ -13,7 +13,7 @@ import numpy as np
 from everlearn.errors import GateError, NotFoundError, PreconditionError
 from everlearn.spec.model import Gate, Model
 from everlearn.values import FeaturesBd, LinearHead
-from everlearn_server.engine.publisher import Solved
+from everlearn_server.engine.publisher import NO_NUMBERS, Solved
 from everlearn_server.engine.serving import Snapshot
 from everlearn_server.engine.trunks import LiveTrunk
 from everlearn_server.store.rows import VersionRow
@@ -119,7 +119,7 @@ class VersionBook:
     ) -> Versioned:
         """A new version becomes `latest`, and `stable` too where promotion is automatic and the gate passes."""
         if self._next >= self._reserved_to:
-            raise PreconditionError("version numbers are being reserved", reason="NO_NUMBERS")
+            raise PreconditionError("version numbers are being reserved", reason=NO_NUMBERS)
         number, self._next = self._next, self._next + 1
         gate = check_gate(
             spec.spec.gate,

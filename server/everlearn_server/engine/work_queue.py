@@ -18,7 +18,7 @@ from typing import Protocol
 
 import numpy as np
 
-from everlearn.errors import ExpiredError, OverloadedError
+from everlearn.errors import ExpiredError, OverloadedError, UnavailableError
 from everlearn.values import FeaturesBd, PixelsBCHW
 
 _PREDICTIONS_IN_A_ROW = 4
@@ -79,7 +79,10 @@ class WorkQueue:
     async def predict(
         self, session: Session, pixels_of: Callable[[int], PixelsBCHW], count: int, dim: int, timeout_s: float | None
     ) -> Work:
-        """Features of `count` images. Raises OverloadedError, ExpiredError, and what `pixels_of` raises."""
+        """Features of `count` images.
+
+        Raises OverloadedError, ExpiredError, UnavailableError (closed), and what `pixels_of` raises.
+        """
         waiting = len(self._predict)
         if waiting and waiting + count > self._capacity_images:
             retry_after_s = max(0.05, waiting * self._mean_s / self._workers)
@@ -96,10 +99,15 @@ class WorkQueue:
         return await self._run(self._learn, session, pixels_of, count, dim, None)
 
     def close(self) -> None:
-        """Stops the workers; what waits is abandoned."""
+        """Stops the workers after the image they are at; what waits is answered with UnavailableError."""
         with self._condition:
             self._closed = True
+            waiting = {id(work): work for lane in (self._predict, self._learn) for work, _ in lane}
+            self._predict.clear()
+            self._learn.clear()
             self._condition.notify_all()
+        for work in waiting.values():
+            self._fail(work, _closed())
         for thread in self._threads:
             thread.join(timeout=5)
 
@@ -124,6 +132,8 @@ class WorkQueue:
         if count == 0:
             return work
         with self._condition:
+            if self._closed:
+                raise _closed()
             lane.extend((work, index) for index in range(count))
             self._condition.notify(min(count, self._workers))
         try:
@@ -183,13 +193,14 @@ class WorkQueue:
         try:
             batch_BCHW = pixels[0] if len(pixels) == 1 else np.concatenate(pixels)
             features_Bd = ready[0][0].session.run(batch_BCHW)
-        except Exception as error:
+            for row, (work, index) in enumerate(ready):
+                work.features_Bd[index] = features_Bd[row]
+        except Exception as error:  # answered to the callers; a worker never dies
             for work, _ in ready:
                 self._fail(work, error)
             return
         each_s = (time.monotonic() - begun_s) / len(ready)
-        for row, (work, index) in enumerate(ready):
-            work.features_Bd[index] = features_Bd[row]
+        for work, _ in ready:
             work.trunk_s += each_s
         self._finish([work for work, _ in ready])
 
@@ -206,6 +217,10 @@ class WorkQueue:
     def _fail(self, work: Work, error: BaseException) -> None:
         work.failed = True
         _call_soon(work.done, _resolve, work.done, error)
+
+
+def _closed() -> UnavailableError:
+    return UnavailableError("the server is stopping; reconnect")
 
 
 def _resolve(done: asyncio.Future[None], error: BaseException | None) -> None:

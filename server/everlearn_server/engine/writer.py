@@ -3,6 +3,9 @@
 Deduplication happens here, at the point where an effect enters the memory, and nowhere else: checking on receipt
 counts batches twice when a client reconnects while its batches are staged.
 
+An error that nobody foresaw leaves RAM ahead of or behind the ledger, so it ends the process (`on_fatal`); the restart
+goes on from the last commit. It never leaves a writer that is dead while streams wait for it.
+
 Group commits adapt to the size of the state: after a commit that took t seconds, the next one starts no sooner than
 t * (1 / share - 1) later, so the disk is busy at most `commit_share` of the time, whatever the memory weighs.
 """
@@ -26,60 +29,15 @@ from everlearn.memories.base import Memory
 from everlearn.metrics.prequential import Prequential
 from everlearn.sums import Sums
 from everlearn.values import FeaturesBd, FeatureScale
+from everlearn_server.engine.batches import Derived, Outcome, StreamListener, Tail
 from everlearn_server.engine.serving import Snapshot
 from everlearn_server.store.ledger import Ledger
 from everlearn_server.store.rows import Commit, RejectRow, StreamRow
+from everlearn_server.store.store import exit_at_once
 
 _logger = structlog.get_logger(__name__)
 _GROUP = 32
 """Batches integrated in one hop to the worker thread."""
-
-
-@dataclass(kw_only=True, eq=False)
-class Derived:
-    """A batch after decode and trunk: features and labels, or the reason why it can have no effect."""
-
-    client: str
-    epoch: int
-    sequence: int
-    features_Bd: FeaturesBd
-    labels: tuple[str, ...]
-    refusal: EverlearnError | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What became of one batch in RAM."""
-
-    sequence: int
-    samples: int = 0
-    correct: int = 0
-    duplicate: bool = False
-    refusal: EverlearnError | None = None
-    tested: int = 0
-    total_correct: int = 0
-    windowed_accuracy: float = 0.0
-    window: int = 0
-    classes_seen: int = 0
-    regularization: float = 0.0
-    tested_by_version: int = 0
-    test_ms: float = 0.0
-    integrate_ms: float = 0.0
-
-
-@dataclass(kw_only=True)
-class Tail:
-    """How far one client's stream has come."""
-
-    epoch: int
-    integrated: int
-    """Last sequence whose effect is in RAM."""
-    durable: int
-    """Last sequence whose effect is committed."""
-
-
-DurableListener = Callable[[int, int], None]
-"""Called on the event loop with (durable sequence, commit id)."""
 
 
 @dataclass(kw_only=True)
@@ -115,6 +73,7 @@ class ModelWriter:
         on_integrated: Callable[[], None],
         on_durable: Callable[[], None],
         commit_share: float = 0.1,
+        on_fatal: Callable[[BaseException], None] = exit_at_once,
     ) -> None:
         self.memory = memory
         self.prequential = prequential
@@ -129,11 +88,12 @@ class ModelWriter:
         self._on_integrated = on_integrated
         self._on_durable = on_durable
         self._commit_share = commit_share
+        self._on_fatal = on_fatal
         self._tails = {
             client: Tail(epoch=row.epoch, integrated=row.durable_sequence, durable=row.durable_sequence)
             for client, row in streams.items()
         }
-        self._listeners: dict[str, DurableListener] = {}
+        self._listeners: dict[str, StreamListener] = {}
         self._inbox: deque[_Pending] = deque()
         self._counters = _Counters()
         self._digest: tuple[int, str] | None = None
@@ -142,17 +102,21 @@ class ModelWriter:
         self._may_commit_at_s = 0.0
         self._committing: asyncio.Task[None] | None = None
         self._closed = False
+        self._failed = False
         self._hurry = asyncio.Event()
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"writer-{model}")
+        self._task.add_done_callback(self._ended)
 
     # -- streams ------------------------------------------------------------------------------------------------
 
-    async def open_stream(self, client: str, epoch: int, listener: DurableListener) -> Tail:
+    async def open_stream(self, client: str, epoch: int, listener: StreamListener) -> Tail:
         """Begins a new epoch (0), fencing older connections of this client, or goes on with the present one.
 
-        Raises FencedError for an older epoch.
+        Either way an older connection is over. Raises FencedError for an older epoch, UnavailableError when closing.
         """
         async with self._memory_lock:
+            if self._closed:
+                raise self._closing()
             tail = self._tails.get(client)
             if epoch and (tail is None or epoch != tail.epoch):
                 present = tail.epoch if tail else 0
@@ -165,10 +129,13 @@ class ModelWriter:
                     tail = Tail(epoch=row.epoch, integrated=row.durable_sequence, durable=row.durable_sequence)
                     self._tails[client] = tail
                 tail.epoch = row.epoch
+            older = self._listeners.get(client)
             self._listeners[client] = listener
+            if older is not None:  # it would wait for ever: what becomes durable is told to the newer one
+                older.over(FencedError(f"a newer connection of client {client!r} has taken over", field="open.client"))
             return Tail(epoch=tail.epoch, integrated=tail.integrated, durable=tail.durable)
 
-    def close_stream(self, client: str, listener: DurableListener) -> None:
+    def close_stream(self, client: str, listener: StreamListener) -> None:
         """Stops telling this listener; a newer connection's listener stays."""
         if self._listeners.get(client) is listener:
             del self._listeners[client]
@@ -183,7 +150,7 @@ class ModelWriter:
         """Stages a batch, in order of arrival. The future raises FencedError, SequenceGapError, UnavailableError."""
         outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         if self._closed:
-            outcome.set_exception(UnavailableError(f"model {self._model!r} is being closed; reconnect"))
+            _settle(outcome, self._closing())
             return outcome
         self._inbox.append(_Pending(batch=batch, outcome=outcome))
         self._wake.set()
@@ -224,19 +191,20 @@ class ModelWriter:
         """Integrates and commits what is staged, then stops; without `commit` what is not durable is dropped."""
         self._closed = True
         self._hurry.set()
+        if not commit:
+            while self._inbox:
+                _settle(self._inbox.popleft().outcome, self._closing())
         self._wake.set()
-        if commit:
-            await self._task
-            while self._dirty:
-                await self._commit_after(0.0)
-        else:
-            self._task.cancel()
-            for pending in self._inbox:
-                pending.outcome.set_exception(UnavailableError(f"model {self._model!r} was closed; reconnect"))
-                pending.outcome.exception()  # a stream that is gone does not look
-            self._inbox.clear()
+        # Never cancelled: a thread that was adding to the sums would go on without the lock.
+        await asyncio.gather(self._task, return_exceptions=True)
         if self._committing is not None:
+            # Before the last commit, or both would commit the same watermarks.
             await asyncio.gather(self._committing, return_exceptions=True)
+        while commit and self._dirty and not self._failed:
+            await self._commit_after(0.0)
+        for listener in self._listeners.values():
+            listener.over(self._closing())
+        self._listeners.clear()
 
     @property
     def disk_share(self) -> tuple[int, float]:
@@ -258,10 +226,19 @@ class ModelWriter:
                     )
                 for pending, result in zip(group, results, strict=True):
                     _settle(pending.outcome, result)
-                self._on_integrated()
-                self._commit_when_due()
+                # Duplicates alone change nothing: no new head for them.
+                if any(isinstance(result, Outcome) and not result.duplicate for result in results):
+                    self._on_integrated()
+                    self._commit_when_due()
             if self._closed:
                 return
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._failed = True
+            _logger.critical("writer failed", model=self._model, task=task.get_name(), exc_info=error)
+            self._on_fatal(error)
 
     def _integrate_all(self, batches: list[Derived]) -> list[Outcome | EverlearnError]:
         return [self._integrate(batch) for batch in batches]
@@ -342,6 +319,7 @@ class ModelWriter:
     def _commit_when_due(self) -> None:
         if (self._committing is None or self._committing.done()) and self._dirty:
             self._committing = asyncio.get_running_loop().create_task(self._commit_loop(), name=f"commit-{self._model}")
+            self._committing.add_done_callback(self._ended)
 
     async def _commit_loop(self) -> None:
         while self._dirty and not self._closed:
@@ -380,8 +358,11 @@ class ModelWriter:
         for client, row in moved.items():
             self._tails[client].durable = row.durable_sequence
             if client in self._listeners:
-                self._listeners[client](row.durable_sequence, receipt.commit_id)
+                self._listeners[client].durable_up_to(row.durable_sequence, receipt.commit_id)
         self._on_durable()
+
+    def _closing(self) -> UnavailableError:
+        return UnavailableError(f"model {self._model!r} is being closed; reconnect")
 
 
 def _predict(live: Snapshot | None, features_Bd: FeaturesBd) -> list[str] | None:

@@ -139,7 +139,7 @@ def _received(event: Received) -> learn_pb2.LearnResponse:
                 integrate_ms=outcome.integrate_ms,
             ),
             tested_by_version=outcome.tested_by_version,
-            credits=1,
+            credits=CREDITS,
             duplicate=outcome.duplicate,
         )
     )
@@ -152,6 +152,6 @@ def _rejected(sequence: int, refusal: EverlearnError) -> learn_pb2.LearnResponse
             code=status_of(refusal).name,
             field=refusal.field,
             message=refusal.message,
-            credits=1,
+            credits=CREDITS,
         )
     )

@@ -1,0 +1,62 @@
+"""What passes between a learning stream and the single writer of its model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from everlearn.errors import EverlearnError
+from everlearn.values import FeaturesBd
+
+
+@dataclass(kw_only=True, eq=False)
+class Derived:
+    """A batch after decode and trunk: features and labels, or the reason why it can have no effect."""
+
+    client: str
+    epoch: int
+    sequence: int
+    features_Bd: FeaturesBd
+    labels: tuple[str, ...]
+    refusal: EverlearnError | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of one batch in RAM."""
+
+    sequence: int
+    samples: int = 0
+    correct: int = 0
+    duplicate: bool = False
+    refusal: EverlearnError | None = None
+    tested: int = 0
+    total_correct: int = 0
+    windowed_accuracy: float = 0.0
+    window: int = 0
+    classes_seen: int = 0
+    regularization: float = 0.0
+    tested_by_version: int = 0
+    test_ms: float = 0.0
+    integrate_ms: float = 0.0
+
+
+@dataclass(kw_only=True)
+class Tail:
+    """How far one client's stream has come."""
+
+    epoch: int
+    integrated: int
+    """Last sequence whose effect is in RAM."""
+    durable: int
+    """Last sequence whose effect is committed."""
+
+
+class StreamListener(Protocol):
+    """One connection of a client. Called on the event loop; must not raise, or the writer ends the process."""
+
+    def durable_up_to(self, sequence: int, commit_id: int) -> None:
+        """Everything up to `sequence` is committed."""
+
+    def over(self, error: EverlearnError) -> None:
+        """Nothing more will come: a newer connection has taken over, or the model is being closed."""
