@@ -36,7 +36,7 @@ class PartFile:
     """
 
     def __init__(self, file: ExportFile, folder: Path) -> None:
-        if Path(file.file_name).name != file.file_name or file.file_name.startswith("."):
+        if not file.file_name or Path(file.file_name).name != file.file_name or file.file_name.startswith("."):
             raise DataLoss(f"the server offers a file named {file.file_name!r}; a plain name is needed")
         self._file = file
         self.path = folder / file.file_name
