@@ -205,6 +205,16 @@ def test_the_servers_largest_batch_is_respected() -> None:
     assert [len(r.batch.labels) for r in session.next_messages()] == [4, 4, 2]
 
 
+def test_the_parts_of_a_large_batch_keep_to_the_window() -> None:
+    session = LearnSession("m", "c", window=3)
+    session.open_request()
+    session.on_response(opened(credits=100, max_samples=1))
+    session.add((Features(np.zeros((10, 2), np.float32)), ["a"] * 10))
+    assert [r.batch.sequence for r in session.next_messages()] == [1, 2, 3]
+    session.on_response(learn_pb2.LearnResponse(durable=learn_pb2.Durable(sequence=2, timeline="t")))
+    assert [r.batch.sequence for r in session.next_messages()] == [4, 5]
+
+
 def test_a_numbered_batch_is_never_split() -> None:
     session = LearnSession("m", "c", first_sequence=1)
     session.open_request()

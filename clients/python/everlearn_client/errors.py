@@ -199,6 +199,8 @@ class _Details:
                 details.field = bad.field_violations[0].field
             elif packed.Unpack(retry):
                 details.retry_after_s = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
+        # BadRequest is for wrong values only; a refusal for the state's sake names its field here.
+        details.field = details.field or details.metadata.get("field", "")
         return details
 
 

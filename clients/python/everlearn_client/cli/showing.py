@@ -1,0 +1,183 @@
+"""`get describe versions promote rollback delete info`: what is there, and which version serves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated
+
+import typer
+import yaml
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from everlearn_client.cli.connection import DEFAULT_SERVER, ModelArgument, ServerOption, connect
+from everlearn_client.cli.output import Output, OutputOption, ask, plain, put, put_data, put_fields, put_table
+from everlearn_protos.v1 import models_pb2
+
+
+def get(
+    ctx: typer.Context,
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="One model; all if left out.")] = None,
+    server: ServerOption = DEFAULT_SERVER,
+    output: OutputOption = Output.TABLE,
+    spec_only: Annotated[
+        bool, typer.Option("--spec-only", help="Only the declaration, ready to be applied again.")
+    ] = False,
+) -> None:
+    """List models, or show one."""
+    with connect(ctx, server) as client:
+        models = list(client.models.list()) if model is None else [client.models.get(model)]
+    if spec_only:
+        _put_declarations(models, output)
+    elif output is Output.TABLE:
+        put_table(("name", "state", "classes", "samples", "stable", "latest", "accuracy"), map(_row, models))
+    else:
+        put_data(plain(models if model is None else models[0]), output)
+
+
+def describe(ctx: typer.Context, model: ModelArgument, server: ServerOption = DEFAULT_SERVER) -> None:
+    """Show everything about a model."""
+    with connect(ctx, server) as client:
+        found = client.models.get(model)
+    status = found.status
+    put_fields(
+        {
+            "name": found.name,
+            "state": _state(found),
+            "generation": found.generation,
+            "etag": found.etag,
+            "created": _time(found.create_time),
+            "updated": _time(found.update_time),
+            "aliases": ", ".join(f"{alias} = {number}" for alias, number in sorted(status.aliases.items())) or "none",
+            "promotion": "paused" if status.promotion_paused else "as declared",
+            "accuracy": _accuracy(status.prequential),
+            "samples": status.sample_count,
+            "features": status.feature_dim,
+            "trunk": status.trunk_digest,
+            "memory": status.memory_digest,
+            "input": f"{status.input.height} x {status.input.width} px, {', '.join(status.input.encodings)}",
+            "at rest": ", ".join(f"{kind} {size:,} B" for kind, size in sorted(status.bytes_at_rest.items())),
+        }
+    )
+    for condition in status.conditions:
+        put(f"{'ok' if condition.status else 'NOT'} {condition.type}: {condition.reason} {condition.message}".rstrip())
+    if status.labels:
+        put("")
+        put_table(("class", "samples"), zip(status.labels, status.samples_per_class, strict=False))
+    put(f"\n{found.declaration.rstrip()}")
+
+
+def versions(
+    ctx: typer.Context,
+    model: ModelArgument,
+    server: ServerOption = DEFAULT_SERVER,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """List the versions of a model."""
+    with connect(ctx, server) as client:
+        found = list(client.models.versions(model))
+    if output is not Output.TABLE:
+        put_data(plain(found), output)
+        return
+    rows = [
+        (
+            version.number,
+            _time(version.create_time),
+            version.sample_count,
+            len(version.labels),
+            version.head,
+            _accuracy(version.prequential),
+            "passed" if version.gate_passed else version.gate_reason or "not passed",
+            ", ".join(version.aliases),
+        )
+        for version in found
+    ]
+    put_table(("version", "created", "samples", "classes", "head", "accuracy", "gate", "aliases"), rows)
+
+
+def promote(
+    ctx: typer.Context,
+    model: ModelArgument,
+    version: Annotated[str, typer.Argument(metavar="[VERSION]", help="A number, or latest.")] = "latest",
+    server: ServerOption = DEFAULT_SERVER,
+) -> None:
+    """Let a version serve as `stable`, if it passes the gate."""
+    with connect(ctx, server) as client:
+        found = client.models.promote(model, version)
+    put(f"{found.name}: stable is version {found.status.aliases['stable']}")
+
+
+def rollback(
+    ctx: typer.Context,
+    model: ModelArgument,
+    to: Annotated[int, typer.Option("--to", metavar="VERSION", help="0 is the version before.", min=0)] = 0,
+    server: ServerOption = DEFAULT_SERVER,
+) -> None:
+    """Let an earlier version serve again, and pause automatic promotion."""
+    with connect(ctx, server) as client:
+        found = client.models.rollback(model, to)
+    put(f"{found.name}: stable is version {found.status.aliases['stable']}; automatic promotion is paused")
+
+
+def delete(
+    ctx: typer.Context,
+    model: ModelArgument,
+    server: ServerOption = DEFAULT_SERVER,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Delete a model with everything it has learned."""
+    with connect(ctx, server) as client:
+        found = client.models.get(model)
+        if not yes:
+            question = f"Delete {found.name} with {found.status.sample_count:,} learned samples?"
+            ask(question, consent="--yes")
+        client.models.delete(model, etag=found.etag)
+    put(f"{found.name} is deleted")
+
+
+def info(ctx: typer.Context, server: ServerOption = DEFAULT_SERVER, output: OutputOption = Output.TABLE) -> None:
+    """Show what the server is and can do."""
+    with connect(ctx, server) as client:
+        found = plain(client.info())
+    found.pop("declaration_schema", None)
+    if output is not Output.TABLE:
+        put_data(found, output)
+        return
+    put_fields({name.replace("_", " "): _flat(value) for name, value in found.items()})
+
+
+def _put_declarations(models: list[models_pb2.Model], output: Output) -> None:
+    if output is Output.JSON:
+        put_data([yaml.safe_load(m.declaration) for m in models], output)
+    else:
+        put("---\n".join(m.declaration.rstrip() + "\n" for m in models).rstrip())
+
+
+def _row(model: models_pb2.Model) -> tuple[object, ...]:
+    aliases = model.status.aliases
+    return (
+        model.name.removeprefix("models/"),
+        _state(model),
+        len(model.status.labels),
+        model.status.sample_count,
+        aliases.get("stable", "-"),
+        aliases.get("latest", "-"),
+        _accuracy(model.status.prequential),
+    )
+
+
+def _state(model: models_pb2.Model) -> str:
+    return models_pb2.ModelStatus.State.Name(model.status.state).lower()
+
+
+def _accuracy(prequential: models_pb2.Prequential) -> str:
+    return f"{prequential.windowed_accuracy:.1%}" if prequential.tested else "-"
+
+
+def _time(moment: Timestamp) -> str:
+    return moment.ToJsonString() if moment.seconds else "-"
+
+
+def _flat(value: object) -> object:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, Iterable) and not isinstance(value, str) else value
