@@ -3,69 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 
 # As the server's own command does, before NumPy loads: sums and heads use one thread each.
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
 
-import argparse
-import importlib
-import sys
-import tempfile
-import time
-import traceback
-from pathlib import Path
-
-from rich.console import Console
-
-from tests.benchmarks.scene import Scene
-from tests.benchmarks.table import Machine, Row, markdown, result_path
-
-NAMES = ("accuracy", "learn_cost", "freshness", "head_swap", "export", "serving", "memory", "commits")
-RESULTS = Path(__file__).with_name("results")
-
-
-def main() -> int:
-    """Runs the named groups, or all; 1 where one of them could not be measured."""
-    arguments = _arguments()
-    console = Console(stderr=True)
-    machine = Machine.observe()
-    rows: list[Row] = []
-    failed: list[str] = []
-    begun_s = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="everlearn-bench-") as folder, console.status("") as status:
-        scene = Scene(Path(folder), tell=lambda text: status.update(f"{current}: {text}"))
-        for current in arguments.names or NAMES:
-            status.update(current)
-            group_s = time.monotonic()
-            try:
-                found = importlib.import_module(f"tests.benchmarks.{current}").measure(scene, quick=arguments.quick)
-            except Exception:
-                failed.append(current)
-                console.print(f"[red]{current} could not be measured[/red]")
-                console.print(traceback.format_exc(), markup=False)
-                continue
-            rows += found
-            console.print(f"[bold]{current}[/bold] in {time.monotonic() - group_s:.0f} s")
-            for row in found:
-                console.print(f"  {row.what}: {row.measured} [dim]{row.detail}[/dim]", highlight=False)
-    command = " ".join(("python -m tests.benchmarks", *sys.argv[1:]))
-    text = markdown(rows, machine, command=command, seconds=time.monotonic() - begun_s, failed=failed)
-    path = arguments.output or result_path(RESULTS, machine, quick=arguments.quick)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    sys.stdout.write(text)
-    console.print(f"written to {path}")
-    return 1 if failed else 0
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[*NAMES, []], metavar="name", help=f"one of {', '.join(NAMES)}")
-    parser.add_argument("--quick", action="store_true", help="few repetitions: shows that it works, not how fast")
-    parser.add_argument("--output", type=Path, help="file to write instead of results/<date>_<hardware>.md")
-    return parser.parse_args()
-
 
 if __name__ == "__main__":
+    from tests.benchmarks.runner import main
+
     sys.exit(main())

@@ -8,6 +8,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 from sklearn.linear_model import LogisticRegression
+from tests.benchmarks.scene import Scene
+from tests.benchmarks.table import Row
 
 from everlearn.heads import head_for
 from everlearn.learners.closed_form import ClosedForm
@@ -15,8 +17,6 @@ from everlearn.memories.statistics import Statistics
 from everlearn.metrics.forgetting import average_accuracy, forgetting
 from everlearn.sums import Sums
 from everlearn.values import FeaturesBd, FeatureScale
-from tests.benchmarks.scene import Scene
-from tests.benchmarks.table import Row
 
 HEADS = ("balanced_ridge", "ridge", "lda", "ncm")
 BATCH = 32

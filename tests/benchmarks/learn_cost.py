@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 import psutil
+from tests.benchmarks.scene import DIM, Scene, child, clustered_features
+from tests.benchmarks.table import Row
 
 from everlearn.heads import head_for
 from everlearn.memories.statistics import Statistics
 from everlearn.runtime.session import TrunkSession
 from everlearn.values import PixelsBCHW
-from tests.benchmarks.scene import DIM, Scene, child, clustered_features
-from tests.benchmarks.table import Row
 
 BATCH = 32
 TARGET = 0.10
@@ -136,8 +136,8 @@ def _server_row(scene: Scene, size: int, batches: int, *, repetitions: int) -> R
         measured=f"{ratio:.3f} of bare TrunkSession.run ({rate:.0f} of {bare:.0f} images/s)",
         detail=f"{repetitions} alternations of {count} images, ratios {min(ratios):.3f} to {max(ratios):.3f}; CPU an "
         f"image: server {server_cpu_ms:.2f} ms, bare {bare_cpu_ms:.2f} ms; a batch: decode "
-        f"{answer['decode_ms']:.0f}, trunk {answer['trunk_ms']:.0f}, test {answer['test_ms']:.2f}, quantise + integrate "
-        f"{answer['integrate_ms']:.2f} ms",
+        f"{answer['decode_ms']:.0f}, trunk {answer['trunk_ms']:.0f}, test {answer['test_ms']:.2f}, quantise + "
+        f"integrate {answer['integrate_ms']:.2f} ms",
     )
 
 

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tests.benchmarks.scene import Scene, clustered_features
 
 from everlearn_client import Batch, Client, Features, LearnEvent, Received
-from tests.benchmarks.scene import Scene, clustered_features
 
 BATCH = 32
 LABELS = [str(row % 10) for row in range(BATCH)]

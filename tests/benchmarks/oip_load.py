@@ -1,4 +1,4 @@
-"""A client of the Open Inference Protocol in a process of its own: grpc.aio on uvloop, raw tensors, as tritonclient sends.
+"""A client of the Open Inference Protocol in a process of its own: grpc.aio on uvloop, raw tensors as tritonclient's.
 
     python -m tests.benchmarks.oip_load ADDRESS MODEL SIZE
 

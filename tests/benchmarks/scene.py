@@ -43,9 +43,10 @@ DIM = 1280
 class Scene:
     """Makes each thing when it is first needed, once."""
 
-    def __init__(self, folder: Path, tell: Callable[[str], None] = lambda text: None) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.tell = tell
+        self.tell: Callable[[str], object] = lambda text: None
+        """Shows what goes on."""
         self._trunks: dict[int, Trunk] = {}
 
     def trunk(self, size: int) -> Trunk:

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import psutil
-
-from everlearn_client import Features
 from tests.benchmarks.scene import DIM, Scene, ServerProcess, child, clustered_features
 from tests.benchmarks.table import Row, quantiles
+
+from everlearn_client import Features
 
 SIZE = 224
 CONCURRENCIES = (1, 8, 32)
@@ -129,8 +129,8 @@ def _row(concurrency: int, cells: list[tuple[Cell, Cell]]) -> Row:
         measured=f"{ratio:.3f} of raw ({np.median([served.per_s for _, served in cells]):.0f} of "
         f"{np.median([raw.per_s for raw, _ in cells]):.0f} requests/s)",
         met=ratio >= TARGET if aimed else None,
-        detail=f"p50 {p50:.1f} ms, p99 {p99:.1f} ms; raw {raw_p50:.1f} and {raw_p99:.1f} ms; {len(cells)} alternations, "
-        f"ratios {min(ratios):.3f} to {max(ratios):.3f}; CPU a request: raw {raw_cpu_ms:.2f} ms, server "
+        detail=f"p50 {p50:.1f} ms, p99 {p99:.1f} ms; raw {raw_p50:.1f} and {raw_p99:.1f} ms; {len(cells)} "
+        f"alternations, ratios {min(ratios):.3f} to {max(ratios):.3f}; CPU a request: raw {raw_cpu_ms:.2f} ms, server "
         f"{server_cpu_ms:.2f} + client {client_cpu_ms:.2f} ms, which makes "
         f"{raw_cpu_ms / (server_cpu_ms + client_cpu_ms):.3f} where the cores are busy",
     )

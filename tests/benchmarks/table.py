@@ -67,9 +67,7 @@ def result_path(folder: Path, machine: Machine, *, quick: bool) -> Path:
     return folder / f"{machine.started.date().isoformat()}_{machine.slug}{suffix}.md"
 
 
-def markdown(
-    rows: Sequence[Row], machine: Machine, *, command: str, seconds: float, failed: Sequence[str] = ()
-) -> str:
+def markdown(rows: Sequence[Row], machine: Machine, *, command: str, seconds: float, failed: Sequence[str] = ()) -> str:
     """The whole file."""
     load = ", ".join(f"{value:.2f}" for value in machine.load)
     after = ", ".join(f"{value:.2f}" for value in os.getloadavg())

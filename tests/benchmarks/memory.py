@@ -1,0 +1,68 @@
+"""Resident memory of the server while it learns: sampled each second, slope by least squares after the warm-up.
+
+Features of 1280 dimensions and real images (JPEG), each as a stream of its own at a steady rate, so that minutes pass.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+
+import numpy as np
+import psutil
+from tests.benchmarks.scene import DIM, Scene, ServerProcess, child
+from tests.benchmarks.table import Row
+
+BATCH = 32
+TARGET_MB_A_MINUTE = 1.0
+WARM_UP = 0.4
+"""Share of the stream that is not looked at: caches, arenas and the first heads grow there."""
+
+
+def measure(scene: Scene, *, quick: bool) -> list[Row]:
+    """50,000 samples as features, 5,000 as images."""
+    with scene.server("memory") as server, server.client() as client:
+        client.models.apply(scene.declaration("lite0", 96))
+        plans = (
+            ("features", DIM, 1_600 if quick else 50_000, 8 if quick else 110),
+            ("images", 96, 640 if quick else 5_000, 6 if quick else 70),
+        )
+        return [_row(scene, server, form, size, samples, seconds) for form, size, samples, seconds in plans]
+
+
+def _row(scene: Scene, server: ServerProcess, form: str, size: int, samples: int, seconds: int) -> Row:
+    batches = -(-samples // BATCH)
+    scene.tell(f"{samples} samples as {form} over {seconds} s")
+    arguments = (server.address, "lite0", form, str(size), str(batches), str(batches / seconds))
+    with child("learn_load", *arguments) as load:
+        assert load.stdout is not None
+        load.stdout.readline()
+        at_s, resident_mb = _watch(load, server.pid)
+    kept = at_s >= WARM_UP * at_s[-1]
+    slope_mb_min = float(np.polyfit(at_s[kept] / 60, resident_mb[kept], 1)[0])
+    residual_mb = resident_mb[kept] - np.polyval(np.polyfit(at_s[kept], resident_mb[kept], 1), at_s[kept])
+    spread_min = float(np.sqrt(np.sum(((at_s[kept] - at_s[kept].mean()) / 60) ** 2)))
+    error_mb_min = float(residual_mb.std()) / spread_min
+    return Row(
+        group="memory",
+        what=f"resident memory over {batches * BATCH:,} samples learned as {form}",
+        target=f"< {TARGET_MB_A_MINUTE:.0f} MB a minute after warm-up",
+        measured=f"{slope_mb_min:+.2f} MB a minute",
+        met=slope_mb_min < TARGET_MB_A_MINUTE,
+        detail=f"{at_s[-1]:.0f} s, first {WARM_UP:.0%} left out, standard error {error_mb_min:.2f}; "
+        f"{resident_mb[0]:.0f} MB at first, {resident_mb[kept][0]:.0f} MB after the warm-up, {resident_mb[-1]:.0f} MB "
+        f"at the end, most {resident_mb.max():.0f} MB",
+    )
+
+
+def _watch(load: subprocess.Popen[str], pid: int) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+    process = psutil.Process(pid)
+    begun_s = time.monotonic()
+    at_s, resident_mb = [], []
+    while load.poll() is None:
+        at_s.append(time.monotonic() - begun_s)
+        resident_mb.append(process.memory_info().rss / 1e6)
+        time.sleep(1.0)
+    if load.returncode:
+        raise RuntimeError("the learner failed; its error is above")
+    return np.array(at_s), np.array(resident_mb)
