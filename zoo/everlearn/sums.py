@@ -20,10 +20,10 @@ from typing import Any, Final, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import blas
 
 from everlearn import _sums_format
 from everlearn.errors import InputError, InvalidError, PreconditionError
+from everlearn.linalg import add_gram
 from everlearn.values import QuantisedBd
 
 Float = npt.NDArray[np.float64]
@@ -206,7 +206,7 @@ class Sums:
 
     def _add_block(self, block_Bd: Float, class_B: npt.NDArray[np.intp]) -> None:
         # In place into one triangle: a quarter of the time of `G += X.T @ X`.
-        blas.dsyrk(1.0, block_Bd.T, beta=1.0, c=self._lower_dd, lower=1, overwrite_c=1)
+        add_gram(self._lower_dd, block_Bd)
         present_K, member_B = np.unique(class_B, return_inverse=True)
         onehot_KB = np.zeros((present_K.size, class_B.size))
         onehot_KB[member_B, np.arange(class_B.size)] = 1.0

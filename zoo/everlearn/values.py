@@ -115,7 +115,7 @@ class Trunk:
 
     @cached_property
     def feature_digest(self) -> str:
-        """Names what a feature vector means: trunk, front and scale together. States with different ones never merge."""
+        """Names what a feature means: trunk, front and scale. Sums of different ones never merge."""
         return hashlib.sha256(f"{self.digest}:{self.front.digest}:{self.scale.digest}".encode()).hexdigest()
 
 

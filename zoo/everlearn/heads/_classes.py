@@ -13,9 +13,9 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import blas
 
 from everlearn.errors import InvalidError, PreconditionError
+from everlearn.linalg import add_gram
 from everlearn.sums import Sums
 from everlearn.values import FeatureScale, LinearHead
 
@@ -101,5 +101,5 @@ def add_outer(target_dd: Float, rows_Kd: Float, weight_K: Float) -> Float:
     """target + sum_k weight_k row_k row_k^T on the lower triangle, in place; all weights of one sign."""
     sign = -1.0 if weight_K[0] < 0 else 1.0
     scaled_Kd = np.sqrt(np.abs(weight_K))[:, None] * rows_Kd
-    updated: Float = blas.dsyrk(sign, scaled_Kd.T, beta=1.0, c=target_dd, lower=1, overwrite_c=1)
-    return updated
+    add_gram(target_dd, scaled_Kd, sign=sign)
+    return target_dd

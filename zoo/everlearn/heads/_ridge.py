@@ -25,10 +25,10 @@ from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import lapack
 
 from everlearn.errors import InvalidError, SpecError
 from everlearn.heads._classes import ROUNDING, Moments, add_outer
+from everlearn.linalg import Tridiagonal, factor_cholesky, solve_cholesky
 from everlearn.values import LinearHead
 
 Float = npt.NDArray[np.float64]
@@ -91,11 +91,8 @@ def solve_ridge(moments: Moments, *, balance: float, alpha: float | None) -> Lin
 def solve_spd(lower_dd: Float, target_dK: Float, ridge: float) -> Float:
     """(A + ridge I)^-1 target by one Cholesky factorisation, which overwrites A."""
     lower_dd[np.diag_indices_from(lower_dd)] += ridge
-    factor_dd, info = lapack.dpotrf(lower_dd, lower=1, clean=0, overwrite_a=1)
-    assert info == 0, "the ridge's floor keeps the matrix positive definite"
-    solution_dK, info = lapack.dpotrs(factor_dd, target_dK, lower=1)
-    assert info == 0
-    return np.asarray(solution_dK, np.float64)
+    factor_cholesky(lower_dd)  # the ridge's floor keeps the matrix positive definite
+    return solve_cholesky(lower_dd, target_dK)
 
 
 def _search(
@@ -125,49 +122,3 @@ def _search(
 def _inner(left_dK: Float, right_dK: Float) -> float:
     """Sum of products; both column-major, so flattening copies nothing."""
     return float(np.dot(left_dK.ravel(order="K"), right_dK.ravel(order="K")))
-
-
-class Tridiagonal:
-    """A = H T H^T with H orthogonal (as Householder reflectors) and T tridiagonal: LAPACK dsytrd."""
-
-    def __init__(self, lower_dd: Float) -> None:
-        dim = lower_dd.shape[0]
-        work = int(lapack.dsytrd_lwork(dim, lower=1)[0])
-        packed_dd, self._diagonal_d, beside, self._tau, info = lapack.dsytrd(
-            lower_dd, lower=1, lwork=work, overwrite_a=1
-        )
-        assert info == 0
-        self._beside = beside if dim > 1 else np.zeros(1)  # SciPy's wrappers refuse the empty one
-        # The reflectors start one row below the diagonal: what LAPACK's dormtr hands to dormqr.
-        self._reflectors = np.asfortranarray(packed_dd[1:, :-1])
-
-    def eigenvalues(self) -> Float:
-        """Of A; those that rounding made negative are 0."""
-        values_d, info = lapack.dsterf(self._diagonal_d, self._beside)
-        assert info == 0, "QR iterations converge on finite input"
-        return np.asarray(np.maximum(values_d, 0.0), np.float64)
-
-    def solve(self, rotated_dK: Float, ridge: float) -> Float:
-        """(T + ridge I)^-1 rotated."""
-        _, _, solution_dK, info = lapack.dptsv(self._diagonal_d + ridge, self._beside, rotated_dK)
-        assert info == 0, "the ridge's floor keeps the matrix positive definite"
-        return np.asarray(solution_dK, np.float64)
-
-    def rotate(self, columns_dK: Float) -> Float:
-        """H^T columns."""
-        return self._apply(columns_dK, "T")
-
-    def rotate_back(self, columns_dK: Float) -> Float:
-        """H columns."""
-        return self._apply(columns_dK, "N")
-
-    def _apply(self, columns_dK: Float, transpose: str) -> Float:
-        result_dK = np.array(columns_dK, order="F")
-        if self._tau.size:
-            lower = np.asfortranarray(result_dK[1:])
-            work = int(lapack.dormqr("L", transpose, self._reflectors, self._tau, lower, lwork=-1)[1][0])
-            result_dK[1:], _, info = lapack.dormqr(
-                "L", transpose, self._reflectors, self._tau, lower, lwork=work, overwrite_c=1
-            )
-            assert info == 0
-        return result_dK
