@@ -56,9 +56,10 @@ def rich_status(
 ) -> Any:
     """google.rpc.Status with the details that everlearn sends."""
     details = []
-    if reason:
-        details.append(error_details_pb2.ErrorInfo(reason=reason, domain="everlearn", metadata=metadata or {}))
-    if field:
+    if reason or field:
+        about = {**(metadata or {}), **({"field": field} if field else {})}
+        details.append(error_details_pb2.ErrorInfo(reason=reason or "INVALID", domain="everlearn", metadata=about))
+    if field and code == "INVALID_ARGUMENT":
         violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=message)
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if retry_after_s:

@@ -195,6 +195,8 @@ class _Details:
             )
             if packed.Unpack(info) and info.domain == DOMAIN:
                 details.reason, details.metadata = info.reason, dict(info.metadata)
+                # A BadRequest goes only with INVALID_ARGUMENT; elsewhere (no such model) the path is here.
+                details.field = details.field or info.metadata.get("field", "")
             elif packed.Unpack(bad) and bad.field_violations:
                 details.field = bad.field_violations[0].field
             elif packed.Unpack(retry):
