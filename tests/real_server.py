@@ -62,6 +62,12 @@ class RealServer:
         return self.process.pid
 
     @property
+    def cpu_s(self) -> float:
+        """CPU seconds that the process has used so far; unlike wall time it does not depend on the machine's load."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    @property
     def log(self) -> str:
         """All that this server has written, over restarts."""
         return self._log.read_text(errors="replace") if self._log.exists() else ""

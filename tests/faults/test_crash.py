@@ -1,0 +1,126 @@
+"""`kill -9` at random points of a stream: no durable batch lost, none counted twice, the sums bit-identical."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from pathlib import Path
+
+import pytest
+from tests import tiny
+from tests.faults.learners import Crowd, Learner, at_rest, expected_sums, make_batches, violations
+from tests.real_server import RealServer
+
+from everlearn.values import Trunk
+
+FAULTY = str(Path(__file__).with_name("faulty_server.py"))
+RESTART_S = 3.0
+
+
+def crowd_of(trunk: Trunk, *, batches: int, cut_probability: float = 0.0, pace_s: float = 0.0) -> list[Learner]:
+    """Four learners: three stream features, one images."""
+    learners = []
+    for index in range(4):
+        as_images = index == 3
+        made, features = make_batches(index, batches, trunk, as_images=as_images, samples=2 if as_images else 4)
+        learners.append(
+            Learner(
+                client_id=f"learner-{index}",
+                batches=made,
+                features=features,
+                feature_digest="" if as_images else trunk.feature_digest,
+                cut_probability=cut_probability,
+                pace_s=pace_s,
+            )
+        )
+    return learners
+
+
+def kill_at_random(server: RealServer, crowd: Crowd, *, times: int, gap: int, seed: int) -> list[tuple[float, float]]:
+    """Kills after up to `gap` answers and some more milliseconds; returns (wall, CPU) seconds of each restart."""
+    chance, starts = random.Random(seed), []
+    for _ in range(times):
+        aim = crowd.received + chance.randint(0, gap)
+        while crowd.received < aim and crowd.is_streaming:
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0, 0.05))
+        assert crowd.is_streaming, "all was streamed before the last kill; stream more"
+        server.kill()
+        wall_s = server.start()
+        starts.append((wall_s, server.cpu_s))
+    return starts
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("dim", "batches", "kills", "gap"), [(64, 500, 30, 60), (1280, 60, 6, 40)], ids=["2000 batches", "long commits"]
+)
+def test_a_server_killed_again_and_again_counts_every_batch_once(
+    tmp_path: Path, dim: int, batches: int, kills: int, gap: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backbone = tiny.write_backbone(tmp_path, dim)
+    trunk, seed = tiny.trunk_of(backbone), 20261121
+    learners = crowd_of(trunk, batches=batches, cut_probability=1 / 150, pace_s=0.008)
+    with RealServer(tmp_path / "data") as server:
+        server.declare(tiny.declaration(backbone))
+        crowd = Crowd(learners, server.address)
+        crowd.start()
+        starts = kill_at_random(server, crowd, times=kills, gap=gap, seed=seed)
+        crowd.join()
+        with server.client() as client:
+            digest = client.models.get("tiny").status.memory_digest
+        assert server.terminate() == 0
+    with capsys.disabled():
+        walls = " ".join(f"{wall_s:.2f}" for wall_s, _ in starts)
+        cuts = sum(learner.cuts for learner in learners)
+        print(f"\n{kills} kills (seed {seed}), {cuts} cuts, {crowd.received} answers; restarts took {walls} s")
+    expected = expected_sums(learners, trunk)
+    assert violations(learners, at_rest(tmp_path / "data"), expected) == []
+    assert digest == expected.digest()
+    assert statistics.median(wall_s for wall_s, _ in starts) < RESTART_S
+    # What the start costs, whatever else this machine is doing.
+    assert max(cpu_s for _, cpu_s in starts) < RESTART_S
+
+
+def test_a_run_without_any_fault_gives_the_sums_that_the_oracle_expects(tmp_path: Path) -> None:
+    backbone = tiny.write_backbone(tmp_path, 64)
+    trunk = tiny.trunk_of(backbone)
+    learners = crowd_of(trunk, batches=100)
+    with RealServer(tmp_path / "data") as server:
+        server.declare(tiny.declaration(backbone))
+        crowd = Crowd(learners, server.address)
+        crowd.start()
+        crowd.join()
+    assert violations(learners, at_rest(tmp_path / "data"), expected_sums(learners, trunk)) == []
+
+
+def test_control_a_server_that_says_durable_too_early_is_caught(tmp_path: Path) -> None:
+    backbone = tiny.write_backbone(tmp_path, 64)
+    trunk = tiny.trunk_of(backbone)
+    learners = crowd_of(trunk, batches=60)
+    with RealServer(tmp_path / "data", program=(FAULTY, "early")) as server:
+        server.declare(tiny.declaration(backbone))
+        crowd = Crowd(learners, server.address)
+        crowd.start()
+        while crowd.received < 20:
+            time.sleep(0.002)
+        server.kill()
+        server.start()
+        crowd.join()
+    broken = [promise for learner in learners for promise in learner.broken_promises]
+    assert any("as durable and now has" in promise for promise in broken), broken
+
+
+def test_control_a_server_that_forgets_what_is_staged_is_caught(tmp_path: Path) -> None:
+    backbone = tiny.write_backbone(tmp_path, 64)
+    trunk = tiny.trunk_of(backbone)
+    learners = crowd_of(trunk, batches=60, cut_probability=1 / 20)
+    with RealServer(tmp_path / "data", program=(FAULTY, "by_durable")) as server:
+        server.declare(tiny.declaration(backbone))
+        crowd = Crowd(learners, server.address)
+        crowd.start()
+        crowd.join()
+    found = violations(learners, at_rest(tmp_path / "data"), expected_sums(learners, trunk))
+    assert {"n differs", "G differs", "digest differs"} <= set(found), found
