@@ -20,6 +20,7 @@ from everlearn.hubs.base import HubSettings
 from everlearn.runtime.malloc import tune_malloc
 from everlearn_protos.oip import SERVICE
 from everlearn_server.engine.engine import Engine, EngineSettings
+from everlearn_server.engine.live_model import LiveModel
 from everlearn_server.rpc.exports import ExportService
 from everlearn_server.rpc.learn import LearnService
 from everlearn_server.rpc.models import ModelService
@@ -30,7 +31,7 @@ from everlearn_server.rpc.predict import PredictService
 from everlearn_server.rpc.server_info import ServerInfoService
 from everlearn_server.settings import Settings
 from everlearn_server.store.store import Store
-from everlearn_server.telemetry import Metrics, MetricsInterceptor
+from everlearn_server.telemetry import Metrics, MetricsInterceptor, ModelReading
 
 _logger = structlog.get_logger(__name__)
 
@@ -60,6 +61,7 @@ class Server:
         self._metrics = Metrics()
         self._metrics.watch_queue(lambda: self._engine.queue.depth)
         self._metrics.models.set_function(lambda: len(self._engine.models()))
+        self._metrics.watch_models(self._read_models)
         self._grpc = grpc.aio.server(
             interceptors=[MetricsInterceptor(self._metrics)], options=_channel_options(settings)
         )
@@ -127,10 +129,29 @@ class Server:
             temporary.write_text(json.dumps({"address": address, "pid": os.getpid()}))
             temporary.replace(self._settings.ready_file)
 
+    def _read_models(self) -> list[ModelReading]:
+        return [_reading(self._engine.model(name)) for name in self._engine.models()]
+
     def _tell_health(self, model: str, ready: bool) -> None:
         status = health_pb2.HealthCheckResponse
         value = status.SERVING if ready else status.NOT_SERVING
         self._health_task = asyncio.ensure_future(self._health.set(f"models/{model}", value))
+
+
+def _reading(model: LiveModel) -> ModelReading:
+    writer = model.writer if model.is_started else None
+    commits, commit_s = writer.disk_share if writer else (0, 0.0)
+    return ModelReading(
+        name=model.name,
+        samples=writer.memory.sums.samples if writer else 0,
+        classes=int((writer.memory.sums.count_C > 0).sum()) if writer else 0,
+        windowed_accuracy=writer.prequential.window_accuracy if writer else 0.0,
+        latest_version=model.book.latest.record.number if model.book.latest else 0,
+        stable_version=model.book.stable.record.number if model.book.stable else 0,
+        commits=commits,
+        commit_s=commit_s,
+        saturated_values=writer.saturated_values if writer else 0,
+    )
 
 
 def _engine_settings(settings: Settings) -> EngineSettings:

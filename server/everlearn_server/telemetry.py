@@ -6,12 +6,15 @@ import inspect
 import logging
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, cast
 
 import grpc
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Gauge, Histogram, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 _BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
@@ -31,6 +34,51 @@ def configure_logging(level: str, *, json: bool) -> None:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModelReading:
+    """What is told of one model. Its name is an administrator's choice; no label or client name is ever told."""
+
+    name: str
+    samples: int
+    classes: int
+    windowed_accuracy: float
+    latest_version: int
+    stable_version: int
+    commits: int
+    commit_s: float
+    saturated_values: int
+
+
+class _Models(Collector):
+    """Per-model metrics, made when asked for."""
+
+    def __init__(self, read: Callable[[], Iterable[ModelReading]]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        """One family a figure."""
+        readings = list(self._read())
+        for name, text, value in _FIGURES:
+            kind = CounterMetricFamily if name in _COUNTERS else GaugeMetricFamily
+            family = kind(f"everlearn_model_{name}", text, labels=["model"])
+            for reading in readings:
+                family.add_metric([reading.name], float(value(reading)))
+            yield family
+
+
+_FIGURES: tuple[tuple[str, str, Callable[[ModelReading], float]], ...] = (
+    ("samples", "Samples in the memory", lambda reading: reading.samples),
+    ("classes", "Classes with samples", lambda reading: reading.classes),
+    ("windowed_accuracy", "Test-then-train accuracy, last window", lambda reading: reading.windowed_accuracy),
+    ("latest_version", "Newest version", lambda reading: reading.latest_version),
+    ("stable_version", "Version that serves by default", lambda reading: reading.stable_version),
+    ("commits", "Group commits since the start", lambda reading: reading.commits),
+    ("commit_seconds", "Time commits kept the disk busy", lambda reading: reading.commit_s),
+    ("saturated_values", "Feature values beyond the fixed-point scale", lambda reading: reading.saturated_values),
+)
+_COUNTERS = frozenset({"commits", "commit_seconds", "saturated_values"})
+
+
 class Metrics:
     """All metrics of one server, in a registry of its own."""
 
@@ -41,9 +89,6 @@ class Metrics:
             buckets=_BUCKETS_S,
         )  # fmt: skip
         self.streams = Gauge("everlearn_streams", "Open streams", ["method"], registry=self.registry)
-        self.learned_samples = Counter(
-            "everlearn_learned_samples", "Samples added to a memory", ["model"], registry=self.registry
-        )
         self.waiting_images = Gauge(
             "everlearn_waiting_images", "Images in the queue, by lane", ["lane"], registry=self.registry
         )
@@ -53,6 +98,10 @@ class Metrics:
         """Reads the queue's depth when scraped."""
         self.waiting_images.labels("predict").set_function(lambda: depth()[0])
         self.waiting_images.labels("learn").set_function(lambda: depth()[1])
+
+    def watch_models(self, read: Callable[[], Iterable[ModelReading]]) -> None:
+        """Reads every model when scraped; `read` is called on the scraper's thread and must only look."""
+        self.registry.register(_Models(read))
 
     def serve(self, listen: str) -> Callable[[], None]:
         """Answers /metrics on a thread; returns what stops it."""

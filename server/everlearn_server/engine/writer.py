@@ -77,6 +77,9 @@ class ModelWriter:
     ) -> None:
         self.memory = memory
         self.prequential = prequential
+        self.saturated_values = 0
+        """Feature values beyond the fixed-point scale since the start: many mean that the trunk meets what it was not
+        probed with."""
         self._model = model
         self._uid = uid
         self._lineage = lineage
@@ -270,9 +273,11 @@ class ModelWriter:
         predicted = _predict(live, batch.features_Bd)
         tested_s = time.perf_counter()
         try:
-            self.memory.integrate(self._scale.quantise(batch.features_Bd), batch.labels)
+            quantised_Bd = self._scale.quantise(batch.features_Bd)
+            self.memory.integrate(quantised_Bd, batch.labels)
         except EverlearnError as error:  # a full memory: nothing was added, the sequence is not spent
             return error
+        self.saturated_values += int(np.count_nonzero(np.abs(quantised_Bd) == self._scale.limit))
         before = self.prequential.correct
         self.prequential.update(batch.labels, predicted, batch.client)
         correct = self.prequential.correct - before
