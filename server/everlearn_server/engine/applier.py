@@ -6,15 +6,20 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import everlearn.backbones
+from everlearn import plugins
 from everlearn.backbones.base import BackboneDefaults
 from everlearn.backbones.child import build_in_child, describe_in_child
 from everlearn.backbones.manifest import dump_manifest, load_trunk
+from everlearn.errors import NotFoundError, SpecError
+from everlearn.heads import head_for
 from everlearn.hubs import hub_for
 from everlearn.hubs.base import Hub, HubSettings, Resolved
+from everlearn.memories import memory_for
 from everlearn.spec.defaults import complete, front_config
 from everlearn.spec.load import parse
 from everlearn.spec.lock import pin_text, require_pinned
@@ -52,18 +57,21 @@ class Applier:
         self._described: dict[str, BackboneDefaults] = {}
         self._measured: dict[str, float] = {}
 
-    async def plan(self, text: str, current_of: Callable[[str], Current | None]) -> tuple[Plan, dict[str, str]]:
+    async def plan(
+        self, text: str, current_of: Callable[[str], Awaitable[Current | None]]
+    ) -> tuple[Plan, dict[str, str]]:
         """The plan for a declaration, with the lock that it is bound to.
 
         Raises SpecError, HubError and its kinds, BackboneError.
         """
         model = parse(text)
+        _check_kinds(model)
         require_pinned(model)
         backbone = model.spec.backbone
         hub = hub_for(backbone, self._hubs)
         resolved = await asyncio.to_thread(hub.resolve, backbone)
         completed = complete(model, await self._describe(hub, backbone, resolved))
-        current = current_of(completed.metadata.name)
+        current = await current_of(completed.metadata.name)
         lock = dict(resolved.lock())
         trunk = await self._store.catalog.find_trunk(_key(completed, lock))
         plan = build_plan(
@@ -85,7 +93,9 @@ class Applier:
 
     async def lock(self, text: str) -> tuple[str, Mapping[str, str]]:
         """The declaration with commit and digests pinned. Raises as `plan`."""
-        backbone = parse(text).spec.backbone
+        model = parse(text)
+        _check_kinds(model)
+        backbone = model.spec.backbone
         hub = hub_for(backbone, self._hubs)
         resolved = await asyncio.to_thread(hub.resolve, backbone)
         weights = [file for file in resolved.files if not file.name.endswith(".json")]
@@ -120,10 +130,23 @@ class Applier:
         )
         return trunk, lock
 
-    async def stored_trunk(self, digest: str) -> Trunk:
-        """A trunk built earlier. Raises NotFoundError, DataLossError."""
-        row = await self._store.catalog.trunk_of_digest(digest)
-        return load_trunk(await self._store.blobs.get(digest), row.manifest)
+    async def stored_trunk(self, digest: str, fits: Callable[[Trunk], bool] = lambda trunk: True) -> Trunk:
+        """A trunk built earlier: of those with this ONNX file, which differ in front or scale, the first that fits.
+
+        Raises NotFoundError, DataLossError.
+        """
+        rows = [row for row in await self._store.catalog.trunks() if row.digest == digest]
+        onnx = await self._store.blobs.get(digest) if rows else b""
+        for row in rows:
+            trunk = load_trunk(onnx, row.manifest)
+            if fits(trunk):
+                return trunk
+        raise NotFoundError(f"no stored trunk {digest[:12]}... fits; apply the declaration again", field="trunk_digest")
+
+    async def trunk_of(self, model: Model, digest: str) -> Trunk:
+        """The stored trunk that a completed declaration was made ready with. Raises as `stored_trunk`."""
+        front, bits = front_config(model), model.spec.memory.bits
+        return await self.stored_trunk(digest, lambda trunk: trunk.front == front and trunk.scale.bits == bits)
 
     def _build(self, model: Model, files: BackboneFiles) -> Trunk:
         self._work_dir.mkdir(parents=True, exist_ok=True)
@@ -141,6 +164,15 @@ class Applier:
                 files = await asyncio.to_thread(hub.fetch, backbone, lambda done, total: None)
             self._described[key] = await asyncio.to_thread(describe_in_child, backbone, files)
         return self._described[key]
+
+
+def _check_kinds(model: Model) -> None:
+    """Raises SpecError for a plug-in that is not there, before anything is asked of a hub."""
+    head_for(model.spec.head.kind, model.spec.head.regularization)
+    memory_for(model.spec.memory.kind)
+    loader, known = model.spec.backbone.loader, plugins.kinds(everlearn.backbones)
+    if loader not in known:
+        raise SpecError(f"unknown kind {loader!r}; known: {', '.join(known)}", field="spec.backbone.loader")
 
 
 def _key(model: Model, lock: Mapping[str, str]) -> str:

@@ -22,6 +22,7 @@ from everlearn.spec.model import Model
 from everlearn.spec.plan import Plan, StoredCounts, check_consent
 from everlearn.values import Trunk
 from everlearn_server.engine.applier import Applier, Current
+from everlearn_server.engine.conditions import conditions_json
 from everlearn_server.engine.decode import Decoder
 from everlearn_server.engine.exporter import Exporter
 from everlearn_server.engine.live_model import LiveModel
@@ -83,7 +84,7 @@ class Engine:
             if row.trunk_digest is None:
                 continue
             try:
-                await self._begin(model, await self._applier.stored_trunk(row.trunk_digest))
+                await self._begin(model, await self._applier.trunk_of(model.spec, row.trunk_digest))
             except EverlearnError as error:
                 await self._mark(model, FAILED, error)
         await self.operations.resume({"apply": self._run_apply, "export": self._run_export})
@@ -219,12 +220,11 @@ class Engine:
         async with self._apply_lock:
             model = self.model(name)
             check_etag(model, etag)
-            await self.operations.cancel(name)
+            await self.operations.forget(name)
             await model.stop(commit=False)
             await self._store.catalog.delete_model(name)
             del self._models[name]
-            if model.trunk is not None:
-                self._trunks.release(model.trunk)
+            self._release(model)
             self.ready_changed(name, False)
 
     # -- versions and exports -----------------------------------------------------------------------------------
@@ -267,10 +267,15 @@ class Engine:
 
     def _make(self, row: ModelRow, spec: Model) -> LiveModel:
         return LiveModel(
-            row=row, spec=spec, store=self._store, executor=self._executor, commit_share=self._settings.commit_share
+            row=row,
+            spec=spec,
+            store=self._store,
+            executor=self._executor,
+            commit_share=self._settings.commit_share,
+            on_first_stable=lambda name: self.ready_changed(name, not self.model(name).unloaded),
         )
 
-    def _current(self, name: str) -> Current | None:
+    async def _current(self, name: str) -> Current | None:
         model = self._models.get(name)
         if model is None or model.row.trunk_digest is None or model.row.state == FAILED:
             return None  # applying begins from the start; what was learned is taken up again
@@ -282,6 +287,7 @@ class Engine:
                 samples=memory.samples if memory else 0,
                 classes=len(memory.labels) if memory else 0,
                 versions=len(model.book.stored),
+                exports=len(await self._store.catalog.exports(name)),
             ),
             labels=tuple(memory.labels) if memory else (),
             feature_dim=model.trunk.feature_dim if model.trunk else None,
@@ -297,7 +303,7 @@ class Engine:
             declaration=dump(spec),
             generation=known.row.generation + 1 if known else 1,
             state=PREPARING,
-            conditions_json=_conditions(None),
+            conditions_json=conditions_json(None),
             lock_json=json.dumps(dict(lock)),
             trunk_digest=None,
             promotion_paused=False,
@@ -341,7 +347,7 @@ class Engine:
             generation=model.row.generation + (1 if replaces else 0),
             lineage=model.row.lineage + (1 if replaces else 0),
             state=READY,
-            conditions_json=_conditions(None),
+            conditions_json=conditions_json(None),
             lock_json=json.dumps(dict(lock)),
             trunk_digest=trunk.digest,
             update_time_s=time.time(),
@@ -351,24 +357,29 @@ class Engine:
         live = self._trunks.acquire(trunk, session)
         self._models[row.name] = successor
         await successor.start(live, self._trunk_of)
-        if model.trunk is not None:
-            self._trunks.release(model.trunk)
+        self._release(model)
         self.ready_changed(row.name, successor.book.stable is not None)
 
     async def _begin(self, model: LiveModel, trunk: Trunk) -> None:
         await model.start(self._trunks.acquire(trunk), self._trunk_of)
         self.ready_changed(model.name, model.book.stable is not None)
 
-    async def _trunk_of(self, digest: str) -> LiveTrunk | None:
+    def _release(self, model: LiveModel) -> None:
+        for trunk in (model.trunk, *model.earlier_trunks.values()):
+            if trunk is not None:
+                self._trunks.release(trunk)
+
+    async def _trunk_of(self, digest: str, features: str) -> LiveTrunk | None:
         try:
-            return self._trunks.acquire(await self._applier.stored_trunk(digest))
+            trunk = await self._applier.stored_trunk(digest, lambda trunk: trunk.feature_digest == features)
+            return self._trunks.acquire(trunk)
         except EverlearnError as error:
             _logger.warning("an earlier version cannot serve", digest=digest, reason=error.reason)
             return None
 
     async def _mark(self, model: LiveModel, state: str, error: EverlearnError) -> None:
         _logger.warning("model is not as declared", model=model.name, reason=error.reason, message=error.message)
-        row = replace(model.row, state=state, conditions_json=_conditions(error), update_time_s=time.time())
+        row = replace(model.row, state=state, conditions_json=conditions_json(error), update_time_s=time.time())
         model.row = await self._store.catalog.put_model(row, expected_etag=model.row.etag)
 
     async def _run_export(self, operation: Operation) -> Mapping[str, str]:
@@ -383,17 +394,3 @@ def check_etag(model: LiveModel, etag: str) -> None:
     """Raises ConflictError where the caller names another etag than the present one (AIP-154)."""
     if etag and etag != model.row.etag:
         raise ConflictError(f"etag {etag[:40]!r} is stale; get the model again", field="etag")
-
-
-def _conditions(error: EverlearnError | None) -> str:
-    return json.dumps(
-        [
-            {
-                "type": "BackboneReady",
-                "status": error is None,
-                "reason": error.reason if error else "",
-                "message": error.message if error else "",
-                "time_s": time.time(),
-            }
-        ]
-    )

@@ -30,20 +30,35 @@ _logger = structlog.get_logger(__name__)
 _STORE_EVERY_S = 2.0
 """While a stream goes on, a version is stored this often at most; at rest the last one always is."""
 
+TrunkOf = Callable[[str, str], Awaitable[LiveTrunk | None]]
+"""Opens the trunk of a version from an earlier lineage, by the digests of trunk and features."""
+
 
 class LiveModel:
     """A declared model. `start` makes it ready; before that, and after `stop`, it neither learns nor serves."""
 
-    def __init__(self, *, row: ModelRow, spec: Model, store: Store, executor: Executor, commit_share: float) -> None:
+    def __init__(
+        self,
+        *,
+        row: ModelRow,
+        spec: Model,
+        store: Store,
+        executor: Executor,
+        commit_share: float,
+        on_first_stable: Callable[[str], None] = lambda name: None,
+    ) -> None:
         self.row = row
         self.spec = spec
         self.unloaded = False
         self.trunk: LiveTrunk | None = None
+        self.earlier_trunks: dict[str, LiveTrunk] = {}
+        """Of versions from earlier lineages, by feature digest."""
         self.book = VersionBook(model=row.name, lineage=row.lineage, first_number=0)
         self.book.promotion_paused = row.promotion_paused
         self._store = store
         self._executor = executor
         self._commit_share = commit_share
+        self._on_first_stable = on_first_stable
         self._writer: ModelWriter | None = None
         self._publisher: Publisher | None = None
         self._storing: asyncio.Task[None] | None = None
@@ -85,8 +100,8 @@ class LiveModel:
             raise self._not_ready()
         return self.trunk
 
-    async def start(self, trunk: LiveTrunk, trunk_of: Callable[[str], Awaitable[LiveTrunk | None]]) -> None:
-        """Loads what is stored and begins to learn. `trunk_of` opens the trunks of versions from earlier lineages."""
+    async def start(self, trunk: LiveTrunk, trunk_of: TrunkOf) -> None:
+        """Loads what is stored and begins to learn."""
         self.trunk = trunk
         self._closed = False
         kind = memory_for(self.spec.spec.memory.kind)
@@ -136,6 +151,7 @@ class LiveModel:
         """Takes up a changed declaration that needs no new lineage; a changed head is solved at once."""
         head_changed = spec.spec.head != self.spec.spec.head
         self.spec, self.row = spec, row
+        self.book.take_input(spec.spec.input)
         await self.writer.declare(spec.spec.labels)
         if head_changed and self._publisher is not None and self.trunk is not None:
             self._publisher.close()
@@ -167,6 +183,7 @@ class LiveModel:
         assert self.trunk is not None
         prequential = self.writer.prequential
         trunk = self.trunk
+        first = self.book.stable is None
 
         def make(number: int, head: LinearHead) -> Snapshot:
             return self._snapshot(number, head, trunk, time.time())
@@ -184,6 +201,8 @@ class LiveModel:
             },
             make=make,
         )
+        if first and self.book.stable is not None:
+            self._on_first_stable(self.name)
         if self.book.needs_numbers and (self._reserving is None or self._reserving.done()):
             # Not left to the store's loop: a small model publishes a hundred heads a second.
             self._reserving = asyncio.get_running_loop().create_task(self._reserve_numbers())
@@ -276,13 +295,18 @@ class LiveModel:
         if count:
             self.book.add_numbers(await self._store.catalog.reserve_versions(self.name, count), count)
 
-    async def _restore_versions(self, trunk: LiveTrunk, trunk_of: Callable[[str], Awaitable[LiveTrunk | None]]) -> None:
+    async def _restore_versions(self, trunk: LiveTrunk, trunk_of: TrunkOf) -> None:
         aliases = {row.alias: row.number for row in await self._store.catalog.aliases(self.name)}
         self._pointed = dict(aliases)
         for summary in await self._store.catalog.versions(self.name):
-            own = trunk if summary.trunk_digest == trunk.digest else await trunk_of(summary.trunk_digest)
+            # Not the trunk's digest: two lineages may differ in their front alone.
+            features = json.loads(summary.metrics_json)["feature_digest"]
+            own = trunk if features == trunk.feature_digest else self.earlier_trunks.get(features)
+            own = own or await trunk_of(summary.trunk_digest, features)
             if own is None:
                 continue
+            if own is not trunk:
+                self.earlier_trunks[features] = own
             row = await self._store.catalog.version(self.name, summary.number)
             versioned = self.book.restore(row, self._restored(row, own))
             if aliases.get("stable") == row.number:

@@ -108,15 +108,19 @@ class Operations:
             pass
         return operation
 
-    async def cancel(self, model: str) -> None:
-        """Stops what is being done for a model that goes away."""
-        tasks = [
-            self._tasks[name] for name, operation in self._operations.items()
-            if operation.model == model and name in self._tasks
-        ]  # fmt: skip
+    async def forget(self, model: str) -> None:
+        """Stops what is being done for a model that goes away, and drops its operations, as the store does."""
+        gone = [operation for operation in self._operations.values() if operation.model == model]
+        tasks = [self._tasks.pop(operation.name) for operation in gone if operation.name in self._tasks]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for operation in gone:
+            del self._operations[operation.name]
+            if not operation.done:  # whoever waits for it hears why
+                operation.error = NotFoundError(f"model {model!r} was deleted meanwhile", field="name")
+                operation.done = True
+            operation.changed.set()
 
     async def close(self) -> None:
         """Stops everything; unfinished operations begin anew at the next start."""

@@ -6,12 +6,12 @@ import json
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from everlearn.errors import GateError, NotFoundError, PreconditionError
-from everlearn.spec.model import Gate, Model
+from everlearn.spec.model import Gate, Input, Model
 from everlearn.values import FeaturesBd, LinearHead
 from everlearn_server.engine.publisher import NO_NUMBERS, Solved
 from everlearn_server.engine.serving import Snapshot
@@ -140,6 +140,7 @@ class VersionBook:
                     "head": spec.spec.head.kind,
                     "regularization": solved.head.regularization,
                     "exact": solved.exact,
+                    "feature_digest": trunk.feature_digest,
                     "samples_per_class": solved.samples_C,
                     "solve_ms": round(solved.solve_ms, 3),
                 }
@@ -198,6 +199,14 @@ class VersionBook:
         self.stable = versioned
         self.promotion_paused = True
         return versioned
+
+    def take_input(self, declared: Input) -> None:
+        """Limits and encodings of the input hold for all versions from now on."""
+        for number, versioned in self._versions.items():
+            changed = replace(versioned, snapshot=replace(versioned.snapshot, input=declared))
+            self._versions[number] = changed
+            self.stable = changed if self.stable is versioned else self.stable
+            self.latest = changed if self.latest is versioned else self.latest
 
     def numbers(self) -> list[int]:
         """All that `find` answers, ascending."""
