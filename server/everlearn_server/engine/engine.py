@@ -63,6 +63,8 @@ class Engine:
         self._settings = settings
         self._models: dict[str, LiveModel] = {}
         self._executor = ThreadPoolExecutor(max_workers=max(2, settings.workers), thread_name_prefix="sums")
+        # Apart, so that integrating a batch never waits for a head that is being solved.
+        self._solvers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="heads")
         self._trunks = TrunkPool(self._open_session)
         self._applier = Applier(store=store, hubs=settings.hubs, work_dir=settings.work_dir)
         self._exporter = Exporter(store=store, stored_trunk=self._applier.stored_trunk)
@@ -95,6 +97,7 @@ class Engine:
         await asyncio.gather(*(model.stop() for model in self._models.values()))
         self.queue.close()
         self._executor.shutdown()
+        self._solvers.shutdown()
 
     @property
     def timeline(self) -> str:
@@ -271,6 +274,7 @@ class Engine:
             spec=spec,
             store=self._store,
             executor=self._executor,
+            solvers=self._solvers,
             commit_share=self._settings.commit_share,
             on_first_stable=lambda name: self.ready_changed(name, not self.model(name).unloaded),
         )

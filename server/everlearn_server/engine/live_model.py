@@ -44,6 +44,7 @@ class LiveModel:
         spec: Model,
         store: Store,
         executor: Executor,
+        solvers: Executor,
         commit_share: float,
         on_first_stable: Callable[[str], None] = lambda name: None,
     ) -> None:
@@ -57,6 +58,7 @@ class LiveModel:
         self.book.promotion_paused = row.promotion_paused
         self._store = store
         self._executor = executor
+        self._solvers = solvers
         self._commit_share = commit_share
         self._on_first_stable = on_first_stable
         self._writer: ModelWriter | None = None
@@ -166,7 +168,7 @@ class LiveModel:
             head=head_for(self.spec.spec.head.kind, self.spec.spec.head.regularization),
             scale=trunk.scale,
             writer=self.writer,
-            executor=self._executor,
+            executor=self._solvers,
             install=self._install,
             probes_Bd=probe_features(trunk.feature_dim),
             hint=latest.snapshot.head.regularization if latest else None,

@@ -1,8 +1,9 @@
 """Solves heads while learning goes on, so that a prediction knows a batch moments after its last byte.
 
 Two solves, both pure functions of the sums. The *quick* one reuses the last regularization (one Cholesky) and follows
-the stream. The *exact* one chooses the regularization anew from the sums and runs beside it; when the stream rests,
-the head that stays is the exact one, so that equal sums end in equal predictions whatever the schedule was.
+the stream. The *exact* one searches the regularization anew: beside the stream when it has brought a class or grown by
+half, and once when it rests. So the head that stays is the exact one, and equal sums end in equal predictions whatever
+the schedule was.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
+import numpy as np
 import structlog
 
 from everlearn.errors import PreconditionError
@@ -28,6 +30,8 @@ NO_NUMBERS = "NO_NUMBERS"
 """Reason of the PreconditionError that `install` raises while version numbers are being reserved."""
 _AGAIN_S = 0.05
 """Until `install` is tried again then."""
+_FRESH_S = 0.15
+"""Longest rest between quick heads, where they are quick."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +67,6 @@ class Publisher:
         executor: Executor,
         install: Callable[[Solved], None],
         probes_Bd: FeaturesBd,
-        rest_share: float = 1.0,
         hint: float | None = None,
     ) -> None:
         self._model = model
@@ -73,13 +76,14 @@ class Publisher:
         self._executor = executor
         self._install = install
         self._probes_Bd = probes_Bd
-        self._rest_share = rest_share
         self._hint = hint
         self._touched = asyncio.Event()
         self._generation = 0
         self._exact_generation = 0
         self._has_installed = False
-        self._exact: asyncio.Task[None] | None = None
+        self._searching: asyncio.Task[None] | None = None
+        self._searched = (0, 0)
+        self._search_again_s = 0.0
         self._known: Mapping[str, int] = {}
         self._changed = asyncio.Event()
         self._closed = False
@@ -114,32 +118,43 @@ class Publisher:
         self._closed = True
         self._changed.set()
         self._task.cancel()
-        if self._exact is not None:
-            self._exact.cancel()
+        if self._searching is not None:
+            self._searching.cancel()
 
     async def _run(self) -> None:
         while True:
             await self._touched.wait()
             self._touched.clear()
-            started_s = time.monotonic()
             generation = self._generation
             sums, tails = await self._writer.copy_sums()
-            if self._exact is None or self._exact.done():
-                self._exact = asyncio.create_task(self._solve_exactly(sums, tails, generation))
-            if self._hint is not None:
-                await self._publish(sums, tails, generation, hint=self._hint)
+            started_s = time.monotonic()
+            if self._hint is None:
+                await self._search(sums, tails, generation)
             else:
-                await asyncio.wait([self._exact])
-            # Rest as long as the solve took: half a core at most, and at most two solves behind the stream.
-            await asyncio.sleep((time.monotonic() - started_s) * self._rest_share)
+                if self._is_search_due(sums):
+                    self._searching = asyncio.create_task(self._search(sums, tails, generation))
+                await self._publish(sums, tails, generation, hint=self._hint)
+            await asyncio.sleep(_rest_s(time.monotonic() - started_s))
+            if not self._touched.is_set() and self._exact_generation != generation == self._generation:
+                # The stream rests: the head that stays is the exact one of these sums.
+                if self._searching is not None:
+                    await asyncio.wait([self._searching])
+                if self._exact_generation != generation:
+                    await self._search(sums, tails, generation)
 
-    async def _solve_exactly(self, sums: Sums, tails: Mapping[str, int], generation: int) -> None:
+    def _is_search_due(self, sums: Sums) -> bool:
+        """While a stream goes on: soon after it has brought a class or grown by half, seldom otherwise."""
+        if self._searching is not None and not self._searching.done():
+            return False
+        classes, samples = self._searched
+        grown = int(np.count_nonzero(sums.count_C)) > classes or sums.samples > 1.5 * samples
+        return grown or time.monotonic() >= self._search_again_s
+
+    async def _search(self, sums: Sums, tails: Mapping[str, int], generation: int) -> None:
         started_s = time.monotonic()
         await self._publish(sums, tails, generation, hint=None)
-        if generation != self._generation:
-            # The stream went on meanwhile. Try again at a tenth of the time at most; at rest, right away.
-            await asyncio.sleep(min(2.0, 4 * (time.monotonic() - started_s)))
-            self._touched.set()
+        self._searched = (int(np.count_nonzero(sums.count_C)), sums.samples)
+        self._search_again_s = time.monotonic() + max(1.0, 20 * (time.monotonic() - started_s))
 
     async def _publish(self, sums: Sums, tails: Mapping[str, int], generation: int, *, hint: float | None) -> None:
         loop = asyncio.get_running_loop()
@@ -187,3 +202,8 @@ class Publisher:
             parity=head_parity(head, self._probes_Bd),
             data=dump_head(head),
         )
+
+
+def _rest_s(solve_s: float) -> float:
+    """A tenth of a core for solving, unless that would keep a head from being fresh; a third where solving is slow."""
+    return max(min(9 * solve_s, _FRESH_S), 2 * solve_s)

@@ -21,7 +21,7 @@ from everlearn_server.store.rows import VersionRow
 _EPHEMERAL = 8
 """Heads that were superseded before they were stored and can still be asked for by number."""
 _PROBES = 16
-_NUMBERS = 1000
+_NUMBERS = 64
 """Version numbers reserved at a time; a crash leaves a gap and never reuses one."""
 
 
@@ -91,7 +91,7 @@ class VersionBook:
     @property
     def needs_numbers(self) -> int:
         """How many to reserve now; 0 while enough are left."""
-        return _NUMBERS if self._reserved_to - self._next < _NUMBERS // 10 else 0
+        return _NUMBERS if self._reserved_to - self._next < _NUMBERS // 2 else 0
 
     def add_numbers(self, first: int, count: int) -> None:
         """Takes a reserved block into use."""
