@@ -23,7 +23,7 @@ from everlearn.runtime.session import TrunkSession
 from everlearn.sums import Sums
 from everlearn.values import Trunk
 from everlearn_client import Client, events
-from everlearn_client.errors import DataLoss, EverlearnClientError, Fenced, SequenceGap
+from everlearn_client.errors import DataLoss, EverlearnClientError, Fenced, SequenceGap, Unavailable
 from everlearn_client.samples import Batch, Features
 from everlearn_server.store.rows import StreamRow
 from everlearn_server.store.store import Store
@@ -90,12 +90,12 @@ class Learner:
                         first_sequence=self.acknowledged + 1,
                         feature_digest=self.feature_digest,
                         on_event=lambda event: self._hear(event, chance),
-                        retry_for_s=30,
+                        retry_for_s=1,
                     )
                 except Cut:
                     self.cuts += 1
-                except Fenced:
-                    pass  # an older connection of ours was still there
+                except (Fenced, Unavailable):
+                    pass  # an older connection of ours was still there; or down for long: begin with short waits again
                 except (DataLoss, SequenceGap) as error:
                     self.broken_promises.append(f"{self.client_id}: {error}")
 
