@@ -110,11 +110,11 @@ class Engine:
 
     # -- reading ------------------------------------------------------------------------------------------------
 
-    def model(self, name: str) -> LiveModel:
-        """Raises NotFoundError."""
+    def model(self, name: str, *, field: str = "name") -> LiveModel:
+        """Raises NotFoundError that names the caller's field."""
         if name not in self._models:
             known = ", ".join(sorted(self._models)[:5]) or "none yet"
-            raise NotFoundError(f"no model {name!r}; there are: {known}", field="name")
+            raise NotFoundError(f"no model {name!r}; there are: {known}", field=field)
         return self._models[name]
 
     def models(self) -> list[str]:

@@ -52,7 +52,7 @@ class LearnService:
             await stream.close()
 
     async def _open(self, opening: learn_pb2.Open) -> LearnStream:
-        model = self._engine.model(names.model_of(opening.model, field="open.model"))
+        model = self._engine.model(names.model_of(opening.model, field="open.model"), field="open.model")
         if not names.NAME_PATTERN.fullmatch(opening.client):
             raise InvalidError(f"{opening.client[:80]!r} does not match {NAME}", field="open.client")
         stream = LearnStream(model, self._engine.queue, client=opening.client, feature_digest=opening.feature_digest)
