@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,8 +68,9 @@ class Learner:
     feature_digest: str = ""
     cut_probability: float = 0.0
     """Of giving a connection up, after each answer."""
-    pace_s: float = 0.0
-    """Between batches."""
+    allowance: threading.Semaphore | None = None
+    """One permit a new batch, where the test decides how far all may come; resending is free."""
+    taken: int = 0
     acknowledged: int = 0
     received: int = 0
     highest_received: int = 0
@@ -86,7 +86,7 @@ class Learner:
                 try:
                     client.learn(
                         MODEL,
-                        self._paced(self.batches[self.acknowledged :]),
+                        self._allowed(self.batches[self.acknowledged :]),
                         first_sequence=self.acknowledged + 1,
                         feature_digest=self.feature_digest,
                         on_event=lambda event: self._hear(event, chance),
@@ -99,9 +99,11 @@ class Learner:
                 except (DataLoss, SequenceGap) as error:
                     self.broken_promises.append(f"{self.client_id}: {error}")
 
-    def _paced(self, batches: list[Batch]) -> Iterator[Batch]:
-        for batch in batches:
-            time.sleep(self.pace_s)
+    def _allowed(self, batches: list[Batch]) -> Iterator[Batch]:
+        for sequence, batch in enumerate(batches, self.acknowledged + 1):
+            if self.allowance is not None and sequence > self.taken:
+                self.allowance.acquire()
+                self.taken = sequence
             yield batch
 
     def _hear(self, event: events.LearnEvent, chance: random.Random) -> None:
