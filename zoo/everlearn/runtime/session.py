@@ -78,6 +78,6 @@ def _options(intra_threads: int) -> ort.SessionOptions:
     options.use_deterministic_compute = True
     # A spinning pool steals the cores that decode and answer.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Plans memory per input shape and keeps the plans; batches come in many shapes, images one by one need none.
-    options.enable_mem_pattern = False
+    # Memory patterns stay on: without one, threads that share a session queue up for every buffer in its arena, and two
+    # of them take half as long again for an image (EfficientNet-Lite0, 224 px: 10.8 ms of CPU, 16.7 without).
     return options
