@@ -128,6 +128,46 @@ def mutated(data: bytes, rng: np.random.Generator) -> bytes:
     return bytes(found)
 
 
+def altered(message: Any, rng: np.random.Generator) -> bytes:
+    """A message that parses, with one to three of its values made strange."""
+    for _ in range(rng.integers(1, 4)):
+        holders = list(_holders(message))
+        holder, field = holders[int(rng.integers(0, len(holders)))]
+        repeated = field.is_repeated
+        values = list(getattr(holder, field.name)) if repeated else [getattr(holder, field.name)]
+        at = int(rng.integers(0, len(values)))
+        values[at] = _strange(values[at], field, rng)
+        if repeated and rng.random() < 0.3:
+            values = values[:-1] if rng.random() < 0.5 else values * 3
+        if repeated:
+            del getattr(holder, field.name)[:]
+            getattr(holder, field.name).extend(values)
+        else:
+            setattr(holder, field.name, values[0])
+    return bytes(message.SerializeToString())
+
+
+def _holders(message: Any) -> Iterator[tuple[Any, Any]]:
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_MESSAGE:
+            yield from _holders(value)
+        else:
+            yield message, field
+
+
+def _strange(value: Any, field: Any, rng: np.random.Generator) -> Any:
+    if isinstance(value, bytes):
+        return mutated(value, rng)
+    if isinstance(value, str):
+        return str(rng.choice(["", " ", "\x00", "\U0001f980" * 70, value * 40, value + "/..", "9" * 40]))
+    if isinstance(value, bool):
+        return not value
+    if field.type == field.TYPE_ENUM:
+        return int(rng.integers(0, 7))
+    small = int(rng.choice([0, 1, 2, 3, 4, 5, 2**31 - 1]))
+    return small if field.type in (field.TYPE_UINT64, field.TYPE_UINT32) else int(rng.choice([small, -1, 2**40]))
+
+
 def seeds() -> list[Any]:
     png, jpeg = encoded(tiny.images(1, 0)[0]), encoded(tiny.images(1, 0, side=40)[0], "JPEG")
     floats = np.zeros((2, 3, 16, 16), np.float32)
@@ -140,7 +180,7 @@ def learned(stubs: Stubs, rng: np.random.Generator, digest: str) -> Iterator[str
     for index in range(SAMPLES):
         with stubs.learn("fuzzed", "fuzzer", feature_digest=digest if index % 4 == 3 else "") as stream:
             good = batch(stream.opened.durable_sequence + 1, forms[index % 4], ["a", "b"])
-            stream.send(mutated(good.SerializeToString(), rng))
+            stream.send(altered(good, rng) if index % 8 < 5 else mutated(good.SerializeToString(), rng))
             try:
                 answers = stream.finish()
             except grpc.RpcError as error:
@@ -156,7 +196,7 @@ def predicted(stubs: Stubs, rng: np.random.Generator) -> Iterator[str]:
     for index in range(SAMPLES):
         good = predict_request("fuzzed", forms[index % 4], top_k=2, scores=True)
         try:
-            call(mutated(good.SerializeToString(), rng), timeout=10)
+            call(altered(good, rng) if index % 8 < 5 else mutated(good.SerializeToString(), rng), timeout=10)
         except grpc.RpcError as error:
             yield error.code().name
         else:
@@ -178,7 +218,7 @@ def test_a_thousand_mutated_messages_break_nothing_and_leak_nothing(
     assert ends.total() == 2 * SAMPLES
     assert not {"INTERNAL", "UNKNOWN", "DEADLINE_EXCEEDED", "UNAVAILABLE"} & set(ends), ends
     assert ends["INVALID_ARGUMENT"] > SAMPLES / 4, "the mutations were too tame"
-    assert ends["OK"] > 10, "the mutations were too wild"
+    assert min(ends["OK"], ends["received"], ends["rejected"]) > SAMPLES / 20, "the mutations were too wild"
     assert (process.memory_info().rss - before) / 2**20 < 50
     assert "internal error" not in server.log
     assert client.learn("fuzzed", [(tiny.images(2, 0), ["a"] * 2)]).durable_samples == 2
