@@ -120,10 +120,18 @@ class RealServer:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait(timeout=10)
 
+    def wait(self, *, timeout_s: float = 30.0) -> int:
+        """Waits until the process ends by itself; returns its exit status. Kills it where it does not end."""
+        try:
+            return self.process.wait(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"the server still ran after {timeout_s} s:\n{self.log[-4000:]}") from None
+
     def terminate(self, *, timeout_s: float = 30.0) -> int:
         """SIGTERM; returns the exit status after the drain."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=timeout_s)
+        return self.wait(timeout_s=timeout_s)
 
     def restart(self) -> float:
         """Ends it in an orderly way and starts it again; returns the seconds the start took."""

@@ -89,7 +89,7 @@ class Learner:
                         self._allowed(self.batches[self.acknowledged :]),
                         first_sequence=self.acknowledged + 1,
                         feature_digest=self.feature_digest,
-                        on_event=lambda event: self._hear(event, chance),
+                        on_event=lambda event: self.hear(event, chance),
                         retry_for_s=1,
                     )
                 except Cut:
@@ -106,7 +106,8 @@ class Learner:
                 self.taken = sequence
             yield batch
 
-    def _hear(self, event: events.LearnEvent, chance: random.Random) -> None:
+    def hear(self, event: events.LearnEvent, chance: random.Random | None = None) -> None:
+        """Notes what was promised; may give the connection up."""
         if isinstance(event, events.Opened) and event.durable_sequence < self.acknowledged:
             self.broken_promises.append(
                 f"{self.client_id}: {self.acknowledged} was durable, {event.durable_sequence} is there"
@@ -116,7 +117,7 @@ class Learner:
         if isinstance(event, events.Received):
             self.received += 1
             self.highest_received = max(self.highest_received, event.sequence)
-            if chance.random() < self.cut_probability:
+            if chance is not None and chance.random() < self.cut_probability:
                 raise Cut
 
 
