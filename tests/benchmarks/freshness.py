@@ -1,7 +1,8 @@
 """From the last byte of a batch to the first prediction that knows it (d = 1280), through the server.
 
-Each turn learns one batch of a class that no earlier batch had, and asks for one of its samples until the answer is
-that class, from ten classes on. As features there is no forward pass; as images it is in the time, and is told from the server's own clock.
+Each turn learns one batch of a class that no earlier batch had, from ten classes on, and asks for one of its samples
+until the answer is that class. As features there is no forward pass; as images it is in the time, and is taken off by
+the server's own clock.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ GIVE_UP_S = 30
 
 def measure(scene: Scene, *, quick: bool) -> list[Row]:
     """Features at rest, images at rest, features beside a stream of images."""
-    turns = 5 if quick else 40
+    turns = 5 if quick else 30
     random = np.random.default_rng(0)
     with scene.server("freshness") as server:
         with server.client() as client:

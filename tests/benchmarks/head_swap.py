@@ -35,7 +35,7 @@ HEADS_A_SECOND = 100
 
 def measure(scene: Scene, *, quick: bool) -> list[Row]:
     """The swap itself, requests beside swaps, requests beside a learning stream."""
-    rows = asyncio.run(_in_process(scene, seconds=2.0 if quick else 10.0, repetitions=1 if quick else 3))
+    rows = asyncio.run(_in_process(scene, seconds=2.0 if quick else 6.0, repetitions=1 if quick else 3))
     return [*rows, _through_server(scene, requests=50 if quick else 600)]
 
 

@@ -37,7 +37,7 @@ def measure(scene: Scene, *, quick: bool) -> list[Row]:
         forward_ms = _forward_ms(scene, size, repetitions=2 if quick else 10)
         rows.append(_parts_row(size, forward_ms, parts_ms))
     for size in (96, 224):
-        batches = {96: 20, 224: 5} if quick else {96: 600, 224: 120}
+        batches = {96: 20, 224: 5} if quick else {96: 300, 224: 60}
         rows.append(_server_row(scene, size, batches[size], repetitions=1 if quick else 3))
     return rows
 

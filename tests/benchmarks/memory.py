@@ -9,6 +9,7 @@ import subprocess
 import time
 
 import numpy as np
+import numpy.typing as npt
 import psutil
 from tests.benchmarks.scene import DIM, Scene, ServerProcess, child
 from tests.benchmarks.table import Row
@@ -17,6 +18,9 @@ BATCH = 32
 TARGET_MB_A_MINUTE = 1.0
 WARM_UP = 0.4
 """Share of the stream that is not looked at: caches, arenas and the first heads grow there."""
+
+
+Floats = npt.NDArray[np.float64]
 
 
 def measure(scene: Scene, *, quick: bool) -> list[Row]:
@@ -55,7 +59,7 @@ def _row(scene: Scene, server: ServerProcess, form: str, size: int, samples: int
     )
 
 
-def _watch(load: subprocess.Popen[str], pid: int) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def _watch(load: subprocess.Popen[str], pid: int) -> tuple[Floats, Floats]:
     process = psutil.Process(pid)
     begun_s = time.monotonic()
     at_s, resident_mb = [], []

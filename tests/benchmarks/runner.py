@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import sys
 import tempfile
@@ -11,6 +12,7 @@ import traceback
 from pathlib import Path
 
 from rich.console import Console
+from rich.status import Status
 from tests.benchmarks.scene import Scene
 from tests.benchmarks.table import Machine, Row, markdown, result_path
 
@@ -29,7 +31,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="everlearn-bench-") as folder, console.status("") as status:
         scene = Scene(Path(folder))
         for current in arguments.names or NAMES:
-            scene.tell = lambda text, group=current: status.update(f"{group}: {text}")
+            scene.tell = functools.partial(_tell, status, current)
             group_s = time.monotonic()
             try:
                 found = importlib.import_module(f"tests.benchmarks.{current}").measure(scene, quick=arguments.quick)
@@ -50,6 +52,10 @@ def main() -> int:
     sys.stdout.write(text)
     console.print(f"written to {path}")
     return 1 if failed else 0
+
+
+def _tell(status: Status, group: str, text: str) -> None:
+    status.update(f"{group}: {text}")
 
 
 def _arguments() -> argparse.Namespace:
