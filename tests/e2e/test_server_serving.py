@@ -220,10 +220,11 @@ def test_an_unloaded_model_is_refused_until_it_is_loaded_and_goes_on_learning(
 def test_a_full_queue_is_resource_exhausted_with_a_time_to_come_back(narrow: RealServer) -> None:
     with Stubs(narrow.address) as stubs, ThreadPoolExecutor(1) as pool:
         busy = pool.submit(stubs.predictions.Predict, predict_request("tiny", [SLOW] * 12), timeout=30)
+        time.sleep(0.2)  # so that it is there before the others, which it would be refused for
         refusals: list[Refusal] = []
         while not busy.done() and not refusals:
             try:
-                stubs.predictions.Predict(predict_request("tiny", tiny.images(1, 0)), timeout=0.05)
+                stubs.predictions.Predict(predict_request("tiny", tiny.images(1, 0)), timeout=1)
             except grpc.RpcError as error:
                 refusals += [refusal_of(_raising(error))] if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED else []
         assert refusals, "the queue was never full"
