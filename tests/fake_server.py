@@ -77,7 +77,7 @@ class FakeServer:
         self.opens: list[learn_pb2.Open] = []
         self.metadata: list[dict[str, str]] = []
         self.operations: dict[str, list[Any]] = {}
-        self.files: dict[str, bytes] = {"model.onnx": bytes(range(256)) * 40, "README.md": b"# card\n"}
+        self.files: dict[str, bytes] = {"model.onnx": bytes(range(256)) * 40, "MODEL_CARD.md": b"# card\n"}
         self.downloads: list[int] = []
         self.calls: Counter[str] = Counter()
         self.connections = 0

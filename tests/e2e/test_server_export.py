@@ -8,6 +8,7 @@ import json
 import zlib
 from pathlib import Path
 
+import grpc
 import numpy as np
 import onnxruntime
 import pytest
@@ -75,7 +76,7 @@ def test_the_file_carries_labels_and_provenance_and_has_a_card_beside_it(
     assert metadata["everlearn.model"] == "tiny"
     assert metadata["everlearn.version"] == export.version.rpartition("/")[2]
     assert metadata["everlearn.memory_digest"] == model.status.memory_digest
-    card = paths["README.md"].read_text()
+    card = paths["MODEL_CARD.md"].read_text()
     assert model_file(export).sha256 in card
     assert all(label in card for label in LABELS)
     assert export.probes > 0
@@ -124,7 +125,7 @@ def test_the_sdk_resumes_a_cut_download_and_ends_with_the_same_bytes(
     assert (tmp_path / "model.onnx").read_bytes() == data
     assert progress[0] > 1234
     assert not part.exists()
-    assert sorted(path.name for path in paths) == ["README.md", "model.onnx"]
+    assert sorted(path.name for path in paths) == ["MODEL_CARD.md", "model.onnx"]
 
 
 def test_the_same_version_again_is_the_same_export(client: Client, export: ExportInfo) -> None:
@@ -157,6 +158,31 @@ def test_beyond_what_is_retained_the_oldest_export_goes(server: RealServer, clie
     assert [export.name for export in client.exports("kept")] == names[:0:-1]
     with Stubs(server.address) as stubs:
         refused(lambda: chunks(stubs, names[0]), "NOT_FOUND", field="name")
+
+
+def test_an_older_version_exported_last_is_the_newest_export(
+    server: RealServer, client: Client, stubs: Stubs, backbone: Path, tmp_path: Path
+) -> None:
+    server.declare(tiny.declaration(backbone, name="single", retention={"exports": 1}))
+    versions = []
+    for index in range(2):
+        client.learn("single", [(tiny.images(4, index), [f"{index}"] * 4)])
+        versions.append(client.export("single", "latest"))
+    older = versions[0].version.rpartition("/")[2]
+    operation = stubs.exports.CreateExport(export_pb2.CreateExportRequest(version=versions[0].version))
+    again = client.export("single", older)
+    assert [export.name for export in client.exports("single")] == [versions[0].name] == [again.name]
+    assert len(client.download(again, tmp_path)) == 2
+    client.export("single", "latest")
+    gone = stubs.wait(operation)
+    assert (gone.error.code, "deleted since" in gone.error.message) == (grpc.StatusCode.NOT_FOUND.value[0], True)
+    client.models.delete("single")
+
+
+def test_a_download_leaves_the_readme_of_the_folder_alone(client: Client, export: ExportInfo, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("the project's own")
+    client.download(export, tmp_path)
+    assert (tmp_path / "README.md").read_text() == "the project's own"
 
 
 def test_what_cannot_be_exported_is_refused(client: Client, stubs: Stubs, server: RealServer, backbone: Path) -> None:

@@ -186,7 +186,7 @@ def test_a_download_cut_and_corrupted_on_the_way_arrives_whole(
     # Cut after three chunks, cut at once, two more and the damaged third, then the rest, then the card.
     assert server.downloads == [0, 3000, 3000, 5000, 0]
     assert seen == [*range(1000, 10001, 1000), 10240, 7]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "model.onnx"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["MODEL_CARD.md", "model.onnx"]
 
 
 def test_a_download_goes_on_in_another_process_and_is_not_repeated(

@@ -78,7 +78,7 @@ class ExportFile(google.protobuf.message.Message):
     SIZE_BYTES_FIELD_NUMBER: builtins.int
     SHA256_FIELD_NUMBER: builtins.int
     file_name: builtins.str
-    """`model.onnx` or `README.md` (the model card)."""
+    """`model.onnx` or `MODEL_CARD.md`."""
     size_bytes: builtins.int
     sha256: builtins.str
     """Lower-case hex."""

@@ -22,7 +22,8 @@ from everlearn_server.engine.versions import Versioned
 from everlearn_server.store.rows import ExportFile, ExportRow
 from everlearn_server.store.store import Store
 
-MODEL_FILE, CARD_FILE = "model.onnx", "README.md"
+MODEL_FILE, CARD_FILE = "model.onnx", "MODEL_CARD.md"
+"""The card is no README.md: a download into a project's folder must not replace the project's own."""
 _BENCHES = 4
 """Trunks for which the joined graph and the probes are kept; each takes about the trunk's size."""
 
@@ -72,8 +73,8 @@ class Exporter:
 
     async def prune(self, model: LiveModel) -> None:
         """Deletes the oldest exports beyond what the declaration retains."""
-        rows = sorted(await self._store.catalog.exports(model.name), key=lambda row: row.version_number)
-        for row in rows[: max(0, len(rows) - model.spec.spec.retention.exports)]:
+        newest_first = sorted(await self._store.catalog.exports(model.name), key=lambda row: -row.create_time_s)
+        for row in newest_first[model.spec.spec.retention.exports :]:
             await self._store.catalog.delete_export(model.name, row.version_number)
 
     async def _bench(self, snapshot: Snapshot) -> _Bench:

@@ -9,6 +9,7 @@ from google.longrunning import operations_pb2
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from everlearn.errors import NotFoundError
 from everlearn.metrics.prequential import Prequential
 from everlearn.spec import plan as planning
 from everlearn.spec.defaults import height_width
@@ -170,10 +171,13 @@ def operation_message(operation: Operation) -> Any:
 
 
 async def finished_message(operation: Operation, engine: Engine) -> Any:
-    """The operation with its result, where it has one."""
+    """The operation with its result, or with NOT_FOUND in its place where that has been deleted since."""
     message = operation_message(operation)
     if operation.done and operation.error is None:
-        message.response.Pack(await _result(operation, engine))
+        try:
+            message.response.Pack(await _result(operation, engine))
+        except NotFoundError as error:
+            message.error.CopyFrom(to_status(error))
     return message
 
 
@@ -183,7 +187,10 @@ async def _result(operation: Operation, engine: Engine) -> Message:
         for row in await engine.exports(operation.model):
             if row.version_number == number:
                 return export_message(row)
-        return export_pb2.Export(name=operation.result["name"])
+        raise NotFoundError(
+            f"the export of version {number} has been deleted since, as retention.exports demands; create it again",
+            field="version",
+        )
     return await model_message(engine, engine.model(operation.model))
 
 
