@@ -43,7 +43,8 @@ def _generate_ours(out: Path, includes: list[str]) -> None:
 
 
 def _generate_oip(out: Path) -> None:
-    # The Open Inference Protocol lives in a private descriptor pool (see everlearn_protos/oip): a descriptor set, no code.
+    # The Open Inference Protocol lives in a private descriptor pool (see everlearn_protos/oip): a descriptor set,
+    # no code.
     vendored = sorted((PACKAGE / "oip").glob("*.proto"))
     if not vendored:
         return
@@ -55,7 +56,7 @@ def _generate_oip(out: Path) -> None:
 
 
 def _is_generated(path: Path) -> bool:
-    return "_pb2" in path.name and path.suffix in {".py", ".pyi"} or path.name == "oip.binpb"
+    return ("_pb2" in path.name and path.suffix in {".py", ".pyi"}) or path.name == "oip.binpb"
 
 
 def stale() -> list[str]:

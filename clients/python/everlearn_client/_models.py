@@ -105,6 +105,6 @@ class Models:
         return self._client.call(self._stub.PromoteVersion, request)
 
     def rollback(self, model: str, version: int = 0, *, etag: str = "") -> pb.Model:
-        """Points `stable` back (0 = the version before) and pauses automatic promotion."""
+        """Points `stable` back (0 = the newest earlier one that passed its gate) and pauses automatic promotion."""
         request = pb.RollbackModelRequest(name=model_name(model), version=version, etag=etag)
         return self._client.call(self._stub.RollbackModel, request)

@@ -1,0 +1,1 @@
+"""The service's own protocol, everlearn.v1: generated code."""

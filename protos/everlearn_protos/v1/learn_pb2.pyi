@@ -147,7 +147,7 @@ class Opened(google.protobuf.message.Message):
     """Everything up to here is durable; the next batch must carry durable_sequence + 1."""
     timeline: builtins.str
     credits: builtins.int
-    """Batches that may be in flight (sent, and neither received nor rejected)."""
+    """Batches that may be in flight (sent, and neither received nor rejected) from now on."""
     @property
     def input(self) -> everlearn_protos.v1.models_pb2.InputContract: ...
     def __init__(
@@ -190,6 +190,7 @@ class Received(google.protobuf.message.Message):
     tested_by_version: builtins.int
     """The live version that tested this batch; 0 if there was none."""
     credits: builtins.int
+    """Batches that may be in flight from now on: the limit itself, not an addition to it."""
     duplicate: builtins.bool
     """True for a batch that was durable or staged before: it had no effect."""
     @property
@@ -262,6 +263,7 @@ class Rejected(google.protobuf.message.Message):
     """E.g. `batch.samples.encoded_images.images[3]`."""
     message: builtins.str
     credits: builtins.int
+    """As in Received."""
     def __init__(
         self,
         *,

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class LearnServiceStub(object):
-    """Learning from labelled batches. The client is the write-ahead log: it keeps each batch until `Durable` covers it.
+    """Learning from labelled batches, each message at most ServerInfo.max_message_bytes. The client is the write-ahead log: it keeps each batch until `Durable` covers it.
     """
 
     def __init__(self, channel):
@@ -43,7 +43,7 @@ class LearnServiceStub(object):
 
 
 class LearnServiceServicer(object):
-    """Learning from labelled batches. The client is the write-ahead log: it keeps each batch until `Durable` covers it.
+    """Learning from labelled batches, each message at most ServerInfo.max_message_bytes. The client is the write-ahead log: it keeps each batch until `Durable` covers it.
     """
 
     def Learn(self, request_iterator, context):
@@ -75,7 +75,7 @@ def add_LearnServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class LearnService(object):
-    """Learning from labelled batches. The client is the write-ahead log: it keeps each batch until `Durable` covers it.
+    """Learning from labelled batches, each message at most ServerInfo.max_message_bytes. The client is the write-ahead log: it keeps each batch until `Durable` covers it.
     """
 
     @staticmethod

@@ -42,7 +42,7 @@ _LearnServiceLearnType = typing_extensions.TypeVar(
 )
 
 class LearnServiceStub(typing.Generic[_LearnServiceLearnType]):
-    """Learning from labelled batches. The client is the write-ahead log: it keeps each batch until `Durable` covers it."""
+    """Learning from labelled batches, each message at most ServerInfo.max_message_bytes. The client is the write-ahead log: it keeps each batch until `Durable` covers it."""
 
     @typing.overload
     def __init__(self: LearnServiceStub[
@@ -77,7 +77,7 @@ LearnServiceAsyncStub: typing_extensions.TypeAlias = LearnServiceStub[
 ]
 
 class LearnServiceServicer(metaclass=abc.ABCMeta):
-    """Learning from labelled batches. The client is the write-ahead log: it keeps each batch until `Durable` covers it."""
+    """Learning from labelled batches, each message at most ServerInfo.max_message_bytes. The client is the write-ahead log: it keeps each batch until `Durable` covers it."""
 
     @abc.abstractmethod
     def Learn(

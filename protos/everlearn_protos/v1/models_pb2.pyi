@@ -410,7 +410,9 @@ class Plan(google.protobuf.message.Message):
 
     @property
     def cost(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]:
-        """What it costs, by kind in its own unit: `download_bytes`, `trunk_build_s`, `memory_bytes`, `head_solve_ms`."""
+        """What it costs, by kind in its own unit: `download_bytes`, `memory_bytes`, and `trunk_build_s`
+        where one has been built since the server started.
+        """
 
     @property
     def warnings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
@@ -845,7 +847,9 @@ class RollbackModelRequest(google.protobuf.message.Message):
     name: builtins.str
     """`models/{model}`."""
     version: builtins.int
-    """0 = the version that was stable before the present one."""
+    """0 = the newest version before the present one that is stored and passed its gate. Another number must be of an
+    earlier version that passed its gate.
+    """
     etag: builtins.str
     def __init__(
         self,

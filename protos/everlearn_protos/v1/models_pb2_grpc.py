@@ -151,7 +151,7 @@ class ModelServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RollbackModel(self, request, context):
-        """Points `stable` back at an earlier version (the previous one by default) and pauses automatic promotion.
+        """Points `stable` back at an earlier version that passed its gate, and pauses automatic promotion.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -300,7 +300,7 @@ class ModelServiceStub(typing.Generic[_ModelServicePlanModelType, _ModelServiceA
     """Points `stable` at a version, if it passes the gate. Resumes automatic promotion where the spec declares it."""
 
     RollbackModel: _ModelServiceRollbackModelType
-    """Points `stable` back at an earlier version (the previous one by default) and pauses automatic promotion."""
+    """Points `stable` back at an earlier version that passed its gate, and pauses automatic promotion."""
 
 ModelServiceAsyncStub: typing_extensions.TypeAlias = ModelServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -422,6 +422,6 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         request: everlearn_protos.v1.models_pb2.RollbackModelRequest,
         context: _ServicerContext,
     ) -> typing.Union[everlearn_protos.v1.models_pb2.Model, collections.abc.Awaitable[everlearn_protos.v1.models_pb2.Model]]:
-        """Points `stable` back at an earlier version (the previous one by default) and pauses automatic promotion."""
+        """Points `stable` back at an earlier version that passed its gate, and pauses automatic promotion."""
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class PredictServiceStub(object):
-    """Missing associated documentation comment in .proto file."""
+    """Each request at most ServerInfo.max_message_bytes.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -47,7 +48,8 @@ class PredictServiceStub(object):
 
 
 class PredictServiceServicer(object):
-    """Missing associated documentation comment in .proto file."""
+    """Each request at most ServerInfo.max_message_bytes.
+    """
 
     def Predict(self, request, context):
         """Missing associated documentation comment in .proto file."""
@@ -84,7 +86,8 @@ def add_PredictServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PredictService(object):
-    """Missing associated documentation comment in .proto file."""
+    """Each request at most ServerInfo.max_message_bytes.
+    """
 
     @staticmethod
     def Predict(request,

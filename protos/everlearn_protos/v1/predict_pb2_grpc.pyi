@@ -58,6 +58,8 @@ _PredictServicePredictStreamType = typing_extensions.TypeVar(
 )
 
 class PredictServiceStub(typing.Generic[_PredictServicePredictType, _PredictServicePredictStreamType]):
+    """Each request at most ServerInfo.max_message_bytes."""
+
     @typing.overload
     def __init__(self: PredictServiceStub[
         grpc.UnaryUnaryMultiCallable[
@@ -99,6 +101,8 @@ PredictServiceAsyncStub: typing_extensions.TypeAlias = PredictServiceStub[
 ]
 
 class PredictServiceServicer(metaclass=abc.ABCMeta):
+    """Each request at most ServerInfo.max_message_bytes."""
+
     @abc.abstractmethod
     def Predict(
         self,

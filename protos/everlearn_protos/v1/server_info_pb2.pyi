@@ -84,13 +84,16 @@ class ServerInfo(google.protobuf.message.Message):
     torch_available: builtins.bool
     """Whether this server can build torch trunks, or only ONNX ones."""
     max_message_bytes: builtins.int
+    """Largest message of everlearn.v1 that is understood, 4 MiB; a larger one is INVALID_ARGUMENT (reason TOO_LARGE). The
+    Open Inference Protocol has a limit of its own.
+    """
     declaration_schema: builtins.str
     """JSON Schema of the Model object, for editors."""
     @property
     def start_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
     def execution_providers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """ONNX Runtime execution providers in use, e.g. `CPUExecutionProvider`."""
+        """ONNX Runtime execution providers in use, first choice first, e.g. `CPUExecutionProvider`; found out at the start."""
 
     @property
     def hubs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
