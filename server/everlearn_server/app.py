@@ -56,7 +56,7 @@ class Server:
         self._store = Store.open(settings.data_dir)
         self._engine = Engine(self._store, _engine_settings(settings))
         self._health = health.aio.HealthServicer()
-        self._engine.ready_changed = self._tell_health
+        self._engine.on_ready(self._tell_health)
         await self._engine.start()
         self._metrics = Metrics()
         self._metrics.watch_queue(lambda: self._engine.queue.depth)
@@ -84,6 +84,7 @@ class Server:
         """Health first, so that callers turn away; then running calls; then everything staged is committed."""
         await self._health.enter_graceful_shutdown()
         self._inference.drain()
+        await self._engine.drain()
         await self._grpc.stop(self._settings.grace_s)
         await self._engine.close()
         self._store.close()

@@ -10,12 +10,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+
 import everlearn.backbones
 from everlearn import plugins
 from everlearn.backbones.base import BackboneDefaults
 from everlearn.backbones.child import build_in_child, describe_in_child
 from everlearn.backbones.manifest import dump_manifest, load_trunk
-from everlearn.errors import NotFoundError, SpecError
+from everlearn.errors import DataLossError, NotFoundError, SpecError
 from everlearn.heads import head_for
 from everlearn.hubs import hub_for
 from everlearn.hubs.base import Hub, HubSettings, Resolved
@@ -29,6 +31,7 @@ from everlearn.values import BackboneFiles, Trunk
 from everlearn_server.store.rows import TrunkRow
 from everlearn_server.store.store import Store
 
+_logger = structlog.get_logger(__name__)
 _BUILDER = "1"
 """Raise it when the same files would make another trunk."""
 
@@ -56,6 +59,8 @@ class Applier:
         self._work_dir = work_dir
         self._described: dict[str, BackboneDefaults] = {}
         self._measured: dict[str, float] = {}
+        self._loaded: dict[str, list[Trunk]] | None = {}
+        """Trunks read while the server starts, when many models ask for the same one."""
 
     async def plan(
         self, text: str, current_of: Callable[[str], Awaitable[Current | None]]
@@ -113,7 +118,11 @@ class Applier:
         row = await self._store.catalog.find_trunk(key)
         if row is not None:
             progress("verify", 0, 0)
-            return load_trunk(await self._store.blobs.get(row.digest), row.manifest), lock
+            try:
+                onnx = await self._store.blobs.get(row.digest)
+                return await asyncio.to_thread(load_trunk, onnx, row.manifest), lock
+            except DataLossError as error:  # its source is pinned, so the same trunk can be built again
+                _logger.warning("a stored trunk is damaged and is built again", reason=error.reason, digest=row.digest)
         progress("build", 0, 0)
         started_s = time.monotonic()
         trunk = await asyncio.to_thread(self._build, model, files)
@@ -135,13 +144,21 @@ class Applier:
 
         Raises NotFoundError, DataLossError.
         """
-        rows = [row for row in await self._store.catalog.trunks() if row.digest == digest]
-        onnx = await self._store.blobs.get(digest) if rows else b""
-        for row in rows:
-            trunk = load_trunk(onnx, row.manifest)
+        trunks = (self._loaded or {}).get(digest)
+        if trunks is None:
+            rows = [row for row in await self._store.catalog.trunks() if row.digest == digest]
+            onnx = await self._store.blobs.get(digest) if rows else b""
+            trunks = await asyncio.to_thread(lambda: [load_trunk(onnx, row.manifest) for row in rows])
+            if self._loaded is not None:
+                self._loaded[digest] = trunks
+        for trunk in trunks:
             if fits(trunk):
                 return trunk
         raise NotFoundError(f"no stored trunk {digest[:12]}... fits; apply the declaration again", field="trunk_digest")
+
+    def forget_loaded(self) -> None:
+        """The start is over: lets go of the trunks that were read for it."""
+        self._loaded = None
 
     async def trunk_of(self, model: Model, digest: str) -> Trunk:
         """The stored trunk that a completed declaration was made ready with. Raises as `stored_trunk`."""
@@ -157,11 +174,7 @@ class Applier:
     async def _describe(self, hub: Hub, backbone: Backbone, resolved: Resolved) -> BackboneDefaults:
         key = json.dumps([backbone.model_dump(mode="json"), dict(resolved.lock())], sort_keys=True)
         if key not in self._described:
-            cached = all(file.cached for file in resolved.files)
-            # Without a name for the architecture only the files tell; they are needed a moment later anyway.
-            files = None
-            if cached or backbone.architecture is None or backbone.loader != "timm":
-                files = await asyncio.to_thread(hub.fetch, backbone, lambda done, total: None)
+            files = await asyncio.to_thread(hub.configuration, backbone)
             self._described[key] = await asyncio.to_thread(describe_in_child, backbone, files)
         return self._described[key]
 
@@ -180,7 +193,8 @@ def _key(model: Model, lock: Mapping[str, str]) -> str:
     backbone = model.spec.backbone
     depends = [
         _BUILDER,
-        sorted((name, digest) for name, digest in lock.items() if name != "revision"),
+        # A configuration file matters only through the architecture and the front.
+        sorted((name, sha) for name, sha in lock.items() if name != "revision" and not name.endswith(".json")),
         backbone.loader,
         backbone.architecture,
         backbone.keys,

@@ -8,15 +8,18 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import replace
+from typing import Any
 
 import structlog
 
-from everlearn.errors import PreconditionError
+from everlearn.errors import DataLossError, PreconditionError
 from everlearn.heads import head_for
 from everlearn.memories import memory_for
 from everlearn.metrics.prequential import Prequential
+from everlearn.spec.load import dump
 from everlearn.spec.model import Model
 from everlearn.values import LinearHead
+from everlearn_server.engine.conditions import conditions_json
 from everlearn_server.engine.head_file import load_head
 from everlearn_server.engine.publisher import Publisher, Solved
 from everlearn_server.engine.serving import Snapshot
@@ -46,6 +49,7 @@ class LiveModel:
         executor: Executor,
         solvers: Executor,
         commit_share: float,
+        release_trunk: Callable[[LiveTrunk], None] = lambda trunk: None,
         on_first_stable: Callable[[str], None] = lambda name: None,
     ) -> None:
         self.row = row
@@ -59,7 +63,9 @@ class LiveModel:
         self._store = store
         self._executor = executor
         self._solvers = solvers
+        self._release_trunk = release_trunk
         self._commit_share = commit_share
+        self._row_lock = asyncio.Lock()
         self._on_first_stable = on_first_stable
         self._writer: ModelWriter | None = None
         self._publisher: Publisher | None = None
@@ -110,6 +116,10 @@ class LiveModel:
         data = await self._store.ledger.memory(self.name)
         ledger = await self._store.ledger.state(self.name)
         memory = kind.from_bytes(data) if data else kind.create(trunk.feature_dim, self.spec.spec.labels)
+        if memory.sums.dim != trunk.feature_dim:
+            raise DataLossError(
+                f"the memory of model {self.name!r} has {memory.sums.dim} features, its trunk {trunk.feature_dim}"
+            )
         memory.sums.declare([label for label in self.spec.spec.labels if label not in memory.sums.labels])
         prequential = Prequential.from_dict(json.loads(ledger.prequential_json)) if ledger else Prequential()
         await self._reserve_numbers()
@@ -149,16 +159,35 @@ class LiveModel:
         self._writer = None
         self._publisher = None
 
-    async def revise(self, spec: Model, row: ModelRow) -> None:
-        """Takes up a changed declaration that needs no new lineage; a changed head is solved at once."""
-        head_changed = spec.spec.head != self.spec.spec.head
-        self.spec, self.row = spec, row
+    async def revise(self, spec: Model) -> None:
+        """Takes up a changed declaration that needs no new lineage; what changes the versions makes one at once."""
+        before, trunk = self.spec.spec, self.ready_trunk
+        await self.update_row(
+            declaration=dump(spec), generation=self.row.generation + 1, conditions_json=conditions_json(None)
+        )
+        self.spec = spec
         self.book.take_input(spec.spec.input)
         await self.writer.declare(spec.spec.labels)
-        if head_changed and self._publisher is not None and self.trunk is not None:
-            self._publisher.close()
-            self._publisher = self._make_publisher(self.trunk, None)
-            self._publisher.touch()
+        await self.prune()
+        if spec.spec.head != before.head:
+            self.publisher.close()
+            self._publisher = self._make_publisher(trunk, None)
+        judged = (before.head, before.labels, before.gate, before.serving.promotion)
+        if judged != (spec.spec.head, spec.spec.labels, spec.spec.gate, spec.spec.serving.promotion):
+            self.publisher.touch()
+
+    async def update_row(self, **changes: Any) -> ModelRow:
+        """Writes the model's row; one at a time, so that no writer meets another's etag. Raises NotFoundError."""
+        async with self._row_lock:
+            row = replace(self.row, update_time_s=time.time(), **changes)
+            self.row = await self._store.catalog.put_model(row, expected_etag=self.row.etag)
+            return self.row
+
+    def let_go(self) -> list[LiveTrunk]:
+        """The trunks it used, to be released; for a model that has been stopped."""
+        used = [*([self.trunk] if self.trunk else []), *self.earlier_trunks.values()]
+        self.trunk, self.earlier_trunks = None, {}
+        return used
 
     # -- publishing ---------------------------------------------------------------------------------------------
 
@@ -264,6 +293,9 @@ class LiveModel:
     async def _prune(self) -> None:
         gone = await self._store.catalog.prune_versions(self.name, self.spec.spec.serving.keep_versions)
         self.book.forget(gone)
+        served = {self.book.find(str(number)).snapshot.feature_digest for number in self.book.numbers()}
+        for features in self.earlier_trunks.keys() - served:
+            self._release_trunk(self.earlier_trunks.pop(features))
 
     async def store_version(self, versioned: Versioned) -> None:
         """Stores a version that somebody relies on (promoted, exported)."""
@@ -288,9 +320,7 @@ class LiveModel:
             await self._put_version(versioned, {})
             await self._store.catalog.set_alias(self.name, "stable", versioned.record.number, reason)
             self._pointed["stable"] = versioned.record.number
-        self.row = await self._store.catalog.put_model(
-            replace(self.row, promotion_paused=self.book.promotion_paused), expected_etag=self.row.etag
-        )
+        await self.update_row(promotion_paused=self.book.promotion_paused)
 
     async def _reserve_numbers(self) -> None:
         count = self.book.needs_numbers

@@ -40,15 +40,15 @@ class ModelService:
 
     async def plan(self, request: models_pb2.PlanModelRequest, _: wire.Context) -> models_pb2.PlanModelResponse:
         """What applying would change."""
-        plan = await self._engine.plan(request.declaration)
+        plan = await self._engine.declarations.plan(request.declaration)
         return models_pb2.PlanModelResponse(plan=plan_message(plan))
 
     async def apply(self, request: models_pb2.ApplyModelRequest, _: wire.Context) -> models_pb2.ApplyModelResponse:
         """Plans, and does it unless it is a dry run."""
         if request.dry_run:
-            plan = await self._engine.plan(request.declaration)
+            plan = await self._engine.declarations.plan(request.declaration)
             return models_pb2.ApplyModelResponse(plan=plan_message(plan))
-        plan, operation = await self._engine.apply(
+        plan, operation = await self._engine.declarations.apply(
             request.declaration,
             plan_id=request.plan_id,
             allow_replace=request.allow_replace,
@@ -62,7 +62,7 @@ class ModelService:
 
     async def lock(self, request: models_pb2.LockModelRequest, _: wire.Context) -> models_pb2.LockModelResponse:
         """Pins moving references."""
-        text, lock = await self._engine.lock(request.declaration)
+        text, lock = await self._engine.declarations.lock(request.declaration)
         return models_pb2.LockModelResponse(declaration=text, lock=dict(lock))
 
     async def get(self, request: models_pb2.GetModelRequest, _: wire.Context) -> models_pb2.Model:
@@ -77,7 +77,7 @@ class ModelService:
 
     async def delete(self, request: models_pb2.DeleteModelRequest, _: wire.Context) -> models_pb2.DeleteModelResponse:
         """Deletes a model and everything it learned."""
-        await self._engine.delete(names.model_of(request.name), request.etag)
+        await self._engine.declarations.delete(names.model_of(request.name), request.etag)
         return models_pb2.DeleteModelResponse()
 
     async def get_version(self, request: models_pb2.GetVersionRequest, _: wire.Context) -> models_pb2.Version:

@@ -79,3 +79,10 @@ class Hub(ABC):
         Raises MovingReferenceError for a branch or tag, IntegrityError, ForbiddenFileError, SourceNotFoundError,
         AccessDeniedError, UnavailableError, PayloadTooLargeError, SpecError.
         """
+
+    def configuration(self, backbone: Backbone) -> BackboneFiles:
+        """The files that say what a backbone is, without its weights where they can be left where they are.
+
+        For planning, which should not download a network to tell its input size. Raises as `fetch`.
+        """
+        return self.fetch(backbone, lambda done, total: None)

@@ -69,6 +69,26 @@ class HuggingFace(Hub):
         Raises MovingReferenceError, IntegrityError, ForbiddenFileError, SourceNotFoundError, AccessDeniedError,
         UnavailableError, PreconditionError with reason DISK_FULL.
         """
+        repo_id, commit, cache, needed = self._pinned(backbone)
+        weights = needed[0]
+        found = self._bring(cache, repo_id, commit, needed, progress)
+        if backbone.sha256 and found[weights.name] != backbone.sha256:
+            raise _not_pinned(backbone, found[weights.name])
+        if backbone.format == "safetensors":
+            check_safetensors(cache.blob(weights))
+        return _files(backbone, commit, cache, needed, found)
+
+    def configuration(self, backbone: Backbone) -> BackboneFiles:
+        """config.json alone; where a repository has none, its weights file tells what there is to tell."""
+        repo_id, commit, cache, needed = self._pinned(backbone)
+        configs = tuple(entry for entry in needed if entry.name == CONFIG)
+        if not configs or backbone.loader == "onnx":
+            return self.fetch(backbone, lambda done, total: None)
+        found = self._bring(cache, repo_id, commit, configs, lambda done, total: None)
+        return _files(backbone, commit, cache, configs, found)
+
+    def _pinned(self, backbone: Backbone) -> tuple[str, str, RepoCache, tuple[Entry, ...]]:
+        """Repository, commit, cache and the files needed. Raises as `fetch`, before anything is downloaded."""
         repo_id = _repo_id(backbone)
         commit = backbone.revision or "main"
         if not HEX40.fullmatch(commit):
@@ -84,19 +104,20 @@ class HuggingFace(Hub):
         weights = needed[0]
         if backbone.sha256 and weights.sha256 and weights.sha256 != backbone.sha256:
             raise _not_pinned(backbone, weights.sha256)
-        total = sum(entry.size_bytes for entry in needed)
+        return repo_id, commit, cache, needed
+
+    def _bring(
+        self, cache: RepoCache, repo_id: str, commit: str, entries: tuple[Entry, ...], progress: Progress
+    ) -> dict[str, str]:
+        """Brings files into the cache; name -> sha256."""
+        total = sum(entry.size_bytes for entry in entries)
         done = 0
         found: dict[str, str] = {}
-        for entry in needed:
+        for entry in entries:
             found[entry.name] = self._verified(cache, repo_id, commit, entry, partial(_tell, progress, done, total))
             done += entry.size_bytes
         progress(total, total)
-        if backbone.sha256 and found[weights.name] != backbone.sha256:
-            raise _not_pinned(backbone, found[weights.name])
-        if backbone.format == "safetensors":
-            check_safetensors(cache.blob(weights))
-        paths = {entry.name: cache.link(commit, entry) for entry in needed}
-        return BackboneFiles(source=backbone.source, revision=commit, paths=paths, sha256=found)
+        return found
 
     def _listing(self, cache: RepoCache, repo_id: str, revision: str) -> tuple[str, tuple[Entry, ...]]:
         """Commit and files: from the cache where the revision is a commit that was listed before."""
@@ -170,6 +191,13 @@ def _needed(entries: tuple[Entry, ...], backbone: Backbone) -> tuple[Entry, ...]
         return (weights,)
     check_size(CONFIG, config.size_bytes, MAX_CONFIG_BYTES)
     return weights, config
+
+
+def _files(
+    backbone: Backbone, commit: str, cache: RepoCache, entries: tuple[Entry, ...], found: dict[str, str]
+) -> BackboneFiles:
+    paths = {entry.name: cache.link(commit, entry) for entry in entries}
+    return BackboneFiles(source=backbone.source, revision=commit, paths=paths, sha256=found)
 
 
 def _tell(progress: Progress, before: int, total: int, done: int) -> None:

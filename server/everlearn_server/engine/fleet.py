@@ -1,0 +1,170 @@
+"""Every model of this server, and the trunk sessions and threads they share. Event loop only."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import structlog
+
+from everlearn.errors import EverlearnError, NotFoundError
+from everlearn.hubs.base import HubSettings
+from everlearn.runtime.session import TrunkSession
+from everlearn.spec.load import parse
+from everlearn.spec.model import Model
+from everlearn.values import Trunk
+from everlearn_server.engine.applier import Applier
+from everlearn_server.engine.conditions import conditions_json
+from everlearn_server.engine.live_model import LiveModel
+from everlearn_server.engine.trunks import LiveTrunk, TrunkPool
+from everlearn_server.store.rows import ModelRow
+from everlearn_server.store.store import Store
+
+_logger = structlog.get_logger(__name__)
+PREPARING, READY, FAILED = "PREPARING", "READY", "FAILED"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """What the composition root decides."""
+
+    hubs: HubSettings
+    work_dir: Path
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    workers: int = 2
+    """Threads that run trunks."""
+    queue_images: int = 256
+    """Images that may wait, per lane."""
+    max_batch: int = 1
+    """Images in one trunk pass; above 1 only where batching gains (a GPU)."""
+    commit_share: float = 0.1
+    """Share of the time that group commits may keep the disk busy."""
+
+
+class Fleet:
+    """All models by name, live or not."""
+
+    def __init__(self, store: Store, settings: EngineSettings, applier: Applier) -> None:
+        self._store = store
+        self._settings = settings
+        self._applier = applier
+        self._models: dict[str, LiveModel] = {}
+        self._executor = ThreadPoolExecutor(max_workers=max(2, settings.workers), thread_name_prefix="sums")
+        # Apart, so that integrating a batch never waits for a head that is being solved.
+        self._solvers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="heads")
+        self.trunks = TrunkPool(self.open_session)
+        self.ready_changed: Callable[[str, bool], None] = lambda model, ready: None
+        """Called when a model begins or ceases to serve (health)."""
+
+    # -- who there is -------------------------------------------------------------------------------------------
+
+    def get(self, name: str, *, field: str = "name") -> LiveModel:
+        """Raises NotFoundError that names the caller's field."""
+        if name not in self._models:
+            known = ", ".join(sorted(self._models)[:5]) or "none yet"
+            raise NotFoundError(f"no model {name!r}; there are: {known}", field=field)
+        return self._models[name]
+
+    def find(self, name: str) -> LiveModel | None:
+        """None where there is none."""
+        return self._models.get(name)
+
+    def names(self) -> list[str]:
+        """Sorted."""
+        return sorted(self._models)
+
+    def models(self) -> list[LiveModel]:
+        """In no order."""
+        return list(self._models.values())
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Takes up every stored model; one that cannot be taken up says why, keeps what it has, and others serve."""
+        for row in await self._store.catalog.models():
+            model = self.enlist(row, parse(row.declaration))
+            if row.trunk_digest is None:
+                continue
+            try:
+                await self.begin(model, await self._applier.trunk_of(model.spec, row.trunk_digest))
+            except EverlearnError as error:
+                # In memory only: what is stored is right, and the next start may well succeed (a GPU that is back).
+                self.tell_failure(model, error)
+        self._applier.forget_loaded()
+
+    async def stop(self) -> None:
+        """Every model commits what is staged and stops learning; what is published goes on serving."""
+        await asyncio.gather(*(model.stop() for model in self.models()))
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._executor.shutdown()
+        self._solvers.shutdown()
+
+    # -- coming and going ---------------------------------------------------------------------------------------
+
+    def enlist(self, row: ModelRow, spec: Model) -> LiveModel:
+        """A model that does not learn yet takes its name's place. A predecessor must have been stopped."""
+        present = self._models.get(row.name)
+        assert present is None or not present.is_started, "two writers on one memory would overwrite each other"
+        self._models[row.name] = LiveModel(
+            row=row,
+            spec=spec,
+            store=self._store,
+            executor=self._executor,
+            solvers=self._solvers,
+            release_trunk=self.trunks.release,
+            commit_share=self._settings.commit_share,
+            on_first_stable=lambda name: self.tell_ready(self.get(name)),
+        )
+        return self._models[row.name]
+
+    async def begin(self, model: LiveModel, trunk: Trunk, session: TrunkSession | None = None) -> None:
+        """Makes an enlisted model learn and serve."""
+        live = self.trunks.acquire(trunk, session)
+        try:
+            await model.start(live, self._trunk_of)
+        except BaseException:
+            self.release(model)
+            raise
+        if model.row.state != READY:  # it could not be taken up before, and now it can
+            await model.update_row(state=READY, conditions_json=conditions_json(None))
+        self.tell_ready(model)
+
+    def dismiss(self, model: LiveModel) -> None:
+        """Forgets a stopped model."""
+        if self._models.get(model.name) is model:
+            del self._models[model.name]
+        self.release(model)
+        self.ready_changed(model.name, False)
+
+    def release(self, model: LiveModel) -> None:
+        """Lets go of a stopped model's trunks."""
+        for trunk in model.let_go():
+            self.trunks.release(trunk)
+
+    def tell_ready(self, model: LiveModel) -> None:
+        """Health follows what a caller would meet."""
+        self.ready_changed(model.name, model.book.stable is not None and not model.unloaded)
+
+    def tell_failure(self, model: LiveModel, error: EverlearnError) -> None:
+        """The model says that it does not work and why, until it does."""
+        _logger.warning("model is not as declared", model=model.name, reason=error.reason, message=error.message)
+        state = model.row.state if model.is_started else FAILED
+        model.row = replace(model.row, state=state, conditions_json=conditions_json(error), update_time_s=time.time())
+
+    def open_session(self, onnx: bytes) -> TrunkSession:
+        """Raises UnavailableError, BackboneError."""
+        return TrunkSession(onnx, providers=self._settings.providers)
+
+    async def _trunk_of(self, digest: str, features: str) -> LiveTrunk | None:
+        try:
+            trunk = await self._applier.stored_trunk(digest, lambda trunk: trunk.feature_digest == features)
+            return self.trunks.acquire(trunk)
+        except EverlearnError as error:
+            _logger.warning("an earlier version cannot serve", digest=digest, reason=error.reason)
+            return None
