@@ -5,12 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
+
+from everlearn.errors import InputError
 from everlearn.inputs.forms import check, decode_one
-from everlearn.inputs.samples import EncodedImages, Images, Pixels, Samples
+from everlearn.inputs.samples import EncodedImages, Features, Images, Pixels, Samples
 from everlearn.runtime.session import TrunkSession
 from everlearn.spec.model import Input
-from everlearn.values import PixelsBCHW
+from everlearn.values import FeaturesBd, PixelsBCHW
 from everlearn_server.engine.trunks import LiveTrunk
+
+BEYOND_SCALE = 16.0
+"""A feature this many times beyond the fixed-point scale is refused. The scale leaves four times the probes' peak as
+headroom and saturates above, which ordinary inputs may: what lies beyond this is no output of the trunk on an image."""
+_PLACE: dict[type[Samples], str] = {
+    EncodedImages: "encoded_images.images",
+    Images: "images",
+    Pixels: "pixels",
+    Features: "features",
+}
 
 
 class Decoder:
@@ -18,6 +31,7 @@ class Decoder:
 
     def __init__(self, trunk: LiveTrunk, declared: Input) -> None:
         self._front = trunk.front
+        self._bound_d = BEYOND_SCALE * trunk.scale.limit * trunk.scale.step_d
         self._declared = declared
         self.session: TrunkSession = trunk.session
         self.feature_dim = trunk.feature_dim
@@ -25,6 +39,21 @@ class Decoder:
     def check(self, samples: Samples, *, field: str) -> None:
         """Refuses what can be refused without decoding. Raises InputError, PayloadTooLargeError."""
         check(samples, front=self._front, declared=self._declared, feature_dim=self.feature_dim, field=field)
+
+    def check_features(self, features_Bd: FeaturesBd, samples: Samples, *, field: str) -> None:
+        """Refuses features that are not finite or lie far beyond the scale: from a device, or from a trunk that pixels
+        have made overflow (a sum would keep NaN for ever). Takes 12 us for 32 x 1280. Raises InputError.
+        """
+        sane_Bd = np.abs(features_Bd) <= self._bound_d  # False for NaN
+        if sane_Bd.all():
+            return
+        index, column = (int(place) for place in np.argwhere(~sane_Bd)[0])
+        whose = "the sample has" if isinstance(samples, Features) else "the trunk makes of it"
+        raise InputError(
+            f"{whose} feature {column} = {float(features_Bd[index, column]):.3g}, beyond {self._bound_d[column]:.3g}; "
+            "send pixels normalised as the model's input says, or features of its own trunk",
+            field=f"{field}.{_PLACE[type(samples)]}[{index}]",
+        )
 
     def pixels_of(self, samples: EncodedImages | Images | Pixels, *, field: str) -> Callable[[int], PixelsBCHW]:
         """What a worker calls for image i: float32 [1, 3, h, w]; a view where nothing has to be done."""
