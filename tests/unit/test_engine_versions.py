@@ -165,6 +165,21 @@ def test_rolling_back_needs_an_earlier_stored_version_that_passed() -> None:
         versions.roll_back(77)
 
 
+def test_rolling_back_goes_by_the_gate_and_only_back() -> None:
+    versions = book()
+    failed = publish(versions, spec(gate={"min_accuracy": 1.0}))
+    passed, stable, later = (publish(versions) for _ in range(3))
+    assert versions.roll_back(3) is stable
+    with pytest.raises(GateError, match="version 1 did not pass its gate"):
+        versions.roll_back(failed.record.number)
+    for number in (stable.record.number, later.record.number):
+        with pytest.raises(PreconditionError) as error:
+            versions.roll_back(number)
+        assert (error.value.reason, error.value.field) == ("NOT_EARLIER", "version")
+    assert versions.stable is stable
+    assert versions.roll_back(2) is passed
+
+
 def test_heads_superseded_before_they_were_stored_are_forgotten_after_eight_more() -> None:
     versions = book()
     [kept] = stored(versions, 1)
@@ -187,7 +202,7 @@ def test_stable_and_latest_are_never_forgotten() -> None:
     assert versions.find("stable").record.number == 1
 
 
-@pytest.mark.parametrize("version", ["0", "-1", "1.0", "٣", "9" * 30, "newest", " 1"])
+@pytest.mark.parametrize("version", ["0", "-1", "1.0", "٣", "9" * 30, "9" * 5000, "newest", " 1"])
 def test_a_version_that_is_no_number_of_ours_is_not_found(version: str) -> None:
     versions = book()
     publish(versions)

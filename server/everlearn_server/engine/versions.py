@@ -23,6 +23,8 @@ _EPHEMERAL = 8
 _PROBES = 16
 _NUMBERS = 64
 """Version numbers reserved at a time; a crash leaves a gap and never reuses one."""
+_DIGITS = 18
+"""Of a version number, which is an int64; Python refuses to read one of thousands."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,30 +174,36 @@ class VersionBook:
                     reason="MODEL_NOT_READY",
                 )
             raise PreconditionError(f"model {self._model!r} has learned nothing yet", reason="MODEL_NOT_READY")
-        if not version.isascii() or not version.isdigit() or int(version) not in self._versions:
+        is_number = len(version) <= _DIGITS and version.isascii() and version.isdigit()
+        if not is_number or int(version) not in self._versions:
             raise NotFoundError(f"model {self._model!r} has no version {version[:20]!r}", field="version")
         return self._versions[int(version)]
 
     def promote(self, version: str) -> Versioned:
         """Points `stable` at a version. Raises GateError where its gate did not pass."""
-        versioned = self.find(version)
-        if not versioned.record.gate_passed:
-            raise GateError(f"version {versioned.record.number} did not pass its gate: {versioned.record.gate_reason}")
-        self.stable = versioned
+        self.stable = _passed(self.find(version))
         self.promotion_paused = False
-        return versioned
+        return self.stable
 
     def roll_back(self, number: int) -> Versioned:
-        """Points `stable` at an earlier stored version (0: the one before) and pauses promotion."""
+        """Points `stable` at an earlier version and pauses promotion; 0: at the newest earlier one that is stored and
+        has passed its gate. Raises NotFoundError, GateError, PreconditionError (not earlier, or there is none).
+        """
+        present = self.stable.record.number if self.stable else 0
         if number == 0:
-            present = self.stable.record.number if self.stable else 0
             earlier = [n for n in self.stored if n < present and self._versions[n].record.gate_passed]
             if not earlier:
                 raise PreconditionError(
                     f"model {self._model!r} has no earlier stored version to go back to", reason="NO_EARLIER_VERSION"
                 )
             number = max(earlier)
-        versioned = self.find(str(number))
+        versioned = _passed(self.find(str(number)))
+        if number >= present:
+            raise PreconditionError(
+                f"version {number} is not earlier than the stable version {present}; promote it instead",
+                field="version",
+                reason="NOT_EARLIER",
+            )
         self.stable = versioned
         self.promotion_paused = True
         return versioned
@@ -242,3 +250,10 @@ class VersionBook:
         ephemeral = [number for number in self._versions if number not in self.stored and number not in kept]
         for number in ephemeral[: max(0, len(ephemeral) - _EPHEMERAL)]:
             del self._versions[number]
+
+
+def _passed(versioned: Versioned) -> Versioned:
+    """The gate holds for whoever moves `stable`. Raises GateError."""
+    if not versioned.record.gate_passed:
+        raise GateError(f"version {versioned.record.number} did not pass its gate: {versioned.record.gate_reason}")
+    return versioned
