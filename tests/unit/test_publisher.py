@@ -104,6 +104,27 @@ def test_draining_does_not_wait_for_a_head_where_nothing_was_learned() -> None:
     assert asyncio.run(scenario(touched=True)) < 2
 
 
+def test_heads_follow_again_after_a_failure_that_nobody_foresaw() -> None:
+    class Failing(Writer):
+        failures = 1
+
+        async def copy_sums(self) -> tuple[Sums, dict[str, int]]:
+            if self.failures:
+                self.failures -= 1
+                raise MemoryError
+            return await super().copy_sums()
+
+    async def scenario() -> list[Solved]:
+        writer, heads = Failing(), list[Solved]()
+        async with publisher_of(writer, Ncm(), heads) as publisher:
+            writer.learn()
+            publisher.touch()
+            await publisher.settled({"a": 1}, timeout_s=5)
+            return list(heads)
+
+    assert [head.exact for head in asyncio.run(scenario())] == [True]
+
+
 def test_draining_waits_for_the_exact_head_of_what_was_learned() -> None:
     async def scenario() -> list[Solved]:
         writer, heads = Writer(), list[Solved]()

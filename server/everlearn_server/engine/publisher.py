@@ -1,9 +1,9 @@
 """Solves heads while learning goes on, so that a prediction knows a batch moments after its last byte.
 
 Two solves, both pure functions of the sums. The *quick* one reuses the last regularization (one Cholesky) and follows
-the stream. The *exact* one searches the regularization anew: beside the stream when it has brought a class or grown by
-half, and once when it rests. So the head that stays is the exact one, and equal sums end in equal predictions whatever
-the schedule was.
+the stream. The *exact* one searches the regularization anew: beside the stream when it has brought a class or doubled,
+and once when it rests. So the head that stays is the exact one, and equal sums end in equal predictions whatever the
+schedule was.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ NO_NUMBERS = "NO_NUMBERS"
 """Reason of the PreconditionError that `install` raises while version numbers are being reserved."""
 _AGAIN_S = 0.05
 """Until `install` is tried again then."""
+_AFTER_FAILURE_S = 0.5
+"""Until an unforeseen failure is tried again."""
 _FRESH_S = 0.15
 """Longest rest between quick heads, where they are quick."""
 
@@ -125,29 +127,37 @@ class Publisher:
         while True:
             await self._touched.wait()
             self._touched.clear()
-            generation = self._generation
-            sums, tails = await self._writer.copy_sums()
-            started_s = time.monotonic()
-            if self._hint is None:
+            try:
+                await self._follow()
+            except Exception:  # or heads would stay as they are for ever, while learning goes on
+                _logger.exception("heads do not follow the stream; trying again", model=self._model)
+                asyncio.get_running_loop().call_later(_AFTER_FAILURE_S, self._touched.set)
+
+    async def _follow(self) -> None:
+        """Brings the head up to the present sums, and where the stream rests, the exact one."""
+        generation = self._generation
+        sums, tails = await self._writer.copy_sums()
+        started_s = time.monotonic()
+        if self._hint is None:
+            await self._search(sums, tails, generation)
+        else:
+            if self._is_search_due(sums):
+                self._searching = asyncio.create_task(self._search(sums, tails, generation))
+            await self._publish(sums, tails, generation, hint=self._hint)
+        await asyncio.sleep(_rest_s(time.monotonic() - started_s))
+        if not self._touched.is_set() and self._exact_generation != generation == self._generation:
+            # The stream rests: the head that stays is the exact one of these sums.
+            if self._searching is not None:
+                await asyncio.wait([self._searching])
+            if self._exact_generation != generation:
                 await self._search(sums, tails, generation)
-            else:
-                if self._is_search_due(sums):
-                    self._searching = asyncio.create_task(self._search(sums, tails, generation))
-                await self._publish(sums, tails, generation, hint=self._hint)
-            await asyncio.sleep(_rest_s(time.monotonic() - started_s))
-            if not self._touched.is_set() and self._exact_generation != generation == self._generation:
-                # The stream rests: the head that stays is the exact one of these sums.
-                if self._searching is not None:
-                    await asyncio.wait([self._searching])
-                if self._exact_generation != generation:
-                    await self._search(sums, tails, generation)
 
     def _is_search_due(self, sums: Sums) -> bool:
-        """While a stream goes on: soon after it has brought a class or grown by half, seldom otherwise."""
+        """While a stream goes on: soon after it has brought a class or doubled, seldom otherwise."""
         if self._searching is not None and not self._searching.done():
             return False
         classes, samples = self._searched
-        grown = int(np.count_nonzero(sums.count_C)) > classes or sums.samples > 1.5 * samples
+        grown = int(np.count_nonzero(sums.count_C)) > classes or sums.samples > 2 * samples
         return grown or time.monotonic() >= self._search_again_s
 
     async def _search(self, sums: Sums, tails: Mapping[str, int], generation: int) -> None:
