@@ -7,6 +7,7 @@ import pytest
 
 from everlearn.errors import DataLossError, InputError, InvalidError
 from everlearn.metrics import ClientRecord, Prequential
+from everlearn.metrics.prequential import MAX_CLIENTS, MAX_PAIRS, OTHER_CLIENTS, OTHER_LABELS
 
 
 def record() -> Prequential:
@@ -103,3 +104,33 @@ def test_lengths_that_disagree_are_refused_and_nothing_is_counted() -> None:
 def test_a_window_of_no_samples_is_refused() -> None:
     with pytest.raises(InvalidError):
         Prequential(window=0)
+
+
+def test_the_rarest_confusions_are_counted_together_and_recall_stays_exact() -> None:
+    made, half = Prequential(), MAX_PAIRS // 2
+    for _ in range(2):
+        made.update(["a"] * half, [f"wrong {index}" for index in range(half)])
+    made.update(["b"] * (half + 1), [f"wrong {index}" for index in range(half + 1)])
+    made.update(["a", "b"], ["a", "b"])
+    confusion = made.confusion
+    assert len(confusion) < MAX_PAIRS
+    assert all(confusion["a", f"wrong {index}"] == 2 for index in range(half))  # the frequent ones
+    assert confusion["b", OTHER_LABELS] > 0
+    assert sum(confusion.values()) == made.tested == 3 * half + 3
+    assert made.recall() == {"a": 1 / (2 * half + 1), "b": 1 / (half + 2)}
+    assert Prequential.from_dict(json.loads(json.dumps(made.to_dict()))).to_dict() == made.to_dict()
+
+
+def test_clients_not_heard_of_for_longest_are_counted_together() -> None:
+    made = Prequential()
+    for number in range(MAX_CLIENTS + 50):
+        made.update(["a"], ["a"], client=f"site-{number}")
+        made.update(["a", "a"], ["a", "b"], client="steady")
+    assert len(made.clients) == MAX_CLIENTS + 1
+    assert made.clients[OTHER_CLIENTS] == ClientRecord(tested=51, correct=51)
+    assert made.clients["steady"].tested == 2 * (MAX_CLIENTS + 50)
+    assert sum(client.tested for client in made.clients.values()) == made.tested
+    loaded = Prequential.from_dict(json.loads(json.dumps(made.to_dict())))
+    for each in (made, loaded):
+        each.update(["a"], ["b"], client="one more")
+    assert loaded.to_dict() == made.to_dict()
