@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from tests.store_rows import Fatal
 
 from everlearn.errors import FencedError, PreconditionError, SequenceGapError, UnavailableError
 from everlearn.memories.statistics import Statistics
+from everlearn.metrics.prequential import Prequential
 from everlearn.sums import Sums
 from everlearn.values import QuantisedBd
 from everlearn_server.engine.batches import Outcome
@@ -197,6 +199,37 @@ def test_commits_keep_the_disk_busy_for_the_declared_share_of_time_only(
         else:
             assert 2 <= commits <= allowed
         assert await stored_digest(store) == sums_of(*(("a", n) for n in range(1, sequence + 1))).digest()
+
+    run(scenario)
+
+
+class SlowRecord(Prequential):
+    """Notes who serialises it, and takes its time."""
+
+    def __init__(self, delay_s: float) -> None:
+        super().__init__()
+        self.delay_s = delay_s
+        self.threads: list[int] = []
+
+    def to_dict(self) -> dict[str, Any]:
+        self.threads.append(threading.get_ident())
+        time.sleep(self.delay_s)
+        return super().to_dict()
+
+
+def test_a_large_record_is_serialised_beside_the_event_loop_and_counts_in_the_pace(
+    run: Callable[[Scenario], None],
+) -> None:
+    async def scenario(store: Store) -> None:
+        record, ledger = SlowRecord(0.05), SlowLedger(store.ledger, 0)
+        async with writer_of(store, ledger=ledger, commit_share=0.1) as writer:
+            writer.prequential = record
+            await writer.open_stream("a", 0, Heard())
+            for sequence in range(1, 60):
+                await learn(writer, batch("a", sequence))
+                await asyncio.sleep(0.01)
+            assert len(ledger.commits) <= 2  # 0.6 s; by the disk alone there were dozens
+        assert threading.get_ident() not in record.threads
 
     run(scenario)
 
