@@ -66,6 +66,7 @@ def test_lists_and_whole_numbers_are_taken_where_tuples_and_floats_are_declared(
         ("  labels: [a, b, a]", "spec.labels: 'a' is given twice; once is enough"),
         (f"  labels: [{'x' * 257}]", "has 257 bytes; at most 256"),
         ('  labels: ["a\\nb"]', "contains a control character"),
+        ("  labels: [' a']", "begins or ends with a space"),
         ("  task: regression", "spec.task: must be classification, not 'regression'"),
         (
             "  input: {encodings: [jpg]}",

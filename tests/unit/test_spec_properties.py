@@ -18,7 +18,9 @@ CHECKS = settings(max_examples=60, deadline=None, derandomize=True, suppress_hea
 
 names = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,20}", fullmatch=True)
 texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=120)
-labels = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=60)
+labels = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=60).filter(
+    lambda label: label == label.strip()
+)
 positive = st.floats(1e-12, 1e6)
 unit = st.floats(0, 1)
 digests = st.text("0123456789abcdef", min_size=64, max_size=64)

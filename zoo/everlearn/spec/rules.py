@@ -98,7 +98,7 @@ def normalisation(value: Sequence[float] | None, *, lowest_excluded: bool) -> No
 
 
 def label(value: str) -> str:
-    """A class label: 1 to 256 bytes of UTF-8 without control characters.
+    """A class label: 1 to 256 bytes of UTF-8 without control characters, not blank, no space at its ends.
 
     >>> label("scratch")
     'scratch'
@@ -109,6 +109,8 @@ def label(value: str) -> str:
         raise ValueError(f"{value[:20]!r}... has {len(value.encode())} bytes; at most {MAX_LABEL_BYTES}")
     if any(unicodedata.category(character) == "Cc" for character in value):
         raise ValueError(f"{value!r} contains a control character; write it without")
+    if value != value.strip():
+        raise ValueError(f"{value!r} begins or ends with a space; write it without")
     return value
 
 
