@@ -74,6 +74,8 @@ POISON: dict[str, tuple[Any, list[str], str]] = {
     "no labels": (GOOD, [], "batch.labels"),
     "an empty label": (GOOD, ["a", ""], "batch.labels[1]"),
     "a blank label": (GOOD, [" \t", "a"], "batch.labels[0]"),
+    "a label with a line's end": (GOOD, ["a", "cat\n"], "batch.labels[1]"),
+    "a label with a space before it": (GOOD, ["a", " cat"], "batch.labels[1]"),
     "a label of 257 bytes": (GOOD, ["a", "é" * 128 + "x"], "batch.labels[1]"),
     "too many samples": (np.zeros((1025, 1, 1, 3), np.uint8), ["a"] * 1025, "batch.samples"),
     "no data type": (images(0, [2, 1, 1, 3], bytes(6)), TWO, "batch.samples.images"),
@@ -96,6 +98,8 @@ POISON: dict[str, tuple[Any, list[str], str]] = {
     ),
     "pixels that are no number": (poisoned(PIXELS, np.nan, 1), TWO, "batch.samples.pixels[1]"),
     "pixels that are infinite": (poisoned(PIXELS, -np.inf, 0), TWO, "batch.samples.pixels[0]"),
+    "finite pixels that overflow in the trunk": (poisoned(PIXELS, 3e38, 1), TWO, "batch.samples.pixels[1]"),
+    "pixels never normalised": (PIXELS + 1e6, TWO, "batch.samples.pixels[0]"),
     "features without their digest": (np.zeros((2, DIM), np.float32), TWO, "open.feature_digest"),
     "an empty file": ([encoded(GOOD[0]), b""], TWO, f"{IMAGES}[1]"),
     "text": ([b"this is no image", JPEG], TWO, f"{IMAGES}[0]"),
@@ -140,13 +144,19 @@ def test_features_that_are_wrong_are_rejected(stubs: Stubs, model: str) -> None:
         "batch.samples.features[1]": poisoned(good, np.nan, 1),
         "batch.samples.features[0]": poisoned(good, np.inf, 0),
     }
+    beyond = [poisoned(good, value, 1) for value in (1e30, -1e30, 1e4)]
     with stubs.learn("tiny", "featurer", feature_digest=model) as stream:
         for sequence, (field, samples) in enumerate(wrong.items(), start=1):
             stream.batch(sequence, samples_of(samples), TWO)
             assert stream.hear("rejected").field == field
-        stream.batch(len(wrong) + 1, good, ["kept", "kept"])
+        for sequence, samples in enumerate(beyond, start=len(wrong) + 1):
+            stream.batch(sequence, samples, TWO)
+            rejected = stream.hear("rejected")
+            assert (rejected.field, "beyond" in rejected.message) == ("batch.samples.features[1]", True)
+        last = len(wrong) + len(beyond) + 1
+        stream.batch(last, good, ["kept", "kept"])
         assert stream.hear("received").samples == 2
-        assert stream.finish()[-1].durable.sequence == len(wrong) + 1
+        assert stream.finish()[-1].durable.sequence == last
 
 
 def opened(stubs: Stubs, **fields: Any) -> Callable[[], object]:

@@ -16,6 +16,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from everlearn.errors import InputError
+
 FeaturesBd = npt.NDArray[np.float32]
 QuantisedBd = npt.NDArray[np.int16]
 PixelsBCHW = npt.NDArray[np.float32]
@@ -69,11 +71,13 @@ class FeatureScale:
         return (1 << (self.bits - 1)) - 1
 
     def quantise(self, features_Bd: FeaturesBd) -> QuantisedBd:
-        """Rounds to the grid, saturating at the limit.
+        """Rounds to the grid, saturating at the limit. Raises InputError for what is not finite, which has no place.
 
         >>> FeatureScale(step_d=np.array([0.5], np.float32)).quantise(np.array([[1.2], [9999.0]], np.float32)).ravel()
         array([   2, 2047], dtype=int16)
         """
+        if not np.isfinite(features_Bd).all():
+            raise InputError("features must be finite; some are NaN or infinity", field="features")
         scaled_Bd = np.rint(features_Bd / self.step_d)
         quantised_Bd: QuantisedBd = np.clip(scaled_Bd, -self.limit, self.limit).astype(np.int16)
         return quantised_Bd

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from everlearn.errors import EverlearnError, InputError, InvalidError, OverloadedError, TimelineChangedError
 from everlearn.inputs.samples import Features, Samples
+from everlearn.spec import rules
 from everlearn.values import FeaturesBd
 from everlearn_server.engine.batches import Derived, Outcome
 from everlearn_server.engine.decode import Decoder
@@ -17,10 +19,10 @@ from everlearn_server.engine.live_model import LiveModel
 from everlearn_server.engine.work_queue import WorkQueue
 
 MAX_BATCH_SAMPLES = 1024
-_MAX_LABEL_BYTES = 256
 _NOTHING: FeaturesBd = np.empty((0, 0), np.float32)
 CREDITS = 16
-"""Batches of one stream that may be in flight: enough to keep the workers busy, little enough to bound memory."""
+"""Batches of one stream that may be in flight: enough to keep the workers busy, little enough to bound memory. One is
+in flight until its answer is handed to the connection, which takes the next only when the client has read on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,34 @@ class _Features:
     trunk_ms: float = 0.0
 
 
+class _Outbox:
+    """What the client is to be told, in order. A client that does not read holds up a bounded number of events: answers
+    are bounded by the credits, and of the watermarks only the oldest that waits and the newest are kept."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Event | BaseException | None] = deque()
+        self._filled = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, event: Event | BaseException | None) -> None:
+        """Appends it; a watermark replaces the newest one that waits behind another."""
+        if isinstance(event, DurableUpTo):
+            marks = [waiting for waiting in self._waiting if isinstance(waiting, DurableUpTo)]
+            if len(marks) > 1:  # the oldest keeps its place, or a slow reader would never hear of any
+                self._waiting.remove(marks[-1])
+        self._waiting.append(event)
+        self._filled.set()
+
+    async def get(self) -> Event | BaseException | None:
+        """The oldest, once there is one."""
+        while not self._waiting:
+            self._filled.clear()
+            await self._filled.wait()
+        return self._waiting.popleft()
+
+
 class LearnStream:
     """One connection of one learner. Derivation of several batches overlaps; integration keeps their order."""
 
@@ -74,7 +104,7 @@ class LearnStream:
         self._queue = queue
         self._client = client
         self._sends_features = bool(feature_digest)
-        self._events: asyncio.Queue[Event | BaseException | None] = asyncio.Queue()
+        self._events = _Outbox()
         self._deriving: asyncio.Queue[tuple[LearnBatch, asyncio.Task[_Features]] | None] = asyncio.Queue()
         self._in_flight = 0
         self._last_sequence = 0
@@ -124,11 +154,14 @@ class LearnStream:
                 return
             if isinstance(event, BaseException):
                 raise event
+            if isinstance(event, Received):
+                # Before it is written: the client may answer with the next batch before we hear that it was.
+                self._in_flight -= 1
             yield event
 
     def fail(self, error: BaseException) -> None:
         """Ends the stream with an error."""
-        self._events.put_nowait(error)
+        self._events.put(error)
 
     async def close(self) -> None:
         """Lets go; what is staged stays staged."""
@@ -148,7 +181,7 @@ class LearnStream:
         self._commit_id = commit_id or self._commit_id
         latest = self._model.book.latest
         knows = latest is not None and latest.tails.get(self._client, 0) >= sequence
-        self._events.put_nowait(
+        self._events.put(
             DurableUpTo(
                 sequence=sequence,
                 commit_id=self._commit_id,
@@ -175,6 +208,7 @@ class LearnStream:
                 )
             self._decoder.check(samples, field="batch.samples")
             if isinstance(samples, Features):
+                self._decoder.check_features(samples.features_Bd, samples, field="batch.samples")
                 return _Features(features_Bd=samples.features_Bd, refusal=None)
             work = await self._queue.learn(
                 self._decoder.session,
@@ -182,6 +216,7 @@ class LearnStream:
                 len(samples),
                 self._decoder.feature_dim,
             )
+            self._decoder.check_features(work.features_Bd, samples, field="batch.samples")
         except InvalidError as error:
             return _Features(features_Bd=None, refusal=error)
         waited_s = max(0.0, work.started_s - work.enqueued_s) if len(samples) else 0.0
@@ -213,21 +248,20 @@ class LearnStream:
                 pending.append(asyncio.create_task(self._report(outcome, derived)))
             await asyncio.gather(*pending)
             await self._drain()
-            self._events.put_nowait(None)
+            self._events.put(None)
         except asyncio.CancelledError:
             raise
         except BaseException as error:
-            self._events.put_nowait(error)
+            self._events.put(error)
 
     async def _report(self, future: asyncio.Future[Outcome], derived: _Features) -> None:
         try:
             outcome = await future
         except EverlearnError as error:
-            self._events.put_nowait(error)
+            self._events.put(error)
             return
-        self._in_flight -= 1
         self._last_sequence = max(self._last_sequence, outcome.sequence)
-        self._events.put_nowait(
+        self._events.put(
             Received(outcome=outcome, decode_ms=derived.decode_ms, queue_ms=derived.queue_ms, trunk_ms=derived.trunk_ms)
         )
         if outcome.duplicate and self._writer.durable(self._client) >= outcome.sequence:
@@ -239,7 +273,7 @@ class LearnStream:
             self._moved.clear()
             await self._moved.wait()
         await self._model.publisher.settled({self._client: self._last_sequence}, timeout_s=5.0)
-        self._events.put_nowait(
+        self._events.put(
             DurableUpTo(
                 sequence=self._writer.durable(self._client),
                 commit_id=self._commit_id,
@@ -254,12 +288,9 @@ def _check_labels(batch: LearnBatch) -> InvalidError | None:
         return InputError(f"{len(batch.labels)} labels for {count} samples; send one a sample", field="batch.labels")
     if count > MAX_BATCH_SAMPLES:
         return InputError(f"{count} samples; send {MAX_BATCH_SAMPLES} a batch at most", field="batch.samples")
-    for index, label in enumerate(batch.labels):
-        if not label.strip():
-            return InputError("the label is empty; name a class", field=f"batch.labels[{index}]")
-        if len(label.encode()) > _MAX_LABEL_BYTES:
-            return InputError(
-                f"the label has {len(label.encode())} bytes; {_MAX_LABEL_BYTES} are allowed",
-                field=f"batch.labels[{index}]",
-            )
+    for label in dict.fromkeys(batch.labels):
+        try:
+            rules.label(label)
+        except ValueError as error:
+            return InputError(f"the label {error}", field=f"batch.labels[{batch.labels.index(label)}]")
     return None
