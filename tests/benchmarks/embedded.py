@@ -34,7 +34,7 @@ async def engine(folder: Path, declaration: str, *, workers: int = 2) -> AsyncIt
     )
     try:
         await running.start()
-        _, operation = await running.apply(declaration)
+        _, operation = await running.declarations.apply(declaration)
         assert operation is not None
         while not operation.done:
             await asyncio.sleep(0.05)
