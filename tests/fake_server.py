@@ -53,6 +53,8 @@ class Faults:
     """Ordinals, over all downloads, of chunks that arrive with a flipped byte."""
     unavailable_calls: int = 0
     """Answer this many Predict calls with UNAVAILABLE."""
+    declare_delay_s: float = 0.0
+    """PlanModel, ApplyModel and LockModel take this long."""
 
 
 @dataclass

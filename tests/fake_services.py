@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -109,9 +110,11 @@ class Models(models_pb2_grpc.ModelServiceServicer):
         return name, plan
 
     def PlanModel(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        time.sleep(self.s.faults.declare_delay_s)
         return models_pb2.PlanModelResponse(plan=self._plan(request.declaration, context)[1])
 
     def ApplyModel(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        time.sleep(self.s.faults.declare_delay_s)
         name, plan = self._plan(request.declaration, context)
         if request.plan_id and request.plan_id != plan.id:
             abort(context, "ABORTED", f"plan {request.plan_id} is stale", reason="STALE", field="plan_id")
@@ -143,6 +146,7 @@ class Models(models_pb2_grpc.ModelServiceServicer):
         return steps.pop(0)
 
     def LockModel(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        time.sleep(self.s.faults.declare_delay_s)
         return models_pb2.LockModelResponse(declaration=request.declaration + "# locked\n", lock={"revision": "a" * 40})
 
     def _get(self, name: str, context: grpc.ServicerContext) -> models_pb2.Model:

@@ -170,6 +170,35 @@ def test_info_and_schema_and_lock(run: Run) -> None:
     assert "locked revision = aaaa" in locked.stderr
 
 
+def test_every_verb_that_answers_does_so_for_programs_too(run: Run, server: FakeServer) -> None:
+    server.ready_model()
+    assert json.loads(run("describe digits -o json").stdout) == json.loads(run("get digits -o json").stdout)
+    assert json.loads(run("promote digits -o json").stdout)["status"]["aliases"]["stable"] == 3
+    assert yaml.safe_load(run("rollback digits --to 1 -o yaml").stdout)["status"]["aliases"]["stable"] == 1
+    differing = run("diff -f model.yaml -o json")
+    assert differing.exit_code == exit_codes.DIFFERENT
+    shown = json.loads(differing.stdout)
+    assert (shown["name"], shown["different"]) == ("models/digits", True)
+    assert "+  gate: strict" in shown["diff"]
+    locked = json.loads(run("lock -f model.yaml -o json").stdout)
+    assert locked == {"declaration": DECLARATION + "# locked\n", "lock": {"revision": "a" * 40}}
+    assert json.loads(run("delete digits --yes -o json").stdout) == {"name": "models/digits", "deleted": True}
+
+
+def test_lock_in_place_pins_the_file_that_a_link_leads_to_and_keeps_its_mode(run: Run, tmp_path: Path) -> None:
+    target = tmp_path / "model.yaml"
+    target.chmod(0o640)
+    (tmp_path / "link.yaml").symlink_to(target)
+    locked = run("lock -i -f link.yaml")
+    assert (locked.exit_code, locked.stdout) == (exit_codes.OK, "")
+    assert "locked revision = aaaa" in locked.stderr
+    assert target.read_text() == DECLARATION + "# locked\n"
+    assert target.stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "link.yaml").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.yaml", "model.yaml"]
+    assert run("lock -i -f -").exit_code == exit_codes.INVALID
+
+
 def test_predictions_are_a_table_or_json(run: Run, tmp_path: Path) -> None:
     for name, data in {"a.png": b"\x89PNG", "b.png": b"\x89PNG", "bad.png": b"GIF"}.items():
         (tmp_path / name).write_bytes(data)

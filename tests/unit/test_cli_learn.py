@@ -50,6 +50,16 @@ def test_an_image_folder_is_streamed_by_class(run: Run, server: FakeServer, tmp_
     assert "ignored 1 files" in result.stderr
 
 
+def test_images_beside_the_classes_are_counted_as_ignored(run: Run, server: FakeServer, tmp_path: Path) -> None:
+    folder = image_folder(tmp_path / "data", classes=1)
+    for name in ("stray.PNG", "other.jpg", "notes.txt"):
+        (folder / name).write_bytes(b"\x89PNG")
+    result = run("learn digits data")
+    assert (result.exit_code, server.labels) == (exit_codes.OK, {"class-0": 5})
+    assert "ignored 2 images directly in data, such as other.jpg" in result.stderr
+    assert "names its class" in result.stderr
+
+
 def test_a_csv_is_read_with_and_without_a_header(run: Run, server: FakeServer, tmp_path: Path) -> None:
     image_folder(tmp_path / "data", classes=1)
     lines = [f"data/class-0/{i}.png,label {i % 2}" for i in range(5)]

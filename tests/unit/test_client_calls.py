@@ -61,6 +61,26 @@ def test_apply_waits_for_the_backbone_and_reports_progress(client: Client) -> No
     assert client.models.apply(DECLARATION).plan.action == "none"
 
 
+def test_declaring_may_take_longer_than_other_calls(server: FakeServer) -> None:
+    server.faults.declare_delay_s = 0.6
+    with Client(server.target, timeout_s=0.3) as client:
+        assert client.models.plan(DECLARATION).action == "create"
+        assert client.models.lock(DECLARATION).lock
+        assert client.models.apply(DECLARATION).model is not None
+        with pytest.raises(DeadlineExceeded):
+            client.models.plan(DECLARATION, timeout_s=0.1)
+
+    async def go() -> None:
+        async with AsyncClient(server.target, timeout_s=0.3) as client:
+            assert (await client.models.plan(DECLARATION)).action == "none"
+            assert (await client.models.lock(DECLARATION)).lock
+            assert (await client.models.apply(DECLARATION)).plan.action == "none"
+            with pytest.raises(DeadlineExceeded):
+                await client.models.lock(DECLARATION, timeout_s=0.1)
+
+    asyncio.run(go())
+
+
 def test_apply_without_waiting_hands_the_operation_over(client: Client) -> None:
     applied = client.models.apply(DECLARATION, wait=False)
     assert applied.operation is not None

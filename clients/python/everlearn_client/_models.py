@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 ProgressCallback = Callable[[pb.ApplyProgress], None]
 PREPARE_TIMEOUT_S = 3600.0
 """Pulling and building a backbone over a slow link may take long; nothing waits on it but the caller."""
+DECLARE_TIMEOUT_S = 300.0
+"""Deadline of plan, apply and lock: the server may first fetch the backbone's configuration, or the backbone itself."""
 
 
 class Models:
@@ -25,9 +27,10 @@ class Models:
         self._client = client
         self._stub = models_pb2_grpc.ModelServiceStub(client.channel)
 
-    def plan(self, declaration: str) -> pb.Plan:
+    def plan(self, declaration: str, *, timeout_s: float = DECLARE_TIMEOUT_S) -> pb.Plan:
         """What applying this YAML would change, cost and delete; changes nothing."""
-        return self._client.call(self._stub.PlanModel, pb.PlanModelRequest(declaration=declaration)).plan
+        request = pb.PlanModelRequest(declaration=declaration)
+        return self._client.call(self._stub.PlanModel, request, timeout_s=timeout_s).plan
 
     def apply(
         self,
@@ -54,6 +57,7 @@ class Models:
                 allow_replace=allow_replace,
                 allow_loosen_retention=allow_loosen_retention,
             ),
+            timeout_s=min(timeout_s, DECLARE_TIMEOUT_S),
         )
         model = response.model if response.HasField("model") else None
         operation = response.operation if response.HasField("operation") else None
@@ -62,9 +66,10 @@ class Models:
         ready = self._client.wait(operation, on_progress=progress, timeout_s=timeout_s)
         return Applied(response.plan, cast(pb.Model, ready), None)
 
-    def lock(self, declaration: str) -> pb.LockModelResponse:
+    def lock(self, declaration: str, *, timeout_s: float = DECLARE_TIMEOUT_S) -> pb.LockModelResponse:
         """The declaration with its moving references resolved to commits and digests."""
-        return self._client.call(self._stub.LockModel, pb.LockModelRequest(declaration=declaration))
+        request = pb.LockModelRequest(declaration=declaration)
+        return self._client.call(self._stub.LockModel, request, timeout_s=timeout_s)
 
     def get(self, model: str) -> pb.Model:
         """Declaration and status."""

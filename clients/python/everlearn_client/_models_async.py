@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, cast
 
-from everlearn_client._models import PREPARE_TIMEOUT_S, ProgressCallback
+from everlearn_client._models import DECLARE_TIMEOUT_S, PREPARE_TIMEOUT_S, ProgressCallback
 from everlearn_client.resource_names import model_name, version_name
 from everlearn_client.results import Applied
 from everlearn_protos.v1 import models_pb2 as pb
@@ -22,10 +22,10 @@ class AsyncModels:
         self._client = client
         self._stub = models_pb2_grpc.ModelServiceStub(client.channel)
 
-    async def plan(self, declaration: str) -> pb.Plan:
+    async def plan(self, declaration: str, *, timeout_s: float = DECLARE_TIMEOUT_S) -> pb.Plan:
         """What applying this YAML would change, cost and delete; changes nothing."""
-        response = await self._client.call(self._stub.PlanModel, pb.PlanModelRequest(declaration=declaration))
-        return response.plan
+        request = pb.PlanModelRequest(declaration=declaration)
+        return (await self._client.call(self._stub.PlanModel, request, timeout_s=timeout_s)).plan
 
     async def apply(
         self,
@@ -52,6 +52,7 @@ class AsyncModels:
                 allow_replace=allow_replace,
                 allow_loosen_retention=allow_loosen_retention,
             ),
+            timeout_s=min(timeout_s, DECLARE_TIMEOUT_S),
         )
         model = response.model if response.HasField("model") else None
         operation = response.operation if response.HasField("operation") else None
@@ -60,9 +61,10 @@ class AsyncModels:
         ready = await self._client.wait(operation, on_progress=progress, timeout_s=timeout_s)
         return Applied(response.plan, cast(pb.Model, ready), None)
 
-    async def lock(self, declaration: str) -> pb.LockModelResponse:
+    async def lock(self, declaration: str, *, timeout_s: float = DECLARE_TIMEOUT_S) -> pb.LockModelResponse:
         """The declaration with its moving references resolved to commits and digests."""
-        return await self._client.call(self._stub.LockModel, pb.LockModelRequest(declaration=declaration))
+        request = pb.LockModelRequest(declaration=declaration)
+        return await self._client.call(self._stub.LockModel, request, timeout_s=timeout_s)
 
     async def get(self, model: str) -> pb.Model:
         """Declaration and status."""

@@ -107,10 +107,14 @@ class AsyncClient:
         """Ends the connection and whatever runs on it."""
         await self.channel.close()
 
-    async def call(self, method: AsyncUnary[Request, Response], request: Request) -> Response:
-        """One unary call of any stub, with this client's deadline, headers and errors."""
+    async def call(
+        self, method: AsyncUnary[Request, Response], request: Request, *, timeout_s: float | None = None
+    ) -> Response:
+        """One unary call of any stub, with this client's headers, errors, and its deadline unless another is given."""
         try:
-            return await method(request, timeout=self.timeout_s, metadata=self.metadata)
+            return await method(
+                request, timeout=self.timeout_s if timeout_s is None else timeout_s, metadata=self.metadata
+            )
         except grpc.RpcError as error:
             raise from_rpc_error(error) from None
 

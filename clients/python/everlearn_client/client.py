@@ -105,10 +105,10 @@ class Client:
         """Ends the connection and whatever runs on it."""
         self.channel.close()
 
-    def call(self, method: Unary[Request, Response], request: Request) -> Response:
-        """One unary call of any stub, with this client's deadline, headers and errors."""
+    def call(self, method: Unary[Request, Response], request: Request, *, timeout_s: float | None = None) -> Response:
+        """One unary call of any stub, with this client's headers, errors, and its deadline unless another is given."""
         try:
-            return method(request, timeout=self.timeout_s, metadata=self.metadata)
+            return method(request, timeout=self.timeout_s if timeout_s is None else timeout_s, metadata=self.metadata)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from None
 
@@ -136,8 +136,11 @@ class Client:
         for good, and those already durable are skipped: exactly-once across restarts of the caller as well.
 
         `feature_digest`: needed with `Features`; `timeline`: of an earlier report, to be told of a restored backup.
-        `on_event` runs in the calling thread, between batches. An error of `batches` itself is raised after what
-        came before it is durable. `retry_for_s`: seconds of failing in a row before the connection is given up.
+        All of it runs in the calling thread. While `batches` makes its next one, nothing is heard: a lost connection,
+        a rejection or what has become durable is noticed when it yields. Where batches are minutes apart and that is
+        too late, use AsyncClient, which listens meanwhile. `on_event` is called between batches. An error of `batches`
+        itself is raised after what came before it is durable. `retry_for_s`: seconds of failing in a row before the
+        connection is given up.
 
         Raises Fenced, TimelineChanged, SequenceGap, InvalidArgument, NotFound, FailedPrecondition, Unavailable.
         """

@@ -28,6 +28,8 @@ class Dataset:
     is_features: bool = False
     ignored: tuple[Path, ...] = ()
     """Files that are no images."""
+    without_class: tuple[Path, ...] = ()
+    """Images beside the classes' subfolders."""
 
     def order(self, *, shuffle_seed: int | None, limit: int | None) -> npt.NDArray[np.int64]:
         """Indices in the order of streaming; the same seed gives the same order."""
@@ -62,14 +64,19 @@ def _open_folder(folder: Path) -> Dataset:
     ignored: list[Path] = []
     for subfolder in sorted(child for child in folder.iterdir() if child.is_dir() and child.name[0] != "."):
         for file in sorted(child for child in subfolder.rglob("*") if child.is_file()):
-            if file.suffix.lower() in IMAGE_SUFFIXES:
+            if _is_image(file):
                 files.append(file)
                 labels.append(subfolder.name)
             else:
                 ignored.append(file)
     if not files:
         raise _wrong(f"{folder} has no images: one subfolder a class is needed, with {', '.join(IMAGE_SUFFIXES)} in it")
-    return Dataset(labels, lambda rows: [files[row] for row in rows], ignored=tuple(ignored))
+    loose = tuple(sorted(each for each in folder.iterdir() if each.is_file() and _is_image(each)))
+    return Dataset(labels, lambda rows: [files[row] for row in rows], ignored=tuple(ignored), without_class=loose)
+
+
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in IMAGE_SUFFIXES
 
 
 def _open_csv(path: Path) -> Dataset:

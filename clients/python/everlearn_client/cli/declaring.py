@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,8 +13,16 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 from everlearn_client import errors
 from everlearn_client.cli import exit_codes
-from everlearn_client.cli.connection import DEFAULT_SERVER, FileOption, ServerOption, connect, read_declaration
+from everlearn_client.cli.connection import (
+    DEFAULT_SERVER,
+    FileOption,
+    ServerOption,
+    connect,
+    read_declaration,
+    write_file,
+)
 from everlearn_client.cli.output import Output, OutputOption, ask, plain, put, put_data, put_table, say, stderr, stdout
+from everlearn_client.errors import InvalidArgument
 from everlearn_client.results import Applied
 from everlearn_protos.v1 import models_pb2
 
@@ -34,7 +43,12 @@ def plan(
     raise typer.Exit(exit_codes.OK if planned.action == "none" else exit_codes.CHANGES)
 
 
-def diff(ctx: typer.Context, file: FileOption, server: ServerOption = DEFAULT_SERVER) -> None:
+def diff(
+    ctx: typer.Context,
+    file: FileOption,
+    server: ServerOption = DEFAULT_SERVER,
+    output: OutputOption = Output.TABLE,
+) -> None:
     """Compare FILE, defaults filled in, with what is in force. Exit code 1 if they differ."""
     with connect(ctx, server) as client:
         wanted = client.models.plan(read_declaration(file)).declaration
@@ -44,10 +58,10 @@ def diff(ctx: typer.Context, file: FileOption, server: ServerOption = DEFAULT_SE
         except errors.NotFound:
             live = ""
     lines = list(difflib.unified_diff(_normal(live), _normal(wanted), f"server: {name}", f"file: {file}", lineterm=""))
-    console = stdout()
-    for line in lines:
-        style = "green" if line.startswith("+") else "red" if line.startswith("-") else ""
-        console.print(line, style=style, markup=False, soft_wrap=True)
+    if output is Output.TABLE:
+        _put_diff(lines)
+    else:
+        put_data({"name": f"models/{name}", "different": bool(lines), "diff": lines}, output)
     raise typer.Exit(exit_codes.DIFFERENT if lines else exit_codes.OK)
 
 
@@ -89,11 +103,24 @@ def apply(
     _show_applied(applied, output, dry_run=dry_run)
 
 
-def lock(ctx: typer.Context, file: FileOption, server: ServerOption = DEFAULT_SERVER) -> None:
+def lock(
+    ctx: typer.Context,
+    file: FileOption,
+    server: ServerOption = DEFAULT_SERVER,
+    output: OutputOption = Output.TABLE,
+    in_place: Annotated[bool, typer.Option("--in-place", "-i", help="Write it to FILE instead.")] = False,
+) -> None:
     """Print FILE with its moving references (branch, tag) resolved to commits and digests."""
+    if in_place and file == "-":
+        raise InvalidArgument("--in-place needs a file: stdin cannot be written back", field="--in-place")
     with connect(ctx, server) as client:
         locked = client.models.lock(read_declaration(file))
-    put(locked.declaration.rstrip())
+    if in_place:
+        write_file(Path(file), locked.declaration.rstrip() + "\n")
+    if output is not Output.TABLE:
+        put_data(plain(locked), output)
+    elif not in_place:
+        put(locked.declaration.rstrip())
     for key, value in sorted(locked.lock.items()):
         say(f"locked {key} = {value}")
 
@@ -158,6 +185,13 @@ def _show(planned: models_pb2.Plan) -> None:
         put(f"DELETES {deletion}")
     for warning in planned.warnings:
         say(f"warning: {warning}", style="yellow")
+
+
+def _put_diff(lines: list[str]) -> None:
+    console = stdout()
+    for line in lines:
+        style = "green" if line.startswith("+") else "red" if line.startswith("-") else ""
+        console.print(line, style=style, markup=False, soft_wrap=True)
 
 
 def _show_applied(applied: Applied, output: Output, *, dry_run: bool) -> None:

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from everlearn_client.cli import exit_codes
 from everlearn_client.cli.connection import DEFAULT_SERVER, ModelArgument, ServerOption, connect
-from everlearn_client.cli.datasets import open_dataset
+from everlearn_client.cli.datasets import Dataset, open_dataset
 from everlearn_client.cli.output import Output, OutputOption, put_data, put_fields, say, stderr
 from everlearn_client.errors import InvalidArgument
 from everlearn_client.events import Durable, LearnEvent, LearnReport, Opened, Received, Reconnecting, Rejected
@@ -59,15 +59,7 @@ def learn(
     """Teach MODEL what lies at PATH. Ctrl-C stops cleanly and says what is durable; twice stops at once."""
     if resume and client is None:
         raise InvalidArgument("--resume needs --client: the learner whose batches are to be skipped", field="--client")
-    dataset = open_dataset(path)
-    if dataset.is_features and not feature_digest:
-        raise InvalidArgument(
-            f"{path} holds features: give --feature-digest; `everlearn get {model} -o json` has the model's own under "
-            "status.input, to compare with the trunk that computed these",
-            field="--feature-digest",
-        )
-    if dataset.ignored:
-        say(f"ignored {len(dataset.ignored)} files that are no images, such as {dataset.ignored[0]}", style="yellow")
+    dataset = _open(path, model, feature_digest)
     order = dataset.order(shuffle_seed=shuffle, limit=limit)
     with connect(ctx, server, client_id=client) as connected:
         # Asks before anything is read: a wrong name or a server that is away is told at once.
@@ -87,6 +79,26 @@ def learn(
         say(f"stopped: everything up to sequence {report.durable_sequence} is durable")
         raise typer.Exit(exit_codes.INTERRUPTED)
     raise typer.Exit(exit_codes.PARTLY if report.rejected_batches else exit_codes.OK)
+
+
+def _open(path: Path, model: str, feature_digest: str) -> Dataset:
+    """What lies at the path; says what of it is left out."""
+    dataset = open_dataset(path)
+    if dataset.is_features and not feature_digest:
+        raise InvalidArgument(
+            f"{path} holds features: give --feature-digest; `everlearn get {model} -o json` has the model's own under "
+            "status.input, to compare with the trunk that computed these",
+            field="--feature-digest",
+        )
+    if dataset.ignored:
+        say(f"ignored {len(dataset.ignored)} files that are no images, such as {dataset.ignored[0]}", style="yellow")
+    if dataset.without_class:
+        say(
+            f"ignored {len(dataset.without_class)} images directly in {path}, such as {dataset.without_class[0].name}: "
+            "an image needs a subfolder that names its class",
+            style="yellow",
+        )
+    return dataset
 
 
 def _until(batches: Iterator[Batch], stopped: threading.Event) -> Iterator[Batch]:

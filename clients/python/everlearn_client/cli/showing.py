@@ -34,10 +34,22 @@ def get(
         put_data(plain(models if model is None else models[0]), output)
 
 
-def describe(ctx: typer.Context, model: ModelArgument, server: ServerOption = DEFAULT_SERVER) -> None:
+def describe(
+    ctx: typer.Context,
+    model: ModelArgument,
+    server: ServerOption = DEFAULT_SERVER,
+    output: OutputOption = Output.TABLE,
+) -> None:
     """Show everything about a model."""
     with connect(ctx, server) as client:
         found = client.models.get(model)
+    if output is Output.TABLE:
+        _put_description(found)
+    else:
+        put_data(plain(found), output)
+
+
+def _put_description(found: models_pb2.Model) -> None:
     status = found.status
     put_fields(
         {
@@ -99,11 +111,15 @@ def promote(
     model: ModelArgument,
     version: Annotated[str, typer.Argument(metavar="[VERSION]", help="A number, or latest.")] = "latest",
     server: ServerOption = DEFAULT_SERVER,
+    output: OutputOption = Output.TABLE,
 ) -> None:
     """Let a version serve as `stable`, if it passes the gate."""
     with connect(ctx, server) as client:
         found = client.models.promote(model, version)
-    put(f"{found.name}: stable is version {found.status.aliases['stable']}")
+    if output is Output.TABLE:
+        put(f"{found.name}: stable is version {found.status.aliases['stable']}")
+    else:
+        put_data(plain(found), output)
 
 
 def rollback(
@@ -111,17 +127,22 @@ def rollback(
     model: ModelArgument,
     to: Annotated[int, typer.Option("--to", metavar="VERSION", help="0 is the version before.", min=0)] = 0,
     server: ServerOption = DEFAULT_SERVER,
+    output: OutputOption = Output.TABLE,
 ) -> None:
     """Let an earlier version serve again, and pause automatic promotion."""
     with connect(ctx, server) as client:
         found = client.models.rollback(model, to)
-    put(f"{found.name}: stable is version {found.status.aliases['stable']}; automatic promotion is paused")
+    if output is Output.TABLE:
+        put(f"{found.name}: stable is version {found.status.aliases['stable']}; automatic promotion is paused")
+    else:
+        put_data(plain(found), output)
 
 
 def delete(
     ctx: typer.Context,
     model: ModelArgument,
     server: ServerOption = DEFAULT_SERVER,
+    output: OutputOption = Output.TABLE,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Delete a model with everything it has learned."""
@@ -131,7 +152,10 @@ def delete(
             question = f"Delete {found.name} with {found.status.sample_count:,} learned samples?"
             ask(question, consent="--yes")
         client.models.delete(model, etag=found.etag)
-    put(f"{found.name} is deleted")
+    if output is Output.TABLE:
+        put(f"{found.name} is deleted")
+    else:
+        put_data({"name": found.name, "deleted": True}, output)
 
 
 def info(ctx: typer.Context, server: ServerOption = DEFAULT_SERVER, output: OutputOption = Output.TABLE) -> None:
