@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+import traceback
+from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,7 +18,14 @@ from prometheus_client import CollectorRegistry, Gauge, Histogram, start_http_se
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from everlearn.errors import EverlearnError
+
+_logger = structlog.get_logger(__name__)
 _BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+_CAUSES = 5
+"""Errors of a chain that are logged."""
+_READINGS = 3
+"""Times a scrape reads the models while the event loop changes them."""
 
 
 def configure_logging(level: str, *, json: bool) -> None:
@@ -24,6 +33,7 @@ def configure_logging(level: str, *, json: bool) -> None:
     renderer: Any = structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(colors=False)
     structlog.configure(
         processors=[
+            _without_values,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             renderer,
@@ -32,6 +42,36 @@ def configure_logging(level: str, *, json: bool) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+    logging.basicConfig(level=logging.WARNING, handlers=[_Forward()], force=True)
+
+
+class _Forward(logging.Handler):
+    """Brings what libraries log (asyncio, gRPC) into our form."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """With an error, only the first line of the text: the next ones show the error with its text."""
+        text = record.getMessage()
+        if record.exc_info:
+            text = text.partition("\n")[0]
+        structlog.get_logger().log(record.levelno, text, logger=record.name, exc_info=record.exc_info or None)
+
+
+def _without_values(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """An error as its type and its stack: its text, and the values in its frames, may hold a payload or a name."""
+    given = event.pop("exc_info", None)
+    if given is True:
+        given = sys.exc_info()
+    error: BaseException | None = given[1] if isinstance(given, tuple) else given or None
+    kinds: list[str] = []
+    frames: list[str] = []
+    while error is not None and len(kinds) < _CAUSES:
+        kinds.append(type(error).__qualname__)
+        stack = traceback.extract_tb(error.__traceback__)
+        frames += [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in stack]
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if kinds:
+        event["kind"], event["frames"] = " from ".join(kinds), frames
+    return event
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,16 +94,27 @@ class _Models(Collector):
 
     def __init__(self, read: Callable[[], Iterable[ModelReading]]) -> None:
         self._read = read
+        self._last: list[ModelReading] = []
 
     def collect(self) -> Iterator[Metric]:
         """One family a figure."""
-        readings = list(self._read())
+        readings = self._readings()
         for name, text, value in _FIGURES:
             kind = CounterMetricFamily if name in _COUNTERS else GaugeMetricFamily
             family = kind(f"everlearn_model_{name}", text, labels=["model"])
             for reading in readings:
                 family.add_metric([reading.name], float(value(reading)))
             yield family
+
+    def _readings(self) -> list[ModelReading]:
+        """Models come and go on the event loop while this thread looks: then it looks again, or tells what it knows."""
+        for _ in range(_READINGS):
+            try:
+                self._last = list(self._read())
+                break
+            except (EverlearnError, RuntimeError) as error:  # gone, stopped, or a dict that grew meanwhile
+                _logger.debug("models changed during a scrape", exc_info=error)
+        return self._last
 
 
 _FIGURES: tuple[tuple[str, str, Callable[[ModelReading], float]], ...] = (
@@ -138,14 +189,23 @@ def _unary(handler: Any, method: str, seconds: Histogram) -> Any:
 
     async def timed(request: Any, context: Any) -> Any:
         begun_s = time.perf_counter()
+        name = ""
         try:
             return await behaviour(request, context)
+        except asyncio.CancelledError:  # gRPC cancels the handler for both
+            left_s = context.time_remaining()
+            name = "CANCELLED" if left_s is None or left_s > 0 else "DEADLINE_EXCEEDED"
+            raise
         finally:
-            code = context.code()
-            name = getattr(code, "name", None) or ("OK" if not code else str(code))
+            name = name or _code_name(context.code())
             seconds.labels(method, name).observe(time.perf_counter() - begun_s)
 
     return grpc.unary_unary_rpc_method_handler(timed, handler.request_deserializer, handler.response_serializer)
+
+
+def _code_name(code: Any) -> str:
+    """Of a StatusCode, of a number, or of none, which is how a handler says that all went well."""
+    return getattr(code, "name", None) or ("OK" if not code else str(code))
 
 
 def _stream(handler: Any, open_streams: Gauge) -> Any:
