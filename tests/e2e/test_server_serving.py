@@ -291,3 +291,10 @@ def test_predictions_go_on_while_a_model_learns(client: Client) -> None:
     asker.join()
     assert not failures
     assert len(versions) > 2
+
+
+def test_pixels_that_overflow_in_the_trunk_are_refused_and_never_scored(stubs: Stubs) -> None:
+    pixels = np.zeros((2, 3, 16, 16), np.float32)
+    pixels[1].flat[3] = 3e38
+    request = predict_request("tiny", pixels)
+    refused(lambda: stubs.predictions.Predict(request), "INVALID_ARGUMENT", field="samples.pixels[1]", says="beyond")

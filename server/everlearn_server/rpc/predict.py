@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 
 import grpc
 import numpy as np
+import numpy.typing as npt
 
-from everlearn.errors import EverlearnError
+from everlearn.errors import EverlearnError, InputError
 from everlearn_protos.arrays import to_tensor
 from everlearn_protos.v1 import predict_pb2
 from everlearn_server.engine.serving import Scored, Serving, Snapshot
 from everlearn_server.errors import status_of
 from everlearn_server.rpc import names, wire
 from everlearn_server.rpc.samples import samples_of
+
+MAX_SAMPLES = 1024
+"""Samples in one request, as for learning."""
+MAX_RANKED = 65_536
+"""Labels with a score in one response, over all samples; each is made by Python."""
+MAX_RESPONSE_BYTES = 4 * 2**20 - 4096
+"""gRPC clients refuse more than 4 MiB unless they are told otherwise."""
+_SCORES_ON_THE_LOOP, _RANKED_ON_THE_LOOP = 65_536, 1024
+"""Scores that are ranked, and labels that are named, where everyone waits (2 ms); more go to a thread."""
 
 
 class PredictService:
@@ -39,8 +50,13 @@ class PredictService:
         model, version = names.version_of(request.name)
         snapshot = self._serving.snapshot(model, version)
         samples = samples_of(request.samples, field="samples")
+        labels = snapshot.head.labels
+        count = min(max(1, request.top_k), len(labels))
+        _check_size(len(samples), count, labels, scores=request.scores)
         scored = await self._serving.score(snapshot, samples, timeout_s=context.time_remaining())
-        return _response(request, snapshot, scored)
+        if scored.scores_BC.size <= _SCORES_ON_THE_LOOP and len(samples) * count <= _RANKED_ON_THE_LOOP:
+            return _response(request, snapshot, scored, count)
+        return await asyncio.to_thread(_response, request, snapshot, scored, count)
 
     async def predict_stream(
         self, requests: AsyncIterator[bytes], context: wire.Context
@@ -58,20 +74,67 @@ class PredictService:
                 yield predict_pb2.PredictStreamResponse(response=response)
 
 
-def _response(request: predict_pb2.PredictRequest, snapshot: Snapshot, scored: Scored) -> predict_pb2.PredictResponse:
+def best_of(scores_BC: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.intp]:
+    """Indices [B, count] of the best classes, best first; of equal scores the lower index comes first.
+
+    >>> best_of(np.array([[1, 3, 2, 3]], np.float32), 3)
+    array([[1, 3, 2]])
+    """
+    if count == 1:
+        best_B: npt.NDArray[np.intp] = scores_BC.argmax(axis=1)
+        return best_B[:, None]
+    classes = scores_BC.shape[1]
+    if count > classes // 8:
+        order_BC: npt.NDArray[np.intp] = np.argsort(-scores_BC, axis=1, kind="stable")
+        return order_BC[:, :count]
+    least_B = np.partition(scores_BC, classes - count, axis=1)[:, classes - count]
+    best_Bk = np.empty((len(scores_BC), count), np.intp)
+    for row, (scores_C, least) in enumerate(zip(scores_BC, least_B, strict=True)):
+        candidates = np.flatnonzero(scores_C >= least)  # more than `count` where scores are equal
+        best_Bk[row] = candidates[np.argsort(-scores_C[candidates], kind="stable")[:count]]
+    return best_Bk
+
+
+def _check_size(samples: int, count: int, labels: tuple[str, ...], *, scores: bool) -> None:
+    """Refuses what would hold up everyone or be refused by the caller's own gRPC, before any work is done."""
+    if samples > MAX_SAMPLES:
+        raise InputError(f"{samples} samples; send {MAX_SAMPLES} a request at most", field="samples")
+    if samples * count > MAX_RANKED:
+        raise InputError(
+            f"the {count} best classes of {samples} samples are more than {MAX_RANKED}; ask for fewer, or send fewer "
+            "samples",
+            field="top_k",
+        )
+    if scores and samples * len(labels) * 4 > MAX_RESPONSE_BYTES:
+        raise InputError(
+            f"scores of {samples} samples and {len(labels)} classes are more than {MAX_RESPONSE_BYTES} bytes; send "
+            f"{MAX_RESPONSE_BYTES // (4 * len(labels))} samples at most",
+            field="scores",
+        )
+
+
+def _response(
+    request: predict_pb2.PredictRequest, snapshot: Snapshot, scored: Scored, count: int
+) -> predict_pb2.PredictResponse:
     labels = snapshot.head.labels
-    count = min(max(1, request.top_k), len(labels))
-    best_Bk = np.argsort(-scored.scores_BC, axis=1, kind="stable")[:, :count]
+    best_Bk = best_of(scored.scores_BC, count)
     response = predict_pb2.PredictResponse(
         version=f"models/{snapshot.model}/versions/{snapshot.version}",
         queue_ms=scored.queue_ms,
         trunk_ms=scored.trunk_ms,
     )
-    for row, best_k in enumerate(best_Bk):
-        prediction = response.predictions.add()
-        for index in best_k:
-            prediction.top.add(label=labels[index], index=int(index), score=float(scored.scores_BC[row, index]))
+    best = np.take_along_axis(scored.scores_BC, best_Bk, axis=1).tolist()
+    for indices_k, scores_k in zip(best_Bk.tolist(), best, strict=True):
+        top = response.predictions.add().top
+        for index, score in zip(indices_k, scores_k, strict=True):
+            top.add(label=labels[index], index=index, score=score)
     if request.scores:
         response.scores.CopyFrom(to_tensor(scored.scores_BC))
         response.labels.extend(labels)
+    size = response.ByteSize()
+    if size > MAX_RESPONSE_BYTES:
+        raise InputError(
+            f"the response has {size} bytes, more than {MAX_RESPONSE_BYTES}; ask for fewer classes or samples",
+            field="scores" if request.scores else "top_k",
+        )
     return response
