@@ -18,6 +18,7 @@ import everlearn
 from everlearn.errors import UnavailableError
 from everlearn.hubs.base import HubSettings
 from everlearn.runtime.malloc import tune_malloc
+from everlearn.runtime.providers import providers_in_use
 from everlearn_protos.oip import SERVICE
 from everlearn_server.engine.engine import Engine, EngineSettings
 from everlearn_server.engine.live_model import LiveModel
@@ -29,11 +30,14 @@ from everlearn_server.rpc.oip_reflection import reflection_pool
 from everlearn_server.rpc.operations import OperationsService
 from everlearn_server.rpc.predict import PredictService
 from everlearn_server.rpc.server_info import ServerInfoService
+from everlearn_server.rpc.wire import MAX_MESSAGE_BYTES
 from everlearn_server.settings import Settings
 from everlearn_server.store.store import Store
 from everlearn_server.telemetry import Metrics, MetricsInterceptor, ModelReading
 
 _logger = structlog.get_logger(__name__)
+_OVERSIZE_BYTES = 4096
+"""How far gRPC's own limit lies above ours, so that an oversized request gets our own, clearer answer."""
 
 
 class _Service(Protocol):
@@ -53,6 +57,7 @@ class Server:
         """Opens the data folder, takes up every model, answers. Raises UnavailableError, DataLossError."""
         settings = self._settings
         tune_malloc()
+        self._providers = await asyncio.to_thread(providers_in_use, settings.providers)
         self._store = Store.open(settings.data_dir)
         self._engine = Engine(self._store, _engine_settings(settings))
         self._health = health.aio.HealthServicer()
@@ -74,9 +79,8 @@ class Server:
         )
         await self._register()
         port = self._bind()
+        self._serve_metrics()
         await self._grpc.start()
-        if settings.metrics_listen:
-            self._stop_metrics = self._metrics.serve(settings.metrics_listen)
         self._announce(port)
         return port
 
@@ -94,14 +98,14 @@ class Server:
             self._settings.ready_file.unlink(missing_ok=True)
 
     async def _register(self) -> None:
-        engine, settings = self._engine, self._settings
+        engine = self._engine
         services: list[_Service] = [
             ModelService(engine),
             LearnService(engine),
             PredictService(engine),
             ExportService(engine),
             OperationsService(engine),
-            ServerInfoService(engine, providers=settings.providers[:1], max_message_bytes=settings.max_message_bytes),
+            ServerInfoService(engine, providers=self._providers),
         ]
         names = [service.NAME for service in services]
         self._grpc.add_generic_rpc_handlers((*(service.handler() for service in services), self._inference.handler()))
@@ -120,6 +124,15 @@ class Server:
         if not port:
             raise UnavailableError(f"cannot listen on {self._settings.listen}; is another server there?")
         return port
+
+    def _serve_metrics(self) -> None:
+        listen = self._settings.metrics_listen
+        if not listen:
+            return
+        try:
+            self._stop_metrics = self._metrics.serve(listen)
+        except OSError as error:
+            raise UnavailableError(f"cannot serve metrics on {listen}: {error.strerror}") from error
 
     def _announce(self, port: int) -> None:
         host = self._settings.listen.rpartition(":")[0]
@@ -172,8 +185,7 @@ def _engine_settings(settings: Settings) -> EngineSettings:
 
 def _channel_options(settings: Settings) -> list[tuple[str, int]]:
     return [
-        # A little above our own limit, so that an oversized request gets our own, clearer answer.
-        ("grpc.max_receive_message_length", settings.max_message_bytes + 4096),
+        ("grpc.max_receive_message_length", max(settings.max_message_bytes, MAX_MESSAGE_BYTES) + _OVERSIZE_BYTES),
         ("grpc.max_send_message_length", -1),
         ("grpc.so_reuseport", 0),  # on by default: a second server would silently share the port
         ("grpc.keepalive_time_ms", 60_000),

@@ -86,12 +86,25 @@ def _status(channel: grpc.Channel, method: Any, data: bytes) -> str:
 
 def test_an_oversized_message_is_refused_with_the_limit_and_the_connection_lives(stubs: Stubs, client: Client) -> None:
     limit = client.info().max_message_bytes
-    large = predict_request("tiny", [bytes(limit + 10_000)])
+    assert limit == 4 * 2**20
+    large = predict_request("tiny", [bytes(5 * 2**20)])
+    name = "everlearn.v1.PredictRequest"
+    refused(
+        lambda: stubs.predictions.Predict(large), "INVALID_ARGUMENT", field=name, reason="TOO_LARGE", says=f"{limit}"
+    )
+    small = predict_request("tiny", tiny.images(1, 0))
+    first, second = stubs.predictions.PredictStream(iter([large, small]))
+    assert (first.error.code, first.error.field) == ("INVALID_ARGUMENT", name)
+    assert second.response.predictions
+    assert client.predict("tiny", tiny.images(1, 0)).top
+
+
+def test_beyond_what_grpc_itself_takes_the_connection_still_lives(stubs: Stubs) -> None:
     with pytest.raises(grpc.RpcError) as refusal:
-        stubs.predictions.Predict(large)
+        stubs.predictions.Predict(predict_request("tiny", [bytes(17 * 2**20)]))
     assert refusal.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "larger than max" in str(refusal.value.details())
-    assert client.predict("tiny", tiny.images(1, 0)).top
+    assert stubs.predictions.Predict(predict_request("tiny", tiny.images(1, 0))).predictions
 
 
 def test_hostile_values_of_right_types_are_answered(stubs: Stubs) -> None:

@@ -29,10 +29,10 @@ class ServerInfoService:
 
     NAME = "everlearn.v1.ServerInfoService"
 
-    def __init__(self, engine: Engine, *, providers: tuple[str, ...], max_message_bytes: int) -> None:
+    def __init__(self, engine: Engine, *, providers: tuple[str, ...]) -> None:
+        """`providers`: ONNX Runtime's execution providers that are in use, not those that were asked for."""
         self._engine = engine
         self._providers = providers
-        self._max_message_bytes = max_message_bytes
         self._started_s = time.time()
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -52,7 +52,7 @@ class ServerInfoService:
             loaders=plugins.kinds(everlearn.backbones),
             heads=plugins.kinds(everlearn.heads),
             memories=plugins.kinds(everlearn.memories),
-            max_message_bytes=self._max_message_bytes,
+            max_message_bytes=wire.MAX_MESSAGE_BYTES,
             declaration_schema=json.dumps(json_schema()),
             libraries=_versions(),
             trunks=self._engine.trunk_users(),

@@ -13,8 +13,11 @@ from typing import Any, TypeVar, cast
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from everlearn.errors import InvalidError
+from everlearn.errors import InvalidError, PayloadTooLargeError
 from everlearn_server.rpc.status import answered, answered_stream
+
+MAX_MESSAGE_BYTES = 4 * 2**20
+"""Of a message of everlearn.v1: gRPC's own default, so that every client can send and receive what is allowed."""
 
 M = TypeVar("M", bound=Message)
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -23,11 +26,15 @@ Stream = Callable[[Any, Context], AsyncGenerator[Message, None]]
 
 
 def parse(kind: type[M], data: bytes) -> M:
-    """Raises InvalidError for bytes that are not such a message."""
+    """Raises PayloadTooLargeError, and InvalidError for bytes that are not such a message."""
+    name = kind.DESCRIPTOR.full_name
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise PayloadTooLargeError(
+            f"the {name} has {len(data)} bytes; send at most {MAX_MESSAGE_BYTES} in a message", field=name
+        )
     try:
         return kind.FromString(data)
     except DecodeError:
-        name = kind.DESCRIPTOR.full_name
         raise InvalidError(f"{len(data)} bytes that are not a {name}; check the client's .proto", field=name) from None
 
 
