@@ -34,8 +34,9 @@ class Settings:
     """`cpu` or `cuda`; `cuda` fails at start where it cannot be had."""
     max_batch: int = 0
     """Images in one trunk pass; 0 = 1 on a CPU, 32 on a GPU."""
-    commit_share: float = 0.1
-    """Share of the time that commits may keep the disk busy."""
+    commit_share: float = 0.08
+    """Share of the time that commits may keep the disk busy; below the promised tenth, because each pause is set by the
+    commit before it."""
     max_message_bytes: int = 16 * 2**20
     """Largest request of the Open Inference Protocol; everlearn.v1 has 4 MiB by contract, whatever this is."""
     hub_endpoint: str | None = None
