@@ -179,6 +179,19 @@ def test_an_older_version_exported_last_is_the_newest_export(
     client.models.delete("single")
 
 
+def test_many_exports_at_once_are_made_one_after_another(server: RealServer, stubs: Stubs, backbone: Path) -> None:
+    server.declare(tiny.declaration(backbone, name="busy", retention={"exports": 1}))
+    with server.client() as client:
+        client.learn("busy", [(tiny.images(4, 0), ["a"] * 4)])
+        client.export("busy")
+        client.learn("busy", [(tiny.images(4, 1), ["b"] * 4)])
+        request = export_pb2.CreateExportRequest(version="models/busy/versions/latest")
+        running = [stubs.exports.CreateExport(request) for _ in range(4)]
+        assert [stubs.wait(operation).error.code for operation in running] == [0] * 4
+        assert len(list(client.exports("busy"))) == 1
+        client.models.delete("busy")
+
+
 def test_a_download_leaves_the_readme_of_the_folder_alone(client: Client, export: ExportInfo, tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("the project's own")
     client.download(export, tmp_path)

@@ -38,15 +38,26 @@ class _Bench:
 
 
 class Exporter:
-    """Composes on demand; the same version again is the same file."""
+    """Composes on demand, one export at a time; the same version again is the same file."""
 
     def __init__(self, *, store: Store, stored_trunk: Callable[[str], Awaitable[Trunk]]) -> None:
         self._store = store
         self._stored_trunk = stored_trunk
         self._benches: OrderedDict[str, _Bench] = OrderedDict()
+        # Two at once would compose one file twice, and delete one export twice.
+        self._turn = asyncio.Lock()
 
     async def export(self, model: LiveModel, versioned: Versioned) -> ExportRow:
         """The export of a version, made now unless it has been. Raises ParityError: then nothing is released."""
+        async with self._turn:
+            return await self._export(model, versioned)
+
+    async def prune(self, model: LiveModel) -> None:
+        """Deletes the oldest exports beyond what the declaration retains."""
+        async with self._turn:
+            await self._prune(model)
+
+    async def _export(self, model: LiveModel, versioned: Versioned) -> ExportRow:
         number = versioned.record.number
         for row in await self._store.catalog.exports(model.name):
             if row.version_number == number:
@@ -68,11 +79,10 @@ class Exporter:
             create_time_s=time.time(),
         )
         await self._store.catalog.put_export(row)
-        await self.prune(model)
+        await self._prune(model)
         return row
 
-    async def prune(self, model: LiveModel) -> None:
-        """Deletes the oldest exports beyond what the declaration retains."""
+    async def _prune(self, model: LiveModel) -> None:
         newest_first = sorted(await self._store.catalog.exports(model.name), key=lambda row: -row.create_time_s)
         for row in newest_first[model.spec.spec.retention.exports :]:
             await self._store.catalog.delete_export(model.name, row.version_number)
@@ -98,16 +108,15 @@ def _make_bench(trunk: Trunk, run: Callable[[PixelsBCHW], FeaturesBd]) -> _Bench
 def _release(bench: _Bench, model: str, versioned: Versioned, tolerance: float) -> tuple[bytes, ReleaseReport, str]:
     record, head = versioned.record, versioned.snapshot.head
     metrics = json.loads(record.metrics_json)
-    onnx = bench.composer.compose(
-        head,
-        {
-            "model": model,
-            "version": str(record.number),
-            "head": metrics["head"],
-            "samples": str(record.sample_count),
-            "memory_digest": record.memory_digest,
-        },
-    )
+    told = {
+        "model": model,
+        "version": str(record.number),
+        "head": metrics["head"],
+        "samples": str(record.sample_count),
+    }
+    if record.memory_digest:  # a head that was solved in a hurry has none
+        told["memory_digest"] = record.memory_digest
+    onnx = bench.composer.compose(head, told)
     report = check_release(onnx, head, bench.probes, tolerance=tolerance)
     tested = metrics["tested"] > 0
     facts = CardFacts(
