@@ -129,6 +129,13 @@ def test_a_wrong_input_is_refused_by_name_and_the_next_is_answered(oip: Any) -> 
     assert oip.infer("tiny", [an_input("image", "UINT8", IMAGES)]).as_numpy("label").shape == (3,)
 
 
+def test_a_request_may_be_larger_than_a_message_of_our_own(oip: Any) -> None:
+    large = np.broadcast_to(IMAGES[0, :1, :1], (3, 1000, 1000, 3))
+    assert large.nbytes > 4 * 2**20
+    found = oip.infer("tiny", [an_input("image", "UINT8", np.ascontiguousarray(large))])
+    assert found.as_numpy("label_index").tolist() == [0] * 3
+
+
 def test_a_stream_answers_in_order_and_survives_a_wrong_request(server: RealServer) -> None:
     answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
     with triton.InferenceServerClient(server.address) as client:

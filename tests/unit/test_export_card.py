@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,13 @@ def test_a_backbone_that_is_no_repository_is_named_in_the_text_without_the_serve
     assert "base_model" not in yaml.safe_load(text.split("---")[1])
     assert "folder:net.onnx" in text
     assert "/srv" not in text
+
+
+def test_a_digest_that_was_not_taken_is_not_mentioned() -> None:
+    known = model_card(_facts((3, 4)), conv_trunk(), random_head(2), REPORT)
+    assert f"Digest of those sums: `{'b' * 64}`" in known
+    facts = dataclasses.replace(_facts((3, 4)), memory_digest="")
+    assert "Digest of those sums" not in model_card(facts, conv_trunk(), random_head(2), REPORT)
 
 
 def test_card_says_how_it_was_learned_and_checked() -> None:

@@ -47,7 +47,7 @@ class CardFacts:
     samples_C: tuple[int, ...]
     """Samples learned, per label."""
     memory_digest: str
-    """sha256 of the sums that the head was solved from; equal digests mean equal heads."""
+    """sha256 of the sums that the head was solved from; equal digests mean equal heads. Empty where it was not taken."""
     accuracy: float | None
     """Prequential (test, then train) over all that was streamed, in [0, 1]; None where nothing was tested."""
     windowed_accuracy: float | None
@@ -114,8 +114,11 @@ def _learning(facts: CardFacts, head: LinearHead) -> str:
         f"over all samples, {_percent(facts.windowed_accuracy)} over the newest.",
         "- Kept of the data: per label a count and a sum of features, and one matrix of products of features over all "
         "samples. No image, and no sample's features, was stored.",
-        f"- Digest of those sums: `{facts.memory_digest}`. Equal sums give equal heads, whatever the order.",
     ]
+    if facts.memory_digest:
+        lines.append(
+            f"- Digest of those sums: `{facts.memory_digest}`. Equal sums give equal heads, whatever the order."
+        )
     return "## How it learned\n\n" + "\n".join(lines)
 
 
