@@ -47,7 +47,7 @@ class CardFacts:
     samples_C: tuple[int, ...]
     """Samples learned, per label."""
     memory_digest: str
-    """sha256 of the sums that the head was solved from; equal digests mean equal heads. Empty where it was not taken."""
+    """sha256 of the sums the head was solved from; equal digests mean equal heads. Empty where it was not taken."""
     accuracy: float | None
     """Prequential (test, then train) over all that was streamed, in [0, 1]; None where nothing was tested."""
     windowed_accuracy: float | None
