@@ -16,12 +16,15 @@ from typing import Any
 
 import numpy as np
 import psutil
-from tests.benchmarks.scene import DIM, Scene, child, clustered_features
+from tests.benchmarks.scene import DIM, Scene, child, clustered_features, front, jpeg_files
 from tests.benchmarks.table import Row
 
 from everlearn.heads import head_for
+from everlearn.inputs.forms import decode_one
+from everlearn.inputs.samples import EncodedImages
 from everlearn.memories.statistics import Statistics
 from everlearn.runtime.session import TrunkSession
+from everlearn.spec.model import Input
 from everlearn.values import PixelsBCHW
 
 BATCH = 32
@@ -100,11 +103,9 @@ def _parts_row(size: int, forward_ms: float, parts_ms: dict[str, float]) -> Row:
     return Row(
         group="learn_cost",
         what=f"test + quantise + integrate of a batch of 32, in process, at {size} px",
-        target=f"<= {TARGET:.0%} of the forward pass",
-        measured=f"{share:.1%} ({own:.2f} ms of {forward_ms:.0f} ms)",
-        met=share <= TARGET,
+        measured=f"{share:.1%} of the forward pass ({own:.2f} ms of {forward_ms:.0f} ms)",
         detail=", ".join(f"{name} {parts_ms[name]:.2f} ms" for name in ("test", "quantise", "integrate"))
-        + f". Not a batch's own, but shared by many (ms each): {rest}; what they add is in the next rows",
+        + f". Not a batch's own, but shared by many (ms each): {rest}; their shares are in the rows through the server",
     )
 
 
@@ -129,16 +130,33 @@ def _server_row(scene: Scene, size: int, batches: int, *, repetitions: int) -> R
     ratio = float(np.median(ratios))
     rate, bare, answer = told[int(np.argsort(ratios)[len(ratios) // 2])]
     server_cpu_ms, bare_cpu_ms = np.median(np.array(cpu), axis=0)
+    decode_cpu_ms = _decode_cpu_ms(scene, size)
+    beyond = (server_cpu_ms - bare_cpu_ms - decode_cpu_ms) / bare_cpu_ms
     return Row(
         group="learn_cost",
-        what=f"learn stream through the server at {size} px (JPEG in; commits, solves and tests included)",
-        target="",
-        measured=f"{ratio:.3f} of bare TrunkSession.run ({rate:.0f} of {bare:.0f} images/s)",
-        detail=f"{repetitions} alternations of {count} images, ratios {min(ratios):.3f} to {max(ratios):.3f}; CPU an "
-        f"image: server {server_cpu_ms:.2f} ms, bare {bare_cpu_ms:.2f} ms; a batch: decode "
-        f"{answer['decode_ms']:.0f}, trunk {answer['trunk_ms']:.0f}, test {answer['test_ms']:.2f}, quantise + "
-        f"integrate {answer['integrate_ms']:.2f} ms",
+        what=f"everything beyond decode and forward pass, through the server at {size} px: test, integrate, wire, "
+        "shares of commits and solves",
+        target=f"<= {TARGET:.0%} of the forward pass",
+        measured=f"{beyond:.1%} of the forward pass's CPU time",
+        met=bool(beyond <= TARGET),
+        detail=f"CPU an image: server {server_cpu_ms:.2f} ms, of it decode {decode_cpu_ms:.2f}, bare TrunkSession.run "
+        f"{bare_cpu_ms:.2f} ms; {rate:.0f} images/s of bare {bare:.0f} on all cores, with the client beside it "
+        f"({ratio:.3f}; {min(ratios):.3f} to {max(ratios):.3f} in {repetitions} alternations of {count} images); a "
+        f"batch: test {answer['test_ms']:.2f}, quantise + integrate {answer['integrate_ms']:.2f} ms",
     )
+
+
+def _decode_cpu_ms(scene: Scene, size: int) -> float:
+    """CPU milliseconds from a JPEG to pixels."""
+    files = tuple(jpeg_files(scene, size, BATCH))
+    samples, told, declared = EncodedImages(files), front(size), Input()
+    times_ms = []
+    for _ in range(5):
+        begun_s = time.thread_time()
+        for row in range(BATCH):
+            decode_one(samples, row, front=told, declared=declared)
+        times_ms.append((time.thread_time() - begun_s) * 1e3 / BATCH)
+    return float(np.median(times_ms))
 
 
 def _bare(session: TrunkSession, pixels_BCHW: PixelsBCHW, count: int) -> tuple[float, float]:

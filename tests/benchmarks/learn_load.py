@@ -9,7 +9,6 @@ first batch it prints `ready`, at the end one line of JSON: images, seconds, and
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 import time
@@ -17,8 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-from tests.benchmarks.scene import Scene, clustered_features
+from tests.benchmarks.scene import Scene, clustered_features, jpeg_files
 
 from everlearn_client import Batch, Client, Features, LearnEvent, Received
 
@@ -67,12 +65,8 @@ def _features(dim: int) -> list[Features]:
 
 
 def _images(size: int) -> list[list[bytes]]:
-    """JPEG files, as a camera would send them: 32 images of 224 px do not fit a message as raw bytes."""
-    files = []
-    for image in Scene(Path()).large_digits(size, 8 * BATCH):
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, "JPEG", quality=90)
-        files.append(buffer.getvalue())
+    """JPEG files: 32 images of 224 px do not fit a message as raw bytes."""
+    files = jpeg_files(Scene(Path()), size, 8 * BATCH)
     return [files[start : start + BATCH] for start in range(0, len(files), BATCH)]
 
 

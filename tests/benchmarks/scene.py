@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import subprocess
@@ -98,7 +99,7 @@ class Scene:
         return [np.repeat(image[:, :, None], 3, axis=2) for image in images], labels.astype(np.int64)
 
     def large_digits(self, size: int, count: int) -> npt.NDArray[np.uint8]:
-        """The first digits as uint8 [count, size, size, 3]: what a camera would send."""
+        """The first digits as uint8 [count, size, size, 3]."""
         images, _ = self.digits
         bicubic = Image.Resampling.BICUBIC
         return np.stack(
@@ -180,6 +181,16 @@ def child(module: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 def front(size: int) -> FrontConfig:
     """EfficientNet-Lite0's own normalisation; digits are square, so nothing is cropped."""
     return FrontConfig(height=size, width=size, resize="squash", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+
+def jpeg_files(scene: Scene, size: int, count: int) -> list[bytes]:
+    """Digits as a camera would send them."""
+    files = []
+    for image in scene.large_digits(size, count):
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "JPEG", quality=90)
+        files.append(buffer.getvalue())
+    return files
 
 
 def clustered_features(random: np.random.Generator, labels: list[int], dim: int) -> FeaturesBd:
