@@ -32,7 +32,7 @@ _AGAIN_S = 0.05
 """Until `install` is tried again then."""
 _AFTER_FAILURE_S = 0.5
 """Until an unforeseen failure is tried again."""
-_FRESH_S = 0.15
+_FRESH_S = 0.2
 """Longest rest between quick heads, where they are quick."""
 
 
@@ -215,5 +215,5 @@ class Publisher:
 
 
 def _rest_s(solve_s: float) -> float:
-    """A tenth of a core for solving, unless that would keep a head from being fresh; a third where solving is slow."""
-    return max(min(9 * solve_s, _FRESH_S), 2 * solve_s)
+    """A tenth of a core for solving, unless that would keep a head from being fresh; half where solving is slow."""
+    return max(min(9 * solve_s, _FRESH_S), solve_s)
