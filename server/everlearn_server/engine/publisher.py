@@ -32,7 +32,7 @@ _AGAIN_S = 0.05
 """Until `install` is tried again then."""
 _AFTER_FAILURE_S = 0.5
 """Until an unforeseen failure is tried again."""
-_FRESH_S = 0.2
+_FRESH_S = 0.15
 """Longest rest between quick heads, where they are quick."""
 
 
