@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection
 import everlearn
 from everlearn.errors import UnavailableError
 from everlearn.hubs.base import HubSettings
+from everlearn.runtime.garbage import freeze_what_stays
 from everlearn.runtime.malloc import tune_malloc
 from everlearn.runtime.providers import providers_in_use
 from everlearn_protos.oip import SERVICE
@@ -80,6 +81,7 @@ class Server:
         await self._register()
         port = self._bind()
         self._serve_metrics()
+        freeze_what_stays()
         await self._grpc.start()
         self._announce(port)
         return port

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import json
 from collections.abc import AsyncIterator, Iterable
@@ -15,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from everlearn.hubs.base import HubSettings
 from everlearn.inputs.samples import Features
+from everlearn.runtime.garbage import freeze_what_stays
 from everlearn.values import FeaturesBd
 from everlearn_server.engine.engine import Engine, EngineSettings
 from everlearn_server.engine.learning import CREDITS, DurableUpTo, LearnBatch, LearnStream
@@ -40,8 +42,10 @@ async def engine(folder: Path, declaration: str, *, workers: int = 2) -> AsyncIt
             await asyncio.sleep(0.05)
         if operation.error is not None:
             raise RuntimeError(f"the model is not ready: {operation.error}")
+        freeze_what_stays()  # as the server does
         yield running, running.model(running.models()[0])
     finally:
+        gc.unfreeze()
         await running.close()
         store.close()
 

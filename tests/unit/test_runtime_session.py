@@ -93,3 +93,24 @@ def test_malloc_is_tuned_on_glibc() -> None:
     is_glibc = sys.platform == "linux" and "glibc" in __import__("platform").libc_ver()[0]
     assert told.stdout.strip() == str(is_glibc)
     assert callable(tune_malloc)
+
+
+def test_what_stays_is_out_of_the_collector_s_sight_and_a_full_collection_leaves_it_alone() -> None:
+    # In a process of its own: this one must go on collecting its cycles.
+    code = """
+import gc, weakref
+from everlearn.runtime.garbage import freeze_what_stays
+
+class Node:
+    def __init__(self):
+        self.me = self
+
+kept, dropped_before = Node(), weakref.ref(Node())
+assert freeze_what_stays() > 1000
+assert dropped_before() is None and kept not in gc.get_objects()
+dropped_later = weakref.ref(Node())
+gc.collect()
+assert dropped_later() is None
+print("ok")
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "ok\n"
