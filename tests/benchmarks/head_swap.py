@@ -52,7 +52,9 @@ async def _in_process(scene: Scene, *, seconds: float, repetitions: int) -> list
             scene.tell("requests without and with 100 swaps a second")
             quiet += await _latencies_ms(running, model, seconds, solved=None)
             swapping += await _latencies_ms(running, model, seconds, solved=_solved(model, 10))
-    return [_swap_row(swaps_ms), _latency_row(quiet, swapping)]
+        scene.tell("the trunk alone")
+        bare = _bare_ms(scene, seconds * repetitions)
+    return [_swap_row(swaps_ms), _latency_row(bare, quiet, swapping)]
 
 
 def _solved(model: LiveModel, classes: int) -> Solved:
@@ -106,6 +108,19 @@ async def _latencies_ms(running: Engine, model: LiveModel, seconds: float, *, so
     return latencies_ms
 
 
+def _bare_ms(scene: Scene, seconds: float) -> list[float]:
+    """The same requests without a server: how even this machine is."""
+    session = scene.session(SIZE)
+    pixels_BCHW = np.random.default_rng(0).standard_normal((1, 3, SIZE, SIZE)).astype(np.float32)
+    latencies_ms = []
+    ending_s = time.monotonic() + seconds
+    while time.monotonic() < ending_s:
+        begun_s = time.perf_counter()
+        session.run(pixels_BCHW)
+        latencies_ms.append((time.perf_counter() - begun_s) * 1e3)
+    return latencies_ms
+
+
 def _swap_row(swaps_ms: dict[int, list[float]]) -> Row:
     p50, _, p99, most = quantiles(swaps_ms[10])
     wider = "; ".join(
@@ -123,9 +138,10 @@ def _swap_row(swaps_ms: dict[int, list[float]]) -> Row:
     )
 
 
-def _latency_row(quiet: list[float], swapping: list[float]) -> Row:
+def _latency_row(bare: list[float], quiet: list[float], swapping: list[float]) -> Row:
     p50, _, p99, most = quantiles(swapping)
     q50, _, q99, q_most = quantiles(quiet)
+    b50, _, b99, b_most = quantiles(bare)
     return Row(
         group="head_swap",
         what=f"slowest request while {HEADS_A_SECOND} heads a second are swapped in, 224 px, one caller",
@@ -133,7 +149,8 @@ def _latency_row(quiet: list[float], swapping: list[float]) -> Row:
         measured=f"{most / p50:.2f} x ({most:.1f} of {p50:.1f} ms)",
         met=most <= 2 * p50,
         detail=f"{len(swapping)} requests, p99 {p99:.1f} ms; without swaps p50 {q50:.1f}, p99 {q99:.1f}, largest "
-        f"{q_most:.1f} ms ({q_most / q50:.2f} x) over {len(quiet)}",
+        f"{q_most:.1f} ms ({q_most / q50:.2f} x) over {len(quiet)}; bare trunk p50 {b50:.1f}, p99 {b99:.1f}, "
+        f"largest {b_most:.1f} ms ({b_most / b50:.2f} x) over {len(bare)}",
     )
 
 

@@ -106,6 +106,30 @@ def test_after_the_first_head_a_quick_one_comes_before_the_exact_one(tmp_path: P
     assert_same_head(heads[-1].head, BalancedRidge().solve(sums_of(("a", 1), ("a", 2)), SCALE))
 
 
+def test_while_nobody_asks_heads_rest_long_and_the_first_question_brings_a_fresh_one(tmp_path: Path) -> None:
+    class Slow(BalancedRidge):
+        def solve(self, sums: Sums, scale: FeatureScale, *, hint: float | None = None) -> LinearHead:
+            time.sleep(0.06)  # so that the long rest is a second
+            return super().solve(sums, scale, hint=hint)
+
+    heads: list[Solved] = []
+
+    async def scenario() -> None:
+        async with learning(tmp_path, Slow(), heads.append) as (writer, publisher):
+            await writer.open_stream("a", 0, Heard())
+            await learn(writer, batch("a", 1))
+            await asyncio.sleep(0.2)
+            assert heads[-1].tails == {"a": 1}
+            await learn(writer, batch("a", 2))
+            await asyncio.sleep(0.3)
+            assert heads[-1].tails == {"a": 1}
+            publisher.ask()
+            await asyncio.sleep(0.3)
+            assert heads[-1].tails == {"a": 2}
+
+    asyncio.run(scenario())
+
+
 def test_settled_returns_when_the_publisher_is_closed(tmp_path: Path) -> None:
     async def scenario() -> float:
         async with learning(tmp_path, BalancedRidge(), lambda solved: None) as (_, publisher):

@@ -107,6 +107,8 @@ class Engine:
         assert isinstance(trunk, LiveTrunk)
         decoder = Decoder(trunk, snapshot.input)
         decoder.check(samples, field="samples")
+        if (live := self._fleet.find(snapshot.model)) is not None:
+            live.ask()
         decode_ms = queue_ms = trunk_ms = 0.0
         if isinstance(samples, Features):
             features_Bd = samples.features_Bd

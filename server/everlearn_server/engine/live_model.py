@@ -206,6 +206,11 @@ class LiveModel:
     def _live(self) -> Snapshot | None:
         return self.book.latest.snapshot if self.book.latest else None
 
+    def ask(self) -> None:
+        """Somebody wants predictions of this model: its heads are to be fresh."""
+        if self._publisher is not None:
+            self._publisher.ask()
+
     def _on_integrated(self) -> None:
         if self._publisher is not None:
             self._publisher.touch()

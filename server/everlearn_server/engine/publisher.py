@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +34,11 @@ _AGAIN_S = 0.05
 _AFTER_FAILURE_S = 0.5
 """Until an unforeseen failure is tried again."""
 _FRESH_S = 0.15
-"""Longest rest between quick heads, where they are quick."""
+"""Longest rest between quick heads while somebody asks for predictions, where solving is quick."""
+_ASKED_S = 10.0
+"""So long after a prediction somebody is taken to be asking."""
+_MEANWHILE_S = 1.0
+"""Longest rest while nobody asks; the test before training is then made with a head of at most that age."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +85,8 @@ class Publisher:
         self._probes_Bd = probes_Bd
         self._hint = hint
         self._touched = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._asked_s = -_ASKED_S
         self._generation = 0
         self._exact_generation = 0
         self._has_installed = False
@@ -96,8 +103,15 @@ class Publisher:
         self._generation += 1
         self._touched.set()
 
+    def ask(self) -> None:
+        """Somebody wants predictions: heads are to be fresh from now on."""
+        self._asked_s = time.monotonic()
+        self._hurry.set()
+
     async def settled(self, tails: Mapping[str, int], *, timeout_s: float) -> None:
         """Waits until a head knows these sequences and, if nothing else is streaming, until it is the exact one."""
+
+        self._hurry.set()
 
         def rests() -> bool:
             knows = all(self._known.get(client, 0) >= sequence for client, sequence in tails.items())
@@ -144,13 +158,23 @@ class Publisher:
             if self._is_search_due(sums):
                 self._searching = asyncio.create_task(self._search(sums, tails, generation))
             await self._publish(sums, tails, generation, hint=self._hint)
-        await asyncio.sleep(_rest_s(time.monotonic() - started_s))
+        await self._rest(time.monotonic() - started_s)
         if not self._touched.is_set() and self._exact_generation != generation == self._generation:
             # The stream rests: the head that stays is the exact one of these sums.
             if self._searching is not None:
                 await asyncio.wait([self._searching])
             if self._exact_generation != generation:
                 await self._search(sums, tails, generation)
+
+    async def _rest(self, solve_s: float) -> None:
+        """Lets the stream go on: a twentieth of a core for solving. More where somebody asks, whose first question
+        ends the long rest, so that the next answer knows it all; half a core at most, where solving is slow."""
+        if time.monotonic() - self._asked_s > _ASKED_S:
+            self._hurry.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._hurry.wait(), max(min(19 * solve_s, _MEANWHILE_S), solve_s))
+        else:
+            await asyncio.sleep(max(min(9 * solve_s, _FRESH_S), solve_s))
 
     def _is_search_due(self, sums: Sums) -> bool:
         """While a stream goes on: soon after it has brought a class or doubled, seldom otherwise."""
@@ -212,8 +236,3 @@ class Publisher:
             parity=head_parity(head, self._probes_Bd),
             data=dump_head(head),
         )
-
-
-def _rest_s(solve_s: float) -> float:
-    """A tenth of a core for solving, unless that would keep a head from being fresh; half where solving is slow."""
-    return max(min(9 * solve_s, _FRESH_S), solve_s)

@@ -40,7 +40,8 @@ def open_rgb(data: bytes, *, encodings: Iterable[str], max_bytes: int, max_pixel
         with Image.open(io.BytesIO(data), formats=[_FORMATS[name] for name in encodings]) as image:
             _check_header(image, max_pixels, field)
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)  # not in place, it copies every image that needs no turn
+            return _to_rgb(image)
     except EverlearnError:
         raise
     except UnidentifiedImageError:
