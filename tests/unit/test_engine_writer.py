@@ -282,11 +282,11 @@ class Full(Statistics):
 
     full_for: tuple[str, ...] = ()
 
-    def integrate(self, quantised_Bd: QuantisedBd, labels: Sequence[str]) -> None:
+    def integrate(self, quantised_Bd: QuantisedBd, labels: Sequence[str], **given: Any) -> None:
         if tuple(labels) == self.full_for:
             self.full_for = ()
             raise PreconditionError("the memory is full", reason="MEMORY_FULL")
-        super().integrate(quantised_Bd, labels)
+        super().integrate(quantised_Bd, labels, **given)
 
 
 def test_a_full_memory_keeps_the_sequence(run: Callable[[Scenario], None]) -> None:
@@ -310,7 +310,7 @@ def test_a_full_memory_keeps_the_sequence(run: Callable[[Scenario], None]) -> No
 class Broken(Statistics):
     """Fails in a way that nobody foresaw."""
 
-    def integrate(self, quantised_Bd: QuantisedBd, labels: Sequence[str]) -> None:
+    def integrate(self, quantised_Bd: QuantisedBd, labels: Sequence[str], **given: Any) -> None:
         raise RuntimeError("a bug")
 
     def to_bytes(self) -> bytes:

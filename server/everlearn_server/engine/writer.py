@@ -26,7 +26,7 @@ import numpy as np
 import structlog
 
 from everlearn.errors import EverlearnError, FencedError, SequenceGapError, UnavailableError
-from everlearn.memories.base import Memory
+from everlearn.memories.base import Memory, Origin
 from everlearn.metrics.prequential import Prequential
 from everlearn.sums import Sums
 from everlearn.values import FeaturesBd, FeatureScale
@@ -275,7 +275,7 @@ class ModelWriter:
         tested_s = time.perf_counter()
         try:
             quantised_Bd = self._scale.quantise(batch.features_Bd)
-            self.memory.integrate(quantised_Bd, batch.labels)
+            self.memory.integrate(quantised_Bd, batch.labels, origin=Origin(client=batch.client, time_s=time.time()))
         except EverlearnError as error:  # a full memory: nothing was added, the sequence is not spent
             return error
         self.saturated_values += int(np.count_nonzero(np.abs(quantised_Bd) == self._scale.limit))

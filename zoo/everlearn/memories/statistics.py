@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Self
 
-from everlearn.memories.base import Memory
+import numpy as np
+import numpy.typing as npt
+
+from everlearn.memories.base import Memory, Origin, Replayed
+from everlearn.spec.model import Memory as Declared
 from everlearn.sums import Sums
 from everlearn.values import QuantisedBd
 
@@ -17,13 +21,27 @@ class Statistics(Memory):
         self._sums = sums
 
     @classmethod
-    def create(cls, dim: int, labels: Sequence[str]) -> Self:
+    def create(cls, dim: int, labels: Sequence[str], declared: Declared | None = None) -> Self:
         """See Memory."""
         return cls(Sums(dim, labels))
 
-    def integrate(self, quantised_Bd: QuantisedBd, labels: Sequence[str]) -> None:
+    def integrate(
+        self,
+        quantised_Bd: QuantisedBd,
+        labels: Sequence[str],
+        *,
+        origin: Origin | None = None,
+        logits_BC: npt.NDArray[np.float32] | None = None,
+    ) -> None:
         """See Memory. PreconditionError (reason MEMORY_FULL) where sums would stop being exact."""
         self._sums.add(quantised_Bd, labels)
+
+    def draw(self, count: int, random: np.random.Generator) -> Replayed:
+        """See Memory."""
+        return Replayed(quantised_Rd=np.empty((0, self._sums.dim), np.int16), class_R=np.empty(0, np.int64))
+
+    def configure(self, declared: Declared) -> None:
+        """See Memory."""
 
     @property
     def sums(self) -> Sums:

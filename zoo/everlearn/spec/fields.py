@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from pydantic.fields import FieldInfo
 
-from everlearn.spec.model import Model, Strict
+from everlearn.spec.model import Model
+from everlearn.spec.strict import Strict
 
 UNDECLARED = ("status",)
 """Top-level fields that the server writes."""
@@ -55,11 +56,19 @@ def leaf_fields(section: type[Strict] = Model, path: str = "") -> dict[str, Fiel
 
 
 def leaf_values(model: Model) -> dict[str, object]:
-    """path -> value, of each leaf."""
+    """path -> value, of each leaf; parts in a list, or that may be left out, as plain mappings."""
     values: dict[str, object] = {}
     for path in leaf_fields():
         value: object = model
         for name in path.split("."):
             value = getattr(value, name)
-        values[path] = value
+        values[path] = _plain(value)
     return values
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Strict):
+        return value.model_dump(mode="json", exclude_none=True)
+    if isinstance(value, tuple):
+        return tuple(_plain(item) for item in value)
+    return value

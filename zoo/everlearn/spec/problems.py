@@ -11,7 +11,8 @@ from pydantic_core import ErrorDetails
 from everlearn.spec import rules
 from everlearn.spec.document import READ_AS, Document, Written, is_plain_number
 from everlearn.spec.fields import UNDECLARED, join, leaf_fields, section_of, sections
-from everlearn.spec.model import Model, Strict
+from everlearn.spec.model import Model
+from everlearn.spec.strict import Strict
 
 Problem = tuple[str, str]
 

@@ -1,0 +1,207 @@
+"""How a model learns where a closed form is not what is wanted: the axes of a gradient recipe.
+
+Each axis is a choice of its own and composes with the others; `everlearn.spec.presets` names the compositions that the
+literature knows, and `everlearn.spec.composition` refuses those that would break a promise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from everlearn.spec.strict import Strict
+
+Rate = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Projection(Strict):
+    """Random features between trunk and head: relu(x W), W ~ N(0, 1/d) from the seed (RanPAC, McDonnell 2023, eq. 4).
+
+    It lifts a linear head to what a wide hidden layer could tell apart, and stays closed form. Exports carry W:
+    4 d * dim bytes.
+    """
+
+    dim: int = Field(default=2000, ge=16, le=16_384)
+    """Random features. The Gram matrix takes 8 dim^2 bytes: 32 MB at 2,000."""
+    seed: int = Field(default=0, ge=0, le=2**31 - 1)
+    """Of W; part of what a feature means."""
+
+
+class Regularizer(Strict):
+    """One penalty on what would be forgotten; several are summed."""
+
+    kind: Literal["distill", "ewc", "si", "mas", "l2sp"]
+    """`distill`: stay close to the live version's scores (LwF, Li & Hoiem 2016). `ewc`: online, diagonal Fisher
+    (Kirkpatrick 2017, Schwarz 2018). `si`: path integral (Zenke 2017). `mas`: sensitivity of the output (Aljundi 2018).
+    `l2sp`: stay close to the weights one started from (Xuhong Li 2018)."""
+    strength: Rate | None = None
+    """Weight in the loss; by default what the paper uses on such scales."""
+    temperature: Rate | None = None
+    """distill: of both softmaxes; by default 2."""
+    decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    """ewc, mas, si: what of the old importance survives a consolidation; by default 0.95."""
+    every: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """Steps between consolidations: a stream has no task boundaries; by default 50."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_its_kind(cls, data: Any) -> Any:
+        return filled(data, "kind", _REGULARIZERS)
+
+
+_IMPORTANCE = {"decay": 0.95, "every": 50}
+_REGULARIZERS: Mapping[str, Mapping[str, object]] = {
+    "distill": {"strength": 1.0, "temperature": 2.0, "every": 50},
+    "ewc": {"strength": 100.0, **_IMPORTANCE},
+    "si": {"strength": 0.5, **_IMPORTANCE},
+    "mas": {"strength": 1.0, **_IMPORTANCE},
+    "l2sp": {"strength": 0.01},
+}
+
+
+class Loss(Strict):
+    """What a gradient step minimises."""
+
+    kind: Literal["cross_entropy", "er_ace", "der"] = "cross_entropy"
+    """`er_ace`: the stream's own samples compete only within the batch's classes (Caccia 2022). `der`: DER++, replayed
+    samples also keep the scores they had (Buzzega 2020)."""
+    label_smoothing: Share = 0.0
+    """Share of the target that goes to all classes alike (Szegedy 2016)."""
+    logit_adjustment: float = Field(default=0.0, ge=0, le=4)
+    """tau: scores are raised by tau * log of the class's share while training, so that rare classes are not given up
+    (Menon 2021); 0 is off, 1 the paper's."""
+    alpha: Rate | None = None
+    """der: weight of the squared difference to stored scores; by default 0.3."""
+    beta: Rate | None = None
+    """der: weight of the cross-entropy of replayed samples; by default 0.8."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_its_kind(cls, data: Any) -> Any:
+        return filled(
+            data,
+            "kind",
+            {"cross_entropy": {}, "er_ace": {}, "der": {"alpha": 0.3, "beta": 0.8}},
+            default="cross_entropy",
+        )
+
+
+class Optimizer(Strict):
+    """How a gradient becomes a step."""
+
+    kind: Literal["sgd", "adam", "adamw", "rmsprop", "adagrad"] = "sgd"
+    """torch.optim's."""
+    learning_rate: Rate | None = None
+    """Of a batch of 32 rows; by default 0.1 for sgd, 0.01 for adagrad, 0.001 for the others."""
+    scale_with_batch: Literal["no", "linear", "sqrt"] = "sqrt"
+    """How the rate follows the rows in a step, relative to 32 (Goyal 2017, Krizhevsky 2014)."""
+    momentum: Share | None = None
+    """sgd, rmsprop; by default 0.9 for sgd."""
+    nesterov: bool | None = None
+    """sgd; by default true."""
+    weight_decay: float = Field(default=0.0, ge=0, le=1)
+    """L2 (decoupled for adamw); never of biases and norms."""
+    l1: float = Field(default=0.0, ge=0, le=1)
+    """Strength of the absolute penalty on weights."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Each block below the head learns at this share of the rate of the one above."""
+    clip_norm: float = Field(default=1.0, ge=0)
+    """Largest gradient norm; 0 is off."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_its_kind(cls, data: Any) -> Any:
+        return filled(
+            data,
+            "kind",
+            {
+                "sgd": {"learning_rate": 0.1, "momentum": 0.9, "nesterov": True},
+                "adam": {"learning_rate": 1e-3},
+                "adamw": {"learning_rate": 1e-3},
+                "rmsprop": {"learning_rate": 1e-3, "momentum": 0.0},
+                "adagrad": {"learning_rate": 1e-2},
+            },
+            default="sgd",
+            shared=("scale_with_batch", "weight_decay", "l1", "layer_decay", "clip_norm"),
+        )
+
+
+class Schedule(Strict):
+    """The learning rate over steps. A later update goes on where the last one ended."""
+
+    kind: Literal["constant", "step", "cosine", "linear", "inverse_sqrt", "one_cycle"] = "constant"
+    """`constant` suits a stream without an end; the others end at `total_steps` and stay there."""
+    warmup_steps: int = Field(default=0, ge=0, le=1_000_000)
+    """Steps over which the rate rises from nothing."""
+    total_steps: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
+    """cosine, linear, one_cycle: where it ends; by default 10,000."""
+    every: Annotated[int, Field(ge=1)] | None = None
+    """step: steps between cuts; by default 1,000."""
+    factor: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """step: what a cut leaves; by default 0.5."""
+    floor: float = Field(default=0.0, ge=0, le=1)
+    """Least share of the rate."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_its_kind(cls, data: Any) -> Any:
+        end: dict[str, object] = {"total_steps": 10_000}
+        kinds: dict[str, dict[str, object]] = {
+            "constant": {},
+            "inverse_sqrt": {},
+            "cosine": end,
+            "linear": end,
+            "one_cycle": end,
+            "step": {"every": 1_000, "factor": 0.5},
+        }
+        return filled(data, "kind", kinds, default="constant", shared=("warmup_steps", "floor"))
+
+
+class Training(Strict):
+    """The craft of the gradient steps."""
+
+    optimizer: Optimizer = Field(default_factory=Optimizer)
+    """How a gradient becomes a step."""
+    schedule: Schedule = Field(default_factory=Schedule)
+    """The learning rate over steps."""
+    steps: int = Field(default=1, ge=1, le=100)
+    """Steps a streamed batch."""
+    replay: int = Field(default=64, ge=0, le=4096)
+    """Rows from the memory in each step; the paper's habit is as many as are new, more costs little at a cut."""
+    mixup: float = Field(default=0.0, ge=0, le=4)
+    """alpha of Beta(alpha, alpha), between rows at the cut (Zhang 2018, Verma 2019); 0 is off."""
+    dropout: Share = 0.0
+    """Before the head."""
+    ema: Share = 0.0
+    """Decay of the running mean of weights that is served instead of the last ones; 0 is off."""
+    soup: int = Field(default=0, ge=0, le=32)
+    """Snapshots that are averaged into the served weights where that is not worse (Wortsman 2022); 0 is off."""
+    early_stop: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Batches without a better windowed prequential accuracy after which steps cease until it falls; else never."""
+    seed: int = Field(default=0, ge=0, le=2**31 - 1)
+    """Of everything random."""
+
+
+def filled(
+    data: Any,
+    key: str,
+    kinds: Mapping[str, Mapping[str, object]],
+    *,
+    default: str | None = None,
+    shared: tuple[str, ...] = (),
+) -> Any:
+    """Fills in what a kind needs, and refuses what another kind has. What is wrong in itself is left to its field."""
+    if not isinstance(data, Mapping):
+        return data
+    kind = data.get(key, default)
+    wanted = kinds.get(kind) if isinstance(kind, str) else None
+    if wanted is None:
+        return data
+    foreign = {name for options in kinds.values() for name in options} - wanted.keys() - set(shared)
+    for name in sorted(foreign):
+        if data.get(name) is not None:
+            raise ValueError(f"{name} is not an option of {kind}; leave it out")
+    return {**wanted, **{name: value for name, value in data.items() if value is not None or name not in wanted}}
