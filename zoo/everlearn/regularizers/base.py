@@ -1,0 +1,50 @@
+"""What a regulariser is: a penalty on what would be forgotten, added to the loss of a gradient step.
+
+The learner calls, for each step: `penalty` before the backward pass, `observe` after it and before the optimizer moves
+the weights, `moved` after that; and `consolidate` every so many steps, when what was learned since counts as old.
+Penalties are summed, so that the order of regularisers cannot matter.
+
+Axes: B samples in a step, C classes, d features.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+
+from everlearn.spec.recipe import Regularizer as Declared
+
+State = dict[str, torch.Tensor]
+
+
+class Regularizer(ABC):
+    """One penalty. `model` is the trained part, tail and head, from features to logits; its parameters have stable
+    names, and the head's grow along their first axis when classes arrive: what is kept of them is padded with zeros."""
+
+    def __init__(self, declared: Declared) -> None:
+        """`declared` is complete: no option of its kind is None."""
+        self.declared = declared
+
+    @abstractmethod
+    def penalty(self, model: torch.nn.Module, inputs_Bd: torch.Tensor, logits_BC: torch.Tensor) -> torch.Tensor:
+        """A scalar with its gradient, strength included; no host-device synchronisation."""
+
+    def observe(self, model: torch.nn.Module, inputs_Bd: torch.Tensor, logits_BC: torch.Tensor) -> None:  # noqa: B027
+        """Gradients of the loss are in `grad`, weights have not moved."""
+
+    def moved(self, model: torch.nn.Module) -> None:  # noqa: B027  # most need nothing
+        """The optimizer has moved the weights; gradients are still there."""
+
+    @abstractmethod
+    def consolidate(self, model: torch.nn.Module) -> None:
+        """What was learned until now counts as old."""
+
+    @abstractmethod
+    def state(self) -> State:
+        """Everything, as named tensors; `restore` of it is bit-identical."""
+
+    @abstractmethod
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Takes up what `state` gave."""
