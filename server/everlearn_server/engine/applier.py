@@ -168,7 +168,12 @@ class Applier:
     def _build(self, model: Model, files: BackboneFiles) -> Trunk:
         self._work_dir.mkdir(parents=True, exist_ok=True)
         return build_in_child(
-            model.spec.backbone, files, front_config(model), bits=model.spec.memory.bits, work_dir=self._work_dir
+            model.spec.backbone,
+            files,
+            front_config(model),
+            bits=model.spec.memory.bits,
+            work_dir=self._work_dir,
+            projection=model.spec.projection,
         )
 
     async def _describe(self, hub: Hub, backbone: Backbone, resolved: Resolved) -> BackboneDefaults:
@@ -204,4 +209,6 @@ def _key(model: Model, lock: Mapping[str, str]) -> str:
         front_config(model).digest,
         model.spec.memory.bits,
     ]
+    if model.spec.projection is not None:
+        depends.append(model.spec.projection.model_dump(mode="json"))
     return hashlib.sha256(json.dumps(depends).encode()).hexdigest()

@@ -19,11 +19,13 @@ from typing import Any
 from everlearn import backbones, errors
 from everlearn.backbones.base import BackboneDefaults, Loader, weights_name
 from everlearn.backbones.manifest import dump_manifest, load_trunk
+from everlearn.backbones.projection import project
 from everlearn.backbones.torch_file import with_safetensors
 from everlearn.errors import BackboneError, EverlearnError
 from everlearn.plugins import load
 from everlearn.runtime.process import become_background_child, run_module
 from everlearn.spec.model import Backbone
+from everlearn.spec.recipe import Projection
 from everlearn.values import BackboneFiles, FrontConfig, Trunk
 
 __all__ = ["build_in_child", "describe_in_child", "dump_manifest", "load_trunk"]
@@ -36,6 +38,7 @@ def build_in_child(
     *,
     bits: int,
     work_dir: Path,
+    projection: Projection | None = None,
     timeout_s: float = 600,
 ) -> Trunk:
     """Builds a trunk in a niced process of its own. Blocks: call it in a thread.
@@ -48,6 +51,8 @@ def build_in_child(
         files = with_safetensors(backbone, files, weights_name(backbone, files), work_dir)
     with tempfile.TemporaryDirectory(prefix="trunk-", dir=work_dir) as folder:
         request = _request(backbone, files) | {"front": asdict(front), "bits": bits, "folder": folder}
+        if projection is not None:
+            request["projection"] = projection.model_dump(mode="json")
         _ask(request, timeout_s, f"building the trunk of {backbone.source}")
         return load_trunk((Path(folder) / "trunk.onnx").read_bytes(), (Path(folder) / "trunk.json").read_bytes())
 
@@ -85,6 +90,8 @@ def _carry_out(request: Mapping[str, Any]) -> dict[str, Any]:
     told = request["front"]
     front = FrontConfig(**told | {"mean": tuple(told["mean"]), "std": tuple(told["std"])})
     trunk = loader.build(backbone, files, front, bits=request["bits"])
+    if "projection" in request:
+        trunk = project(trunk, Projection.model_validate_json(json.dumps(request["projection"])))
     folder = Path(request["folder"])
     (folder / "trunk.onnx").write_bytes(trunk.onnx)
     (folder / "trunk.json").write_bytes(dump_manifest(trunk))
