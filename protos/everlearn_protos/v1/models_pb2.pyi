@@ -861,3 +861,81 @@ class RollbackModelRequest(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["etag", b"etag", "name", b"name", "version", b"version"]) -> None: ...
 
 Global___RollbackModelRequest: typing_extensions.TypeAlias = RollbackModelRequest
+
+@typing.final
+class ProbeModelRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """`models/{model}`."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+
+Global___ProbeModelRequest: typing_extensions.TypeAlias = ProbeModelRequest
+
+@typing.final
+class ModelProbe(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    SAMPLES_FIELD_NUMBER: builtins.int
+    CLASSES_FIELD_NUMBER: builtins.int
+    FEATURE_DIM_FIELD_NUMBER: builtins.int
+    LOG_ME_FIELD_NUMBER: builtins.int
+    H_SCORE_FIELD_NUMBER: builtins.int
+    H_SHRINKAGE_FIELD_NUMBER: builtins.int
+    GCV_RESIDUAL_FIELD_NUMBER: builtins.int
+    TRUNK_BYTES_FIELD_NUMBER: builtins.int
+    HEAD_BYTES_FIELD_NUMBER: builtins.int
+    TRUNK_MS_PER_IMAGE_FIELD_NUMBER: builtins.int
+    TIMED_IMAGES_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """`models/{model}`."""
+    samples: builtins.int
+    """In the memory as it was when the call came."""
+    classes: builtins.int
+    """With at least one sample."""
+    feature_dim: builtins.int
+    log_me: builtins.float
+    """Log evidence a sample of a Bayesian linear model, in nats, mean over the classes (You et al. 2021). Higher is better."""
+    h_score: builtins.float
+    """H-score (Bao et al. 2019) with shrunk covariance, 0 to min(classes - 1, feature_dim). Higher is better."""
+    h_shrinkage: builtins.float
+    """Shrinkage behind `h_score`, 0 to 1; near 1 there were too few samples to say much."""
+    gcv_residual: builtins.float
+    """Share of the labels' variance that a closed-form head leaves unexplained on unseen samples, by generalised
+    cross-validation: 0 is perfect, 1 is what the class frequencies alone say.
+    """
+    trunk_bytes: builtins.int
+    """Of the trunk's ONNX file, and of a linear head on it for the present labels."""
+    head_bytes: builtins.int
+    trunk_ms_per_image: builtins.float
+    """Median of the last images' forward passes on this server, decoding left out. Unset until an image has passed."""
+    timed_images: builtins.int
+    """Images behind that median."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        samples: builtins.int = ...,
+        classes: builtins.int = ...,
+        feature_dim: builtins.int = ...,
+        log_me: builtins.float = ...,
+        h_score: builtins.float = ...,
+        h_shrinkage: builtins.float = ...,
+        gcv_residual: builtins.float = ...,
+        trunk_bytes: builtins.int = ...,
+        head_bytes: builtins.int = ...,
+        trunk_ms_per_image: builtins.float | None = ...,
+        timed_images: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_trunk_ms_per_image", b"_trunk_ms_per_image", "trunk_ms_per_image", b"trunk_ms_per_image"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_trunk_ms_per_image", b"_trunk_ms_per_image", "classes", b"classes", "feature_dim", b"feature_dim", "gcv_residual", b"gcv_residual", "h_score", b"h_score", "h_shrinkage", b"h_shrinkage", "head_bytes", b"head_bytes", "log_me", b"log_me", "name", b"name", "samples", b"samples", "timed_images", b"timed_images", "trunk_bytes", b"trunk_bytes", "trunk_ms_per_image", b"trunk_ms_per_image"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_trunk_ms_per_image", b"_trunk_ms_per_image"]) -> typing.Literal["trunk_ms_per_image"] | None: ...
+
+Global___ModelProbe: typing_extensions.TypeAlias = ModelProbe

@@ -85,6 +85,11 @@ class ModelServiceStub(object):
                 request_serializer=everlearn__protos_dot_v1_dot_models__pb2.RollbackModelRequest.SerializeToString,
                 response_deserializer=everlearn__protos_dot_v1_dot_models__pb2.Model.FromString,
                 _registered_method=True)
+        self.ProbeModel = channel.unary_unary(
+                '/everlearn.v1.ModelService/ProbeModel',
+                request_serializer=everlearn__protos_dot_v1_dot_models__pb2.ProbeModelRequest.SerializeToString,
+                response_deserializer=everlearn__protos_dot_v1_dot_models__pb2.ModelProbe.FromString,
+                _registered_method=True)
 
 
 class ModelServiceServicer(object):
@@ -157,6 +162,14 @@ class ModelServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ProbeModel(self, request, context):
+        """How well the backbone fits what has been learned so far, from the memory alone, and what it costs. Takes up to a
+        second; changes nothing. FAILED_PRECONDITION: EMPTY_MEMORY, or ONE_CLASS where fewer than two have samples.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModelServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -209,6 +222,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.RollbackModel,
                     request_deserializer=everlearn__protos_dot_v1_dot_models__pb2.RollbackModelRequest.FromString,
                     response_serializer=everlearn__protos_dot_v1_dot_models__pb2.Model.SerializeToString,
+            ),
+            'ProbeModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.ProbeModel,
+                    request_deserializer=everlearn__protos_dot_v1_dot_models__pb2.ProbeModelRequest.FromString,
+                    response_serializer=everlearn__protos_dot_v1_dot_models__pb2.ModelProbe.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -482,6 +500,33 @@ class ModelService(object):
             '/everlearn.v1.ModelService/RollbackModel',
             everlearn__protos_dot_v1_dot_models__pb2.RollbackModelRequest.SerializeToString,
             everlearn__protos_dot_v1_dot_models__pb2.Model.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ProbeModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/everlearn.v1.ModelService/ProbeModel',
+            everlearn__protos_dot_v1_dot_models__pb2.ProbeModelRequest.SerializeToString,
+            everlearn__protos_dot_v1_dot_models__pb2.ModelProbe.FromString,
             options,
             channel_credentials,
             insecure,

@@ -185,7 +185,23 @@ _ModelServiceRollbackModelType = typing_extensions.TypeVar(
     ],
 )
 
-class ModelServiceStub(typing.Generic[_ModelServicePlanModelType, _ModelServiceApplyModelType, _ModelServiceLockModelType, _ModelServiceGetModelType, _ModelServiceListModelsType, _ModelServiceDeleteModelType, _ModelServiceGetVersionType, _ModelServiceListVersionsType, _ModelServicePromoteVersionType, _ModelServiceRollbackModelType]):
+_ModelServiceProbeModelType = typing_extensions.TypeVar(
+    '_ModelServiceProbeModelType',
+    grpc.UnaryUnaryMultiCallable[
+        everlearn_protos.v1.models_pb2.ProbeModelRequest,
+        everlearn_protos.v1.models_pb2.ModelProbe,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        everlearn_protos.v1.models_pb2.ProbeModelRequest,
+        everlearn_protos.v1.models_pb2.ModelProbe,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        everlearn_protos.v1.models_pb2.ProbeModelRequest,
+        everlearn_protos.v1.models_pb2.ModelProbe,
+    ],
+)
+
+class ModelServiceStub(typing.Generic[_ModelServicePlanModelType, _ModelServiceApplyModelType, _ModelServiceLockModelType, _ModelServiceGetModelType, _ModelServiceListModelsType, _ModelServiceDeleteModelType, _ModelServiceGetVersionType, _ModelServiceListVersionsType, _ModelServicePromoteVersionType, _ModelServiceRollbackModelType, _ModelServiceProbeModelType]):
     """Models: what an administrator declares, and the immutable versions that learning makes of it."""
 
     @typing.overload
@@ -229,6 +245,10 @@ class ModelServiceStub(typing.Generic[_ModelServicePlanModelType, _ModelServiceA
         grpc.UnaryUnaryMultiCallable[
             everlearn_protos.v1.models_pb2.RollbackModelRequest,
             everlearn_protos.v1.models_pb2.Model,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            everlearn_protos.v1.models_pb2.ProbeModelRequest,
+            everlearn_protos.v1.models_pb2.ModelProbe,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -274,6 +294,10 @@ class ModelServiceStub(typing.Generic[_ModelServicePlanModelType, _ModelServiceA
             everlearn_protos.v1.models_pb2.RollbackModelRequest,
             everlearn_protos.v1.models_pb2.Model,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            everlearn_protos.v1.models_pb2.ProbeModelRequest,
+            everlearn_protos.v1.models_pb2.ModelProbe,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     PlanModel: _ModelServicePlanModelType
@@ -301,6 +325,11 @@ class ModelServiceStub(typing.Generic[_ModelServicePlanModelType, _ModelServiceA
 
     RollbackModel: _ModelServiceRollbackModelType
     """Points `stable` back at an earlier version that passed its gate, and pauses automatic promotion."""
+
+    ProbeModel: _ModelServiceProbeModelType
+    """How well the backbone fits what has been learned so far, from the memory alone, and what it costs. Takes up to a
+    second; changes nothing. FAILED_PRECONDITION: EMPTY_MEMORY, or ONE_CLASS where fewer than two have samples.
+    """
 
 ModelServiceAsyncStub: typing_extensions.TypeAlias = ModelServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -342,6 +371,10 @@ ModelServiceAsyncStub: typing_extensions.TypeAlias = ModelServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         everlearn_protos.v1.models_pb2.RollbackModelRequest,
         everlearn_protos.v1.models_pb2.Model,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        everlearn_protos.v1.models_pb2.ProbeModelRequest,
+        everlearn_protos.v1.models_pb2.ModelProbe,
     ],
 ]
 
@@ -423,5 +456,15 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[everlearn_protos.v1.models_pb2.Model, collections.abc.Awaitable[everlearn_protos.v1.models_pb2.Model]]:
         """Points `stable` back at an earlier version that passed its gate, and pauses automatic promotion."""
+
+    @abc.abstractmethod
+    def ProbeModel(
+        self,
+        request: everlearn_protos.v1.models_pb2.ProbeModelRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[everlearn_protos.v1.models_pb2.ModelProbe, collections.abc.Awaitable[everlearn_protos.v1.models_pb2.ModelProbe]]:
+        """How well the backbone fits what has been learned so far, from the memory alone, and what it costs. Takes up to a
+        second; changes nothing. FAILED_PRECONDITION: EMPTY_MEMORY, or ONE_CLASS where fewer than two have samples.
+        """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
