@@ -18,6 +18,8 @@ PREPARE_TIMEOUT_S = 3600.0
 """Pulling and building a backbone over a slow link may take long; nothing waits on it but the caller."""
 DECLARE_TIMEOUT_S = 300.0
 """Deadline of plan, apply and lock: the server may first fetch the backbone's configuration, or the backbone itself."""
+PROBE_TIMEOUT_S = 120.0
+"""A probe waits for the threads that solve heads, and takes a second or more with a thousand classes."""
 
 
 class Models:
@@ -113,3 +115,11 @@ class Models:
         """Points `stable` back (0 = the newest earlier one that passed its gate) and pauses automatic promotion."""
         request = pb.RollbackModelRequest(name=model_name(model), version=version, etag=etag)
         return self._client.call(self._stub.RollbackModel, request)
+
+    def probe(self, model: str, *, timeout_s: float = PROBE_TIMEOUT_S) -> pb.ModelProbe:
+        """How well the backbone fits what was learned, and what it costs.
+
+        Raises FailedPrecondition (`EMPTY_MEMORY`, `ONE_CLASS`) where there is too little to judge.
+        """
+        request = pb.ProbeModelRequest(name=model_name(model))
+        return self._client.call(self._stub.ProbeModel, request, timeout_s=timeout_s)

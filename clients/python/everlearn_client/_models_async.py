@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, cast
 
-from everlearn_client._models import DECLARE_TIMEOUT_S, PREPARE_TIMEOUT_S, ProgressCallback
+from everlearn_client._models import DECLARE_TIMEOUT_S, PREPARE_TIMEOUT_S, PROBE_TIMEOUT_S, ProgressCallback
 from everlearn_client.resource_names import model_name, version_name
 from everlearn_client.results import Applied
 from everlearn_protos.v1 import models_pb2 as pb
@@ -110,3 +110,11 @@ class AsyncModels:
         """Points `stable` back (0 = the newest earlier one that passed its gate) and pauses automatic promotion."""
         request = pb.RollbackModelRequest(name=model_name(model), version=version, etag=etag)
         return await self._client.call(self._stub.RollbackModel, request)
+
+    async def probe(self, model: str, *, timeout_s: float = PROBE_TIMEOUT_S) -> pb.ModelProbe:
+        """How well the backbone fits what was learned, and what it costs.
+
+        Raises FailedPrecondition (`EMPTY_MEMORY`, `ONE_CLASS`) where there is too little to judge.
+        """
+        request = pb.ProbeModelRequest(name=model_name(model))
+        return await self._client.call(self._stub.ProbeModel, request, timeout_s=timeout_s)

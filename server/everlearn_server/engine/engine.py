@@ -14,6 +14,7 @@ from everlearn_server.engine.exporter import Exporter
 from everlearn_server.engine.fleet import EngineSettings, Fleet
 from everlearn_server.engine.live_model import LiveModel
 from everlearn_server.engine.operations import Operation, Operations
+from everlearn_server.engine.probe import Probe, probe
 from everlearn_server.engine.serving import Scored, Snapshot, scores_of
 from everlearn_server.engine.trunks import LiveTrunk
 from everlearn_server.engine.work_queue import WorkQueue
@@ -129,6 +130,10 @@ class Engine:
             trunk_ms=trunk_ms,
             head_ms=(time.perf_counter() - begun_s) * 1e3,
         )
+
+    async def probe(self, name: str) -> Probe:
+        """How well the model's backbone fits. Raises NotFoundError, PreconditionError."""
+        return await probe(self.model(name), self.queue.times)
 
     async def bytes_at_rest(self, name: str) -> dict[str, int]:
         """What a model keeps on disk, by kind."""

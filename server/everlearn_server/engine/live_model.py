@@ -16,6 +16,7 @@ from everlearn.errors import DataLossError, PreconditionError
 from everlearn.heads import head_for
 from everlearn.memories import memory_for
 from everlearn.metrics.prequential import Prequential
+from everlearn.metrics.transferability import Transferability, transferability
 from everlearn.spec.load import dump
 from everlearn.spec.model import Model
 from everlearn.values import LinearHead
@@ -182,6 +183,15 @@ class LiveModel:
             row = replace(self.row, update_time_s=time.time(), **changes)
             self.row = await self._store.catalog.put_model(row, expected_etag=self.row.etag)
             return self.row
+
+    async def transferability(self) -> Transferability:
+        """How well the trunk fits the memory, computed beside the event loop on a copy of the sums.
+
+        Raises PreconditionError (MODEL_NOT_READY, EMPTY_MEMORY, ONE_CLASS).
+        """
+        scale = self.ready_trunk.scale
+        sums, _ = await self.writer.copy_sums()
+        return await asyncio.get_running_loop().run_in_executor(self._solvers, transferability, sums, scale)
 
     def let_go(self) -> list[LiveTrunk]:
         """The trunks it used, to be released; for a model that has been stopped."""

@@ -22,6 +22,8 @@ class LiveTrunk:
     scale: FeatureScale
     provenance: Mapping[str, str]
     parity_max_rel_diff: float
+    size_bytes: int = 0
+    """Of the ONNX file."""
 
 
 class TrunkPool:
@@ -47,6 +49,7 @@ class TrunkPool:
             scale=trunk.scale,
             provenance=dict(trunk.provenance),
             parity_max_rel_diff=trunk.parity_max_rel_diff,
+            size_bytes=len(trunk.onnx),
         )
 
     def release(self, live: LiveTrunk) -> None:

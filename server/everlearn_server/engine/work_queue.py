@@ -20,6 +20,7 @@ import numpy as np
 
 from everlearn.errors import ExpiredError, OverloadedError, UnavailableError
 from everlearn.values import FeaturesBd, PixelsBCHW
+from everlearn_server.engine.trunk_times import TrunkTimes
 
 _PREDICTIONS_IN_A_ROW = 4
 """After so many predictions one waiting learning image is taken."""
@@ -64,6 +65,8 @@ class WorkQueue:
         self._predictions_in_a_row = 0
         self._closed = False
         self._mean_s = 0.01
+        self.times = TrunkTimes()
+        """What an image has cost on each session."""
         self._workers = workers
         self._threads = [
             threading.Thread(target=self._work, name=f"trunk-{index}", daemon=True) for index in range(workers)
@@ -200,6 +203,7 @@ class WorkQueue:
                 self._fail(work, error)
             return
         each_s = (time.monotonic() - begun_s) / len(ready)
+        self.times.note(ready[0][0].session, each_s, len(ready))
         for work, _ in ready:
             work.trunk_s += each_s
         self._finish([work for work, _ in ready])

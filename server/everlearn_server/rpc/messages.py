@@ -19,6 +19,7 @@ from everlearn_server.engine.engine import Engine
 from everlearn_server.engine.learning import MAX_BATCH_SAMPLES
 from everlearn_server.engine.live_model import LiveModel
 from everlearn_server.engine.operations import Operation
+from everlearn_server.engine.probe import Probe
 from everlearn_server.rpc import names
 from everlearn_server.rpc.status import to_status
 from everlearn_server.store.rows import ExportRow, VersionRow
@@ -144,6 +145,25 @@ def plan_message(plan: planning.Plan) -> models_pb2.Plan:
         cost=dict(plan.cost),
         warnings=plan.warnings,
         declaration=dump(plan.declaration),
+    )
+
+
+def probe_message(name: str, probe: Probe) -> models_pb2.ModelProbe:
+    """A probe as callers see it."""
+    fit = probe.fit
+    return models_pb2.ModelProbe(
+        name=f"models/{name}",
+        samples=fit.samples,
+        classes=fit.classes,
+        feature_dim=probe.feature_dim,
+        log_me=fit.log_me,
+        h_score=fit.h_score,
+        h_shrinkage=fit.h_shrinkage,
+        gcv_residual=fit.gcv_residual,
+        trunk_bytes=probe.trunk_bytes,
+        head_bytes=probe.head_bytes,
+        trunk_ms_per_image=None if probe.trunk_s is None else probe.trunk_s * 1e3,
+        timed_images=probe.timed_images,
     )
 
 

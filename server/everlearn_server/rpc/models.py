@@ -8,7 +8,7 @@ from everlearn.errors import InvalidError
 from everlearn_protos.v1 import models_pb2
 from everlearn_server.engine.engine import Engine
 from everlearn_server.rpc import names, wire
-from everlearn_server.rpc.messages import model_message, operation_message, plan_message, version_message
+from everlearn_server.rpc.messages import model_message, operation_message, plan_message, probe_message, version_message
 
 
 class ModelService:
@@ -35,6 +35,7 @@ class ModelService:
                 "ListVersions": wire.unary(p.ListVersionsRequest, self.list_versions),
                 "PromoteVersion": wire.unary(p.PromoteVersionRequest, self.promote),
                 "RollbackModel": wire.unary(p.RollbackModelRequest, self.roll_back),
+                "ProbeModel": wire.unary(p.ProbeModelRequest, self.probe),
             },
         )
 
@@ -109,3 +110,8 @@ class ModelService:
         if request.version < 0:
             raise InvalidError(f"{request.version} is negative; 0 means the one before", field="version")
         return await model_message(self._engine, await self._engine.roll_back(name, request.version, request.etag))
+
+    async def probe(self, request: models_pb2.ProbeModelRequest, _: wire.Context) -> models_pb2.ModelProbe:
+        """How well the backbone fits, from the memory alone."""
+        name = names.model_of(request.name)
+        return probe_message(name, await self._engine.probe(name))
