@@ -2,6 +2,7 @@
 
 The learner calls, for each step: `penalty` before the backward pass, `observe` after it and before the optimizer moves
 the weights, `moved` after that; and `consolidate` every so many steps, when what was learned since counts as old.
+It calls `consolidate` once before the first step too, where the weights one starts from are worth keeping.
 Penalties are summed, so that the order of regularisers cannot matter.
 
 Axes: B samples in a step, C classes, d features.
@@ -21,7 +22,10 @@ State = dict[str, torch.Tensor]
 
 class Regularizer(ABC):
     """One penalty. `model` is the trained part, tail and head, from features to logits; its parameters have stable
-    names, and the head's grow along their first axis when classes arrive: what is kept of them is padded with zeros."""
+    names, and the head's grow along their first axis when classes arrive: what is kept of them is padded with zeros.
+
+    Everything raises PreconditionError where what is kept does not fit the model: another shape, or fewer rows.
+    """
 
     def __init__(self, declared: Declared) -> None:
         """`declared` is complete: no option of its kind is None."""
@@ -29,7 +33,8 @@ class Regularizer(ABC):
 
     @abstractmethod
     def penalty(self, model: torch.nn.Module, inputs_Bd: torch.Tensor, logits_BC: torch.Tensor) -> torch.Tensor:
-        """A scalar with its gradient, strength included; no host-device synchronisation."""
+        """A float32 scalar with its gradient, strength included; no host-device synchronisation. Zero, without a
+        gradient, where nothing was consolidated."""
 
     def observe(self, model: torch.nn.Module, inputs_Bd: torch.Tensor, logits_BC: torch.Tensor) -> None:  # noqa: B027
         """Gradients of the loss are in `grad`, weights have not moved."""
@@ -47,4 +52,10 @@ class Regularizer(ABC):
 
     @abstractmethod
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Takes up what `state` gave."""
+        """Takes up what `state` gave. Raises InputError for tensors that this kind does not keep."""
+
+    @property
+    def strength(self) -> float:
+        """Weight in the loss."""
+        assert self.declared.strength is not None
+        return self.declared.strength

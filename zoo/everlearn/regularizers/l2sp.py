@@ -1,0 +1,57 @@
+"""L2-SP: weights stay close to those one started from.
+
+    penalty = strength / 2 * ||weight - start||^2
+
+(Xuhong Li 2018, eq. 3, over the weights that the start has.) The start is taken at the first consolidation, or by the
+first penalty where there was none, and never again: later consolidations change nothing. Rows of a head that came
+since have no start and are free; give them weight decay where the paper's beta is wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from everlearn.regularizers._weights import fits, grouped, known_rows, named, trained
+from everlearn.regularizers.base import Regularizer, State
+from everlearn.spec.recipe import Regularizer as Declared
+
+_START = "start"
+
+
+class L2sp(Regularizer):
+    """Squared distance to the starting weights."""
+
+    def __init__(self, declared: Declared) -> None:
+        super().__init__(declared)
+        self.start: dict[str, torch.Tensor] = {}
+        """Where one started, by name."""
+
+    def penalty(self, model: torch.nn.Module, inputs_Bd: torch.Tensor, logits_BC: torch.Tensor) -> torch.Tensor:
+        """As above."""
+        self.consolidate(model)
+        parts = []
+        for name, weight in trained(model):
+            start = self.start.get(name)
+            if start is not None:
+                fits(start, weight, name)
+                start = self.start[name] = start.to(weight.device)
+                parts.append((known_rows(weight, start) - start).square().sum())
+        if not parts:
+            return torch.zeros((), device=logits_BC.device)
+        return 0.5 * self.strength * torch.stack(parts).sum()
+
+    def consolidate(self, model: torch.nn.Module) -> None:
+        """Takes the weights as the start, the first time."""
+        if not self.start:
+            # Frozen ones too: they begin where they are should they thaw.
+            self.start = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+    def state(self) -> State:
+        """The start."""
+        return named(_START, self.start)
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Takes up what `state` gave."""
+        self.start = grouped(state, _START)[_START]
