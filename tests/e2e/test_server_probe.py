@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests import tiny
+from tests.e2e.server_calls import encoded
 from tests.real_server import RealServer
 
 from everlearn.metrics.transferability import transferability
 from everlearn.sums import Sums
-from everlearn_client import AsyncClient, Client, FailedPrecondition, Features, NotFound
+from everlearn_client import AsyncClient, Client, FailedPrecondition, Features, InvalidArgument, NotFound
 
 
 def test_a_probe_is_what_the_sums_say_and_what_the_trunk_costs(
@@ -64,3 +65,29 @@ def test_the_time_of_an_image_is_told_once_images_have_passed(
 def test_a_model_that_is_not_there_cannot_be_probed(client: Client) -> None:
     with pytest.raises(NotFound):
         client.models.probe("nobody")
+
+
+def test_the_figures_of_images_are_those_of_the_files_as_they_were_sent(server: RealServer, backbone: Path) -> None:
+    server.declare(tiny.declaration(backbone, "looked-at"))
+    grey = np.zeros((8, 20, 3), np.uint8)
+    grey[:, 10:] = 255
+    red = np.zeros((4, 4, 3), np.uint8)
+    red[..., 0] = 255
+    with server.client() as client:
+        before = client.models.get("looked-at").status.memory_digest
+        found = client.models.probe_inputs("looked-at", [encoded(grey), encoded(red)])
+        array = client.models.probe_inputs("looked-at", red)
+        assert client.models.get("looked-at").status.memory_digest == before
+        with pytest.raises(InvalidArgument, match="not an image file"):
+            client.models.probe_inputs("looked-at", [encoded(red)[:40]])
+        with pytest.raises(InvalidArgument, match="only images"):
+            client.models.probe_inputs("looked-at", Features(np.zeros((1, 16), np.float32)))
+        with pytest.raises(InvalidArgument, match="at most 256"):
+            client.models.probe_inputs("looked-at", np.zeros((257, 2, 2, 3), np.uint8))
+    first, second = found.images
+    assert (first.height, first.width, first.mean, first.std, first.min, first.max) == (8, 20, 0.5, 0.5, 0, 1)
+    assert first.colour == 0
+    assert second.colour == 1
+    assert array.images[0] == second
+    assert (list(found.expected_mean), list(found.expected_std)) == ([0.5] * 3, [0.5] * 3)
+    assert (found.height, found.width) == (16, 16)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 from everlearn_client._models import DECLARE_TIMEOUT_S, PREPARE_TIMEOUT_S, PROBE_TIMEOUT_S, ProgressCallback
 from everlearn_client.resource_names import model_name, version_name
 from everlearn_client.results import Applied
+from everlearn_client.samples import SampleInput, to_message
 from everlearn_protos.v1 import models_pb2 as pb
 from everlearn_protos.v1 import models_pb2_grpc
 
@@ -118,3 +119,8 @@ class AsyncModels:
         """
         request = pb.ProbeModelRequest(name=model_name(model))
         return await self._client.call(self._stub.ProbeModel, request, timeout_s=timeout_s)
+
+    async def probe_inputs(self, model: str, samples: SampleInput) -> pb.InputProbe:
+        """What images (files or arrays, at most 256) look like beside what the backbone expects; learns nothing."""
+        request = pb.ProbeInputsRequest(name=model_name(model), samples=to_message(samples))
+        return await self._client.call(self._stub.ProbeInputs, request)

@@ -5,6 +5,7 @@ isort:skip_file
 
 import builtins
 import collections.abc
+import everlearn_protos.v1.tensor_pb2
 import google.longrunning.operations_pb2
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
@@ -151,6 +152,7 @@ class ModelStatus(google.protobuf.message.Message):
     MEMORY_DIGEST_FIELD_NUMBER: builtins.int
     LOCK_FIELD_NUMBER: builtins.int
     BYTES_AT_REST_FIELD_NUMBER: builtins.int
+    REPORT_FIELD_NUMBER: builtins.int
     state: Global___ModelStatus.State.ValueType
     sample_count: builtins.int
     trunk_digest: builtins.str
@@ -188,6 +190,10 @@ class ModelStatus(google.protobuf.message.Message):
     def bytes_at_rest(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]:
         """Bytes the model keeps on disk, by kind (memory, versions, exports)."""
 
+    @property
+    def report(self) -> Global___LearningReport:
+        """What was learned, in figures. Left out of ListModels."""
+
     def __init__(
         self,
         *,
@@ -205,9 +211,10 @@ class ModelStatus(google.protobuf.message.Message):
         memory_digest: builtins.str = ...,
         lock: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
         bytes_at_rest: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
+        report: Global___LearningReport | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["input", b"input", "prequential", b"prequential"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "bytes_at_rest", b"bytes_at_rest", "conditions", b"conditions", "feature_dim", b"feature_dim", "input", b"input", "labels", b"labels", "lock", b"lock", "memory_digest", b"memory_digest", "prequential", b"prequential", "promotion_paused", b"promotion_paused", "sample_count", b"sample_count", "samples_per_class", b"samples_per_class", "state", b"state", "trunk_digest", b"trunk_digest"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["input", b"input", "prequential", b"prequential", "report", b"report"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "bytes_at_rest", b"bytes_at_rest", "conditions", b"conditions", "feature_dim", b"feature_dim", "input", b"input", "labels", b"labels", "lock", b"lock", "memory_digest", b"memory_digest", "prequential", b"prequential", "promotion_paused", b"promotion_paused", "report", b"report", "sample_count", b"sample_count", "samples_per_class", b"samples_per_class", "state", b"state", "trunk_digest", b"trunk_digest"]) -> None: ...
 
 Global___ModelStatus: typing_extensions.TypeAlias = ModelStatus
 
@@ -250,17 +257,25 @@ class InputContract(google.protobuf.message.Message):
     MAX_IMAGE_BYTES_FIELD_NUMBER: builtins.int
     MAX_BATCH_SAMPLES_FIELD_NUMBER: builtins.int
     FEATURE_DIGEST_FIELD_NUMBER: builtins.int
+    MODALITY_FIELD_NUMBER: builtins.int
+    SHAPE_FIELD_NUMBER: builtins.int
     height: builtins.int
-    """Input height and width of the trunk in pixels."""
+    """Input height and width of the trunk in pixels; 0 where samples are no images."""
     width: builtins.int
     max_image_bytes: builtins.int
     max_batch_samples: builtins.int
     """Largest learn batch, in samples."""
     feature_digest: builtins.str
     """Digest of trunk + feature scale; a learner that streams features must name it."""
+    modality: builtins.str
+    """`image` or `tensor`."""
     @property
     def encodings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Accepted encodings, e.g. "jpeg", "png", "webp"."""
+
+    @property
+    def shape(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Sizes of one sample's axes as the trunk takes it; of an image [3, height, width]."""
 
     def __init__(
         self,
@@ -271,8 +286,10 @@ class InputContract(google.protobuf.message.Message):
         max_image_bytes: builtins.int = ...,
         max_batch_samples: builtins.int = ...,
         feature_digest: builtins.str = ...,
+        modality: builtins.str = ...,
+        shape: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["encodings", b"encodings", "feature_digest", b"feature_digest", "height", b"height", "max_batch_samples", b"max_batch_samples", "max_image_bytes", b"max_image_bytes", "width", b"width"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["encodings", b"encodings", "feature_digest", b"feature_digest", "height", b"height", "max_batch_samples", b"max_batch_samples", "max_image_bytes", b"max_image_bytes", "modality", b"modality", "shape", b"shape", "width", b"width"]) -> None: ...
 
 Global___InputContract: typing_extensions.TypeAlias = InputContract
 
@@ -305,6 +322,336 @@ class Prequential(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["accuracy", b"accuracy", "correct", b"correct", "tested", b"tested", "window", b"window", "windowed_accuracy", b"windowed_accuracy"]) -> None: ...
 
 Global___Prequential: typing_extensions.TypeAlias = Prequential
+
+@typing.final
+class LearningReport(google.protobuf.message.Message):
+    """What was learned, from counts alone; nothing of a single sample is kept. Definitions and sources: everlearn.metrics.
+    A figure without a value is not known yet.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TOTAL_FIELD_NUMBER: builtins.int
+    WINDOW_FIELD_NUMBER: builtins.int
+    CLASSES_FIELD_NUMBER: builtins.int
+    CLASSES_LEFT_OUT_FIELD_NUMBER: builtins.int
+    CONFUSIONS_FIELD_NUMBER: builtins.int
+    CONFUSIONS_OTHER_FIELD_NUMBER: builtins.int
+    UNATTRIBUTED_FIELD_NUMBER: builtins.int
+    CLASSES_WITH_AUC_FIELD_NUMBER: builtins.int
+    RELIABILITY_FIELD_NUMBER: builtins.int
+    CURVE_FIELD_NUMBER: builtins.int
+    DRIFT_FIELD_NUMBER: builtins.int
+    CLIENTS_FIELD_NUMBER: builtins.int
+    CLIENTS_LEFT_OUT_FIELD_NUMBER: builtins.int
+    classes_left_out: builtins.int
+    confusions_other: builtins.int
+    """Wrong samples in no entry of `confusions`."""
+    unattributed: builtins.int
+    """Wrong samples whose predicted label is not known any more: precisions are at most what is given."""
+    classes_with_auc: builtins.int
+    """Classes with an AUC of their own; those beyond are in `auc_pooled` alone."""
+    clients_left_out: builtins.int
+    @property
+    def total(self) -> Global___LearningFigures:
+        """Over everything since the memory began; over the last samples (LearningFigures.samples says how many)."""
+
+    @property
+    def window(self) -> Global___LearningFigures: ...
+    @property
+    def classes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ClassFigures]:
+        """Least recall first; 1000 at most."""
+
+    @property
+    def confusions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Confusion]:
+        """Samples of one class taken for another, most frequent first; 1000 at most."""
+
+    @property
+    def reliability(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ReliabilityBin]:
+        """Bins of confidence that are not empty, ascending."""
+
+    @property
+    def curve(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___CurvePoint]:
+        """200 points at most, then where the stream is."""
+
+    @property
+    def drift(self) -> Global___Drift: ...
+    @property
+    def clients(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ClientFigures]:
+        """Clients with samples in the window, those whose label mix differs most first; 100 at most."""
+
+    def __init__(
+        self,
+        *,
+        total: Global___LearningFigures | None = ...,
+        window: Global___LearningFigures | None = ...,
+        classes: collections.abc.Iterable[Global___ClassFigures] | None = ...,
+        classes_left_out: builtins.int = ...,
+        confusions: collections.abc.Iterable[Global___Confusion] | None = ...,
+        confusions_other: builtins.int = ...,
+        unattributed: builtins.int = ...,
+        classes_with_auc: builtins.int = ...,
+        reliability: collections.abc.Iterable[Global___ReliabilityBin] | None = ...,
+        curve: collections.abc.Iterable[Global___CurvePoint] | None = ...,
+        drift: Global___Drift | None = ...,
+        clients: collections.abc.Iterable[Global___ClientFigures] | None = ...,
+        clients_left_out: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["drift", b"drift", "total", b"total", "window", b"window"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["classes", b"classes", "classes_left_out", b"classes_left_out", "classes_with_auc", b"classes_with_auc", "clients", b"clients", "clients_left_out", b"clients_left_out", "confusions", b"confusions", "confusions_other", b"confusions_other", "curve", b"curve", "drift", b"drift", "reliability", b"reliability", "total", b"total", "unattributed", b"unattributed", "window", b"window"]) -> None: ...
+
+Global___LearningReport: typing_extensions.TypeAlias = LearningReport
+
+@typing.final
+class LearningFigures(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SAMPLES_FIELD_NUMBER: builtins.int
+    ACCURACY_FIELD_NUMBER: builtins.int
+    BALANCED_ACCURACY_FIELD_NUMBER: builtins.int
+    MACRO_PRECISION_FIELD_NUMBER: builtins.int
+    MACRO_F1_FIELD_NUMBER: builtins.int
+    WORST_CLASS_FIELD_NUMBER: builtins.int
+    WORST_RECALL_FIELD_NUMBER: builtins.int
+    AUC_MACRO_FIELD_NUMBER: builtins.int
+    AUC_POOLED_FIELD_NUMBER: builtins.int
+    TEMPERATURE_FIELD_NUMBER: builtins.int
+    LOG_LOSS_FIELD_NUMBER: builtins.int
+    ECE_FIELD_NUMBER: builtins.int
+    OVERCONFIDENCE_FIELD_NUMBER: builtins.int
+    ANNOUNCED_FIELD_NUMBER: builtins.int
+    samples: builtins.int
+    accuracy: builtins.float
+    balanced_accuracy: builtins.float
+    """Means over classes, every class alike: of recall, precision, F1."""
+    macro_precision: builtins.float
+    macro_f1: builtins.float
+    worst_class: builtins.str
+    """The class of least recall."""
+    worst_recall: builtins.float
+    auc_macro: builtins.float
+    """One against the rest: mean over classes; over all pairs of a sample and a class."""
+    auc_pooled: builtins.float
+    temperature: builtins.float
+    """T of softmax(scores / T), fitted to these samples by log-loss."""
+    log_loss: builtins.float
+    """Of the probabilities as they were announced, with the T fitted before: mean log-loss (nats), expected calibration
+    error, and mean confidence minus accuracy; of how many samples.
+    """
+    ece: builtins.float
+    overconfidence: builtins.float
+    announced: builtins.int
+    def __init__(
+        self,
+        *,
+        samples: builtins.int = ...,
+        accuracy: builtins.float = ...,
+        balanced_accuracy: builtins.float = ...,
+        macro_precision: builtins.float = ...,
+        macro_f1: builtins.float = ...,
+        worst_class: builtins.str = ...,
+        worst_recall: builtins.float = ...,
+        auc_macro: builtins.float | None = ...,
+        auc_pooled: builtins.float | None = ...,
+        temperature: builtins.float | None = ...,
+        log_loss: builtins.float | None = ...,
+        ece: builtins.float | None = ...,
+        overconfidence: builtins.float | None = ...,
+        announced: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_auc_macro", b"_auc_macro", "_auc_pooled", b"_auc_pooled", "_ece", b"_ece", "_log_loss", b"_log_loss", "_overconfidence", b"_overconfidence", "_temperature", b"_temperature", "auc_macro", b"auc_macro", "auc_pooled", b"auc_pooled", "ece", b"ece", "log_loss", b"log_loss", "overconfidence", b"overconfidence", "temperature", b"temperature"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_auc_macro", b"_auc_macro", "_auc_pooled", b"_auc_pooled", "_ece", b"_ece", "_log_loss", b"_log_loss", "_overconfidence", b"_overconfidence", "_temperature", b"_temperature", "accuracy", b"accuracy", "announced", b"announced", "auc_macro", b"auc_macro", "auc_pooled", b"auc_pooled", "balanced_accuracy", b"balanced_accuracy", "ece", b"ece", "log_loss", b"log_loss", "macro_f1", b"macro_f1", "macro_precision", b"macro_precision", "overconfidence", b"overconfidence", "samples", b"samples", "temperature", b"temperature", "worst_class", b"worst_class", "worst_recall", b"worst_recall"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_auc_macro", b"_auc_macro"]) -> typing.Literal["auc_macro"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_auc_pooled", b"_auc_pooled"]) -> typing.Literal["auc_pooled"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_ece", b"_ece"]) -> typing.Literal["ece"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_log_loss", b"_log_loss"]) -> typing.Literal["log_loss"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_overconfidence", b"_overconfidence"]) -> typing.Literal["overconfidence"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_temperature", b"_temperature"]) -> typing.Literal["temperature"] | None: ...
+
+Global___LearningFigures: typing_extensions.TypeAlias = LearningFigures
+
+@typing.final
+class ClassFigures(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LABEL_FIELD_NUMBER: builtins.int
+    SAMPLES_FIELD_NUMBER: builtins.int
+    PREDICTED_FIELD_NUMBER: builtins.int
+    HITS_FIELD_NUMBER: builtins.int
+    PRECISION_FIELD_NUMBER: builtins.int
+    RECALL_FIELD_NUMBER: builtins.int
+    F1_FIELD_NUMBER: builtins.int
+    WINDOWED_RECALL_FIELD_NUMBER: builtins.int
+    AUC_FIELD_NUMBER: builtins.int
+    label: builtins.str
+    samples: builtins.int
+    predicted: builtins.int
+    """Times it was predicted."""
+    hits: builtins.int
+    precision: builtins.float
+    recall: builtins.float
+    f1: builtins.float
+    windowed_recall: builtins.float
+    auc: builtins.float
+    def __init__(
+        self,
+        *,
+        label: builtins.str = ...,
+        samples: builtins.int = ...,
+        predicted: builtins.int = ...,
+        hits: builtins.int = ...,
+        precision: builtins.float = ...,
+        recall: builtins.float = ...,
+        f1: builtins.float = ...,
+        windowed_recall: builtins.float | None = ...,
+        auc: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_auc", b"_auc", "_windowed_recall", b"_windowed_recall", "auc", b"auc", "windowed_recall", b"windowed_recall"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_auc", b"_auc", "_windowed_recall", b"_windowed_recall", "auc", b"auc", "f1", b"f1", "hits", b"hits", "label", b"label", "precision", b"precision", "predicted", b"predicted", "recall", b"recall", "samples", b"samples", "windowed_recall", b"windowed_recall"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_auc", b"_auc"]) -> typing.Literal["auc"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_windowed_recall", b"_windowed_recall"]) -> typing.Literal["windowed_recall"] | None: ...
+
+Global___ClassFigures: typing_extensions.TypeAlias = ClassFigures
+
+@typing.final
+class Confusion(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LABEL_FIELD_NUMBER: builtins.int
+    PREDICTED_FIELD_NUMBER: builtins.int
+    SAMPLES_FIELD_NUMBER: builtins.int
+    label: builtins.str
+    predicted: builtins.str
+    """Empty: there was no head yet."""
+    samples: builtins.int
+    def __init__(
+        self,
+        *,
+        label: builtins.str = ...,
+        predicted: builtins.str = ...,
+        samples: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["label", b"label", "predicted", b"predicted", "samples", b"samples"]) -> None: ...
+
+Global___Confusion: typing_extensions.TypeAlias = Confusion
+
+@typing.final
+class ReliabilityBin(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SAMPLES_FIELD_NUMBER: builtins.int
+    CONFIDENCE_FIELD_NUMBER: builtins.int
+    ACCURACY_FIELD_NUMBER: builtins.int
+    samples: builtins.int
+    confidence: builtins.float
+    accuracy: builtins.float
+    def __init__(
+        self,
+        *,
+        samples: builtins.int = ...,
+        confidence: builtins.float = ...,
+        accuracy: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accuracy", b"accuracy", "confidence", b"confidence", "samples", b"samples"]) -> None: ...
+
+Global___ReliabilityBin: typing_extensions.TypeAlias = ReliabilityBin
+
+@typing.final
+class CurvePoint(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SAMPLES_FIELD_NUMBER: builtins.int
+    ACCURACY_FIELD_NUMBER: builtins.int
+    ACCURACY_SINCE_FIELD_NUMBER: builtins.int
+    samples: builtins.int
+    accuracy: builtins.float
+    accuracy_since: builtins.float
+    """Since the point before."""
+    def __init__(
+        self,
+        *,
+        samples: builtins.int = ...,
+        accuracy: builtins.float = ...,
+        accuracy_since: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accuracy", b"accuracy", "accuracy_since", b"accuracy_since", "samples", b"samples"]) -> None: ...
+
+Global___CurvePoint: typing_extensions.TypeAlias = CurvePoint
+
+@typing.final
+class Drift(google.protobuf.message.Message):
+    """The window against what came before it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WINDOW_SAMPLES_FIELD_NUMBER: builtins.int
+    SAMPLES_BEFORE_FIELD_NUMBER: builtins.int
+    NORM_SHIFT_FIELD_NUMBER: builtins.int
+    PROJECTION_SHIFT_FIELD_NUMBER: builtins.int
+    LABEL_DISTANCE_FIELD_NUMBER: builtins.int
+    window_samples: builtins.int
+    samples_before: builtins.int
+    norm_shift: builtins.float
+    """Of the features' norm, and of fixed random projections (root mean square), in standard deviations."""
+    projection_shift: builtins.float
+    label_distance: builtins.float
+    """Jensen-Shannon distance of the label mixes, in [0, 1]."""
+    def __init__(
+        self,
+        *,
+        window_samples: builtins.int = ...,
+        samples_before: builtins.int = ...,
+        norm_shift: builtins.float | None = ...,
+        projection_shift: builtins.float | None = ...,
+        label_distance: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_label_distance", b"_label_distance", "_norm_shift", b"_norm_shift", "_projection_shift", b"_projection_shift", "label_distance", b"label_distance", "norm_shift", b"norm_shift", "projection_shift", b"projection_shift"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_label_distance", b"_label_distance", "_norm_shift", b"_norm_shift", "_projection_shift", b"_projection_shift", "label_distance", b"label_distance", "norm_shift", b"norm_shift", "projection_shift", b"projection_shift", "samples_before", b"samples_before", "window_samples", b"window_samples"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_label_distance", b"_label_distance"]) -> typing.Literal["label_distance"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_norm_shift", b"_norm_shift"]) -> typing.Literal["norm_shift"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_projection_shift", b"_projection_shift"]) -> typing.Literal["projection_shift"] | None: ...
+
+Global___Drift: typing_extensions.TypeAlias = Drift
+
+@typing.final
+class ClientFigures(google.protobuf.message.Message):
+    """What a client's samples in the window showed."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CLIENT_FIELD_NUMBER: builtins.int
+    SAMPLES_FIELD_NUMBER: builtins.int
+    ACCURACY_FIELD_NUMBER: builtins.int
+    LABEL_DISTANCE_FIELD_NUMBER: builtins.int
+    client: builtins.str
+    samples: builtins.int
+    accuracy: builtins.float
+    label_distance: builtins.float
+    """Jensen-Shannon distance of its label mix from that of all other clients, in [0, 1]."""
+    def __init__(
+        self,
+        *,
+        client: builtins.str = ...,
+        samples: builtins.int = ...,
+        accuracy: builtins.float = ...,
+        label_distance: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_label_distance", b"_label_distance", "label_distance", b"label_distance"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_label_distance", b"_label_distance", "accuracy", b"accuracy", "client", b"client", "label_distance", b"label_distance", "samples", b"samples"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_label_distance", b"_label_distance"]) -> typing.Literal["label_distance"] | None: ...
+
+Global___ClientFigures: typing_extensions.TypeAlias = ClientFigures
 
 @typing.final
 class Change(google.protobuf.message.Message):
@@ -720,6 +1067,7 @@ class Version(google.protobuf.message.Message):
     GATE_PASSED_FIELD_NUMBER: builtins.int
     GATE_REASON_FIELD_NUMBER: builtins.int
     ALIASES_FIELD_NUMBER: builtins.int
+    REPORT_FIELD_NUMBER: builtins.int
     name: builtins.str
     """`models/{model}/versions/{number}`."""
     number: builtins.int
@@ -739,6 +1087,10 @@ class Version(google.protobuf.message.Message):
     def prequential(self) -> Global___Prequential: ...
     @property
     def aliases(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    @property
+    def report(self) -> Global___LearningReport:
+        """Figures when it was made: `total` and `window` alone."""
+
     def __init__(
         self,
         *,
@@ -755,9 +1107,10 @@ class Version(google.protobuf.message.Message):
         gate_passed: builtins.bool = ...,
         gate_reason: builtins.str = ...,
         aliases: collections.abc.Iterable[builtins.str] | None = ...,
+        report: Global___LearningReport | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["create_time", b"create_time", "prequential", b"prequential"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "create_time", b"create_time", "gate_passed", b"gate_passed", "gate_reason", b"gate_reason", "head", b"head", "labels", b"labels", "memory_digest", b"memory_digest", "name", b"name", "number", b"number", "prequential", b"prequential", "regularization", b"regularization", "sample_count", b"sample_count", "trunk_digest", b"trunk_digest"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["create_time", b"create_time", "prequential", b"prequential", "report", b"report"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "create_time", b"create_time", "gate_passed", b"gate_passed", "gate_reason", b"gate_reason", "head", b"head", "labels", b"labels", "memory_digest", b"memory_digest", "name", b"name", "number", b"number", "prequential", b"prequential", "regularization", b"regularization", "report", b"report", "sample_count", b"sample_count", "trunk_digest", b"trunk_digest"]) -> None: ...
 
 Global___Version: typing_extensions.TypeAlias = Version
 
@@ -939,3 +1292,98 @@ class ModelProbe(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_trunk_ms_per_image", b"_trunk_ms_per_image"]) -> typing.Literal["trunk_ms_per_image"] | None: ...
 
 Global___ModelProbe: typing_extensions.TypeAlias = ModelProbe
+
+@typing.final
+class ProbeInputsRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    SAMPLES_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """`models/{model}`."""
+    @property
+    def samples(self) -> everlearn_protos.v1.tensor_pb2.Samples:
+        """Image files or images; at most 256."""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        samples: everlearn_protos.v1.tensor_pb2.Samples | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["samples", b"samples"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "samples", b"samples"]) -> None: ...
+
+Global___ProbeInputsRequest: typing_extensions.TypeAlias = ProbeInputsRequest
+
+@typing.final
+class InputProbe(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    IMAGES_FIELD_NUMBER: builtins.int
+    EXPECTED_MEAN_FIELD_NUMBER: builtins.int
+    EXPECTED_STD_FIELD_NUMBER: builtins.int
+    HEIGHT_FIELD_NUMBER: builtins.int
+    WIDTH_FIELD_NUMBER: builtins.int
+    height: builtins.int
+    """Pixels the trunk takes."""
+    width: builtins.int
+    @property
+    def images(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ImageFigures]:
+        """In the order of the samples."""
+
+    @property
+    def expected_mean(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """Mean and standard deviation of each channel that the backbone was trained on, of values in [0, 1]."""
+
+    @property
+    def expected_std(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]: ...
+    def __init__(
+        self,
+        *,
+        images: collections.abc.Iterable[Global___ImageFigures] | None = ...,
+        expected_mean: collections.abc.Iterable[builtins.float] | None = ...,
+        expected_std: collections.abc.Iterable[builtins.float] | None = ...,
+        height: builtins.int = ...,
+        width: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["expected_mean", b"expected_mean", "expected_std", b"expected_std", "height", b"height", "images", b"images", "width", b"width"]) -> None: ...
+
+Global___InputProbe: typing_extensions.TypeAlias = InputProbe
+
+@typing.final
+class ImageFigures(google.protobuf.message.Message):
+    """One image as it was sent, decoded, before it is resized. Values are in [0, 1]."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HEIGHT_FIELD_NUMBER: builtins.int
+    WIDTH_FIELD_NUMBER: builtins.int
+    MEAN_FIELD_NUMBER: builtins.int
+    STD_FIELD_NUMBER: builtins.int
+    MIN_FIELD_NUMBER: builtins.int
+    MAX_FIELD_NUMBER: builtins.int
+    COLOUR_FIELD_NUMBER: builtins.int
+    height: builtins.int
+    width: builtins.int
+    mean: builtins.float
+    """Over all pixels and channels."""
+    std: builtins.float
+    min: builtins.float
+    max: builtins.float
+    colour: builtins.float
+    """Mean over the pixels of the largest channel less the smallest: 0 is an image without colour."""
+    def __init__(
+        self,
+        *,
+        height: builtins.int = ...,
+        width: builtins.int = ...,
+        mean: builtins.float = ...,
+        std: builtins.float = ...,
+        min: builtins.float = ...,
+        max: builtins.float = ...,
+        colour: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["colour", b"colour", "height", b"height", "max", b"max", "mean", b"mean", "min", b"min", "std", b"std", "width", b"width"]) -> None: ...
+
+Global___ImageFigures: typing_extensions.TypeAlias = ImageFigures

@@ -90,6 +90,11 @@ class ModelServiceStub(object):
                 request_serializer=everlearn__protos_dot_v1_dot_models__pb2.ProbeModelRequest.SerializeToString,
                 response_deserializer=everlearn__protos_dot_v1_dot_models__pb2.ModelProbe.FromString,
                 _registered_method=True)
+        self.ProbeInputs = channel.unary_unary(
+                '/everlearn.v1.ModelService/ProbeInputs',
+                request_serializer=everlearn__protos_dot_v1_dot_models__pb2.ProbeInputsRequest.SerializeToString,
+                response_deserializer=everlearn__protos_dot_v1_dot_models__pb2.InputProbe.FromString,
+                _registered_method=True)
 
 
 class ModelServiceServicer(object):
@@ -170,6 +175,13 @@ class ModelServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ProbeInputs(self, request, context):
+        """What images look like beside what the model's backbone expects. Learns, keeps and logs nothing of them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModelServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -227,6 +239,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.ProbeModel,
                     request_deserializer=everlearn__protos_dot_v1_dot_models__pb2.ProbeModelRequest.FromString,
                     response_serializer=everlearn__protos_dot_v1_dot_models__pb2.ModelProbe.SerializeToString,
+            ),
+            'ProbeInputs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ProbeInputs,
+                    request_deserializer=everlearn__protos_dot_v1_dot_models__pb2.ProbeInputsRequest.FromString,
+                    response_serializer=everlearn__protos_dot_v1_dot_models__pb2.InputProbe.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -527,6 +544,33 @@ class ModelService(object):
             '/everlearn.v1.ModelService/ProbeModel',
             everlearn__protos_dot_v1_dot_models__pb2.ProbeModelRequest.SerializeToString,
             everlearn__protos_dot_v1_dot_models__pb2.ModelProbe.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ProbeInputs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/everlearn.v1.ModelService/ProbeInputs',
+            everlearn__protos_dot_v1_dot_models__pb2.ProbeInputsRequest.SerializeToString,
+            everlearn__protos_dot_v1_dot_models__pb2.InputProbe.FromString,
             options,
             channel_credentials,
             insecure,

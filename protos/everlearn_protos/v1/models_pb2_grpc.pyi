@@ -201,7 +201,23 @@ _ModelServiceProbeModelType = typing_extensions.TypeVar(
     ],
 )
 
-class ModelServiceStub(typing.Generic[_ModelServicePlanModelType, _ModelServiceApplyModelType, _ModelServiceLockModelType, _ModelServiceGetModelType, _ModelServiceListModelsType, _ModelServiceDeleteModelType, _ModelServiceGetVersionType, _ModelServiceListVersionsType, _ModelServicePromoteVersionType, _ModelServiceRollbackModelType, _ModelServiceProbeModelType]):
+_ModelServiceProbeInputsType = typing_extensions.TypeVar(
+    '_ModelServiceProbeInputsType',
+    grpc.UnaryUnaryMultiCallable[
+        everlearn_protos.v1.models_pb2.ProbeInputsRequest,
+        everlearn_protos.v1.models_pb2.InputProbe,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        everlearn_protos.v1.models_pb2.ProbeInputsRequest,
+        everlearn_protos.v1.models_pb2.InputProbe,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        everlearn_protos.v1.models_pb2.ProbeInputsRequest,
+        everlearn_protos.v1.models_pb2.InputProbe,
+    ],
+)
+
+class ModelServiceStub(typing.Generic[_ModelServicePlanModelType, _ModelServiceApplyModelType, _ModelServiceLockModelType, _ModelServiceGetModelType, _ModelServiceListModelsType, _ModelServiceDeleteModelType, _ModelServiceGetVersionType, _ModelServiceListVersionsType, _ModelServicePromoteVersionType, _ModelServiceRollbackModelType, _ModelServiceProbeModelType, _ModelServiceProbeInputsType]):
     """Models: what an administrator declares, and the immutable versions that learning makes of it."""
 
     @typing.overload
@@ -249,6 +265,10 @@ class ModelServiceStub(typing.Generic[_ModelServicePlanModelType, _ModelServiceA
         grpc.UnaryUnaryMultiCallable[
             everlearn_protos.v1.models_pb2.ProbeModelRequest,
             everlearn_protos.v1.models_pb2.ModelProbe,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            everlearn_protos.v1.models_pb2.ProbeInputsRequest,
+            everlearn_protos.v1.models_pb2.InputProbe,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -298,6 +318,10 @@ class ModelServiceStub(typing.Generic[_ModelServicePlanModelType, _ModelServiceA
             everlearn_protos.v1.models_pb2.ProbeModelRequest,
             everlearn_protos.v1.models_pb2.ModelProbe,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            everlearn_protos.v1.models_pb2.ProbeInputsRequest,
+            everlearn_protos.v1.models_pb2.InputProbe,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     PlanModel: _ModelServicePlanModelType
@@ -330,6 +354,9 @@ class ModelServiceStub(typing.Generic[_ModelServicePlanModelType, _ModelServiceA
     """How well the backbone fits what has been learned so far, from the memory alone, and what it costs. Takes up to a
     second; changes nothing. FAILED_PRECONDITION: EMPTY_MEMORY, or ONE_CLASS where fewer than two have samples.
     """
+
+    ProbeInputs: _ModelServiceProbeInputsType
+    """What images look like beside what the model's backbone expects. Learns, keeps and logs nothing of them."""
 
 ModelServiceAsyncStub: typing_extensions.TypeAlias = ModelServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -375,6 +402,10 @@ ModelServiceAsyncStub: typing_extensions.TypeAlias = ModelServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         everlearn_protos.v1.models_pb2.ProbeModelRequest,
         everlearn_protos.v1.models_pb2.ModelProbe,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        everlearn_protos.v1.models_pb2.ProbeInputsRequest,
+        everlearn_protos.v1.models_pb2.InputProbe,
     ],
 ]
 
@@ -466,5 +497,13 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         """How well the backbone fits what has been learned so far, from the memory alone, and what it costs. Takes up to a
         second; changes nothing. FAILED_PRECONDITION: EMPTY_MEMORY, or ONE_CLASS where fewer than two have samples.
         """
+
+    @abc.abstractmethod
+    def ProbeInputs(
+        self,
+        request: everlearn_protos.v1.models_pb2.ProbeInputsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[everlearn_protos.v1.models_pb2.InputProbe, collections.abc.Awaitable[everlearn_protos.v1.models_pb2.InputProbe]]:
+        """What images look like beside what the model's backbone expects. Learns, keeps and logs nothing of them."""
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -90,6 +90,7 @@ class Samples(google.protobuf.message.Message):
     IMAGES_FIELD_NUMBER: builtins.int
     PIXELS_FIELD_NUMBER: builtins.int
     FEATURES_FIELD_NUMBER: builtins.int
+    TENSORS_FIELD_NUMBER: builtins.int
     @property
     def encoded_images(self) -> Global___EncodedImages: ...
     @property
@@ -104,6 +105,10 @@ class Samples(google.protobuf.message.Message):
     def features(self) -> Global___Tensor:
         """float32 [N, feature_dim], computed by the model's own trunk (split learning)."""
 
+    @property
+    def tensors(self) -> Global___Tensor:
+        """float32 [N, *InputContract.shape], in the user's own unit."""
+
     def __init__(
         self,
         *,
@@ -111,9 +116,10 @@ class Samples(google.protobuf.message.Message):
         images: Global___Tensor | None = ...,
         pixels: Global___Tensor | None = ...,
         features: Global___Tensor | None = ...,
+        tensors: Global___Tensor | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["encoded_images", b"encoded_images", "features", b"features", "form", b"form", "images", b"images", "pixels", b"pixels"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["encoded_images", b"encoded_images", "features", b"features", "form", b"form", "images", b"images", "pixels", b"pixels"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["form", b"form"]) -> typing.Literal["encoded_images", "images", "pixels", "features"] | None: ...
+    def HasField(self, field_name: typing.Literal["encoded_images", b"encoded_images", "features", b"features", "form", b"form", "images", b"images", "pixels", b"pixels", "tensors", b"tensors"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["encoded_images", b"encoded_images", "features", b"features", "form", b"form", "images", b"images", "pixels", b"pixels", "tensors", b"tensors"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["form", b"form"]) -> typing.Literal["encoded_images", "images", "pixels", "features", "tensors"] | None: ...
 
 Global___Samples: typing_extensions.TypeAlias = Samples

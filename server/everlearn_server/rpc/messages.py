@@ -14,8 +14,10 @@ from everlearn.metrics.prequential import Prequential
 from everlearn.spec import plan as planning
 from everlearn.spec.defaults import height_width
 from everlearn.spec.load import dump
+from everlearn.values import FrontConfig
 from everlearn_protos.v1 import export_pb2, models_pb2
 from everlearn_server.engine.engine import Engine
+from everlearn_server.engine.input_figures import ImageFigures
 from everlearn_server.engine.learning import MAX_BATCH_SAMPLES
 from everlearn_server.engine.live_model import LiveModel
 from everlearn_server.engine.operations import Operation
@@ -164,6 +166,28 @@ def probe_message(name: str, probe: Probe) -> models_pb2.ModelProbe:
         head_bytes=probe.head_bytes,
         trunk_ms_per_image=None if probe.trunk_s is None else probe.trunk_s * 1e3,
         timed_images=probe.timed_images,
+    )
+
+
+def input_probe_message(front: FrontConfig, figures: list[ImageFigures]) -> models_pb2.InputProbe:
+    """Figures of images as callers see them."""
+    return models_pb2.InputProbe(
+        images=[
+            models_pb2.ImageFigures(
+                height=each.height,
+                width=each.width,
+                mean=each.mean,
+                std=each.std,
+                min=each.least,
+                max=each.greatest,
+                colour=each.colour,
+            )
+            for each in figures
+        ],
+        expected_mean=front.mean,
+        expected_std=front.std,
+        height=front.height,
+        width=front.width,
     )
 
 

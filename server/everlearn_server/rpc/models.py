@@ -7,8 +7,17 @@ import grpc
 from everlearn.errors import InvalidError
 from everlearn_protos.v1 import models_pb2
 from everlearn_server.engine.engine import Engine
+from everlearn_server.engine.input_figures import input_figures
 from everlearn_server.rpc import names, wire
-from everlearn_server.rpc.messages import model_message, operation_message, plan_message, probe_message, version_message
+from everlearn_server.rpc.messages import (
+    input_probe_message,
+    model_message,
+    operation_message,
+    plan_message,
+    probe_message,
+    version_message,
+)
+from everlearn_server.rpc.samples import samples_of
 
 
 class ModelService:
@@ -36,6 +45,7 @@ class ModelService:
                 "PromoteVersion": wire.unary(p.PromoteVersionRequest, self.promote),
                 "RollbackModel": wire.unary(p.RollbackModelRequest, self.roll_back),
                 "ProbeModel": wire.unary(p.ProbeModelRequest, self.probe),
+                "ProbeInputs": wire.unary(p.ProbeInputsRequest, self.probe_inputs),
             },
         )
 
@@ -115,3 +125,8 @@ class ModelService:
         """How well the backbone fits, from the memory alone."""
         name = names.model_of(request.name)
         return probe_message(name, await self._engine.probe(name))
+
+    async def probe_inputs(self, request: models_pb2.ProbeInputsRequest, _: wire.Context) -> models_pb2.InputProbe:
+        """What images look like beside what the backbone expects."""
+        model = self._engine.model(names.model_of(request.name))
+        return input_probe_message(*await input_figures(model, samples_of(request.samples, field="samples")))
