@@ -8,10 +8,12 @@ from everlearn.metrics.forgetting import (
     seen_accuracy,
 )
 from everlearn.metrics.prequential import ClientRecord, Prequential
+from everlearn.metrics.steps import Steps
 
 __all__ = [
     "ClientRecord",
     "Prequential",
+    "Steps",
     "average_accuracy",
     "average_incremental_accuracy",
     "backward_transfer",

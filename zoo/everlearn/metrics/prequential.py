@@ -1,31 +1,48 @@
 """Test-then-train: each labelled batch is predicted before it is learned. An evaluation that needs no stored data.
 
-(Gama, Sebastiao & Rodrigues 2013.) Counts only: no sample, no feature, no score. Read it with care: neighbours in a
-stream resemble each other, which flatters it.
+(Gama, Sebastiao & Rodrigues 2013.) Counts and sums only: no sample, no feature, no score. Read it with care: neighbours
+in a stream resemble each other, which flatters it. Axes: B samples, C classes, d features.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final, Self
 
-from everlearn.errors import DataLossError, InputError, InvalidError
+import numpy as np
+import numpy.typing as npt
 
-NO_PREDICTION: Final = ""
-"""Stands for the predicted label where there was no head yet; a label is never empty."""
-OTHER_LABELS: Final = "\x1f"
-"""Stands for the predicted labels of rare confusions that are not kept apart; no label holds a control character."""
+from everlearn.errors import DataLossError, InputError, InvalidError
+from everlearn.metrics.confusion import MAX_CLASSES, MAX_PAIRS, NO_PREDICTION, OTHER_LABELS, Confusion
+from everlearn.metrics.curve import LearningCurve
+from everlearn.metrics.drift import FeatureMoments
+from everlearn.metrics.report import figures, report
+from everlearn.metrics.scores import ScoreCounts, ScoredBatch, count
+from everlearn.metrics.window import Window
+from everlearn.values import FeaturesBd
+
+__all__ = [
+    "MAX_CLASSES",
+    "MAX_CLIENTS",
+    "MAX_PAIRS",
+    "NO_PREDICTION",
+    "OTHER_CLIENTS",
+    "OTHER_LABELS",
+    "ClientRecord",
+    "Prequential",
+]
+
 OTHER_CLIENTS: Final = ""
 """Stands for the clients that are not kept apart; a client's name is never empty."""
-MAX_PAIRS: Final = 5_000
-"""Pairs of a true and another predicted label that are kept: 2,000 classes could make 4 million, at every commit."""
 MAX_CLIENTS: Final = 1000
 """Clients kept apart: some have a new name at every start."""
-_FOLD_TO: Final = 3 * MAX_PAIRS // 4
 VERSION: Final = 1
+REPORT_VERSION: Final = 1
+"""Of what lies under `report`; a record of an earlier release has none, and its report begins where that ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +59,12 @@ class ClientRecord:
 
 
 class Prequential:
-    """Accuracy so far, over the last `window` samples, per class, and per client.
+    """Accuracy so far, over the last `window` samples, per class and per client; and the report of what was learned.
 
     A sample of a class that the head does not know yet counts as wrong: that is what a caller would have met.
     The record stays small, however long the stream: beyond MAX_PAIRS the rarest confusions are counted under
-    OTHER_LABELS, beyond MAX_CLIENTS those not heard of for longest under OTHER_CLIENTS. All other counts are exact.
+    OTHER_LABELS, beyond MAX_CLASSES new classes too, beyond MAX_CLIENTS those not heard of for longest under
+    OTHER_CLIENTS. All other counts are exact. Threads may update, read and serialise it at once.
 
     >>> record = Prequential(window=3)
     >>> record.update(["cat", "dog"], None, client="a")  # no head yet
@@ -59,30 +77,55 @@ class Prequential:
         if window < 1:
             raise InvalidError(f"window is {window}; it must be at least 1 sample", field="window")
         self.window = window
+        self._lock = threading.Lock()
         self._recent: deque[bool] = deque(maxlen=window)
         self._recent_correct = 0
         self._tested = 0
         self._correct = 0
-        self._hits: Counter[str] = Counter()
-        self._misses: Counter[tuple[str, str]] = Counter()
-        self._other_misses: Counter[str] = Counter()
         self._clients: dict[str, tuple[int, int]] = {}
         """(tested, correct), the one heard of last at the end."""
+        self._confusion = Confusion()
+        self._scores = ScoreCounts()
+        self._moments = FeatureMoments()
+        self._curve = LearningCurve()
+        self._panes = Window(window)
+        self._columns: tuple[tuple[str, ...], dict[str, int]] = ((), {})
 
-    def update(self, true_labels: Sequence[str], predicted_labels: Sequence[str] | None, client: str = "") -> None:
-        """Counts a batch; `predicted_labels` None = there was no head. Raises InputError where lengths differ."""
+    def update(
+        self,
+        true_labels: Sequence[str],
+        predicted_labels: Sequence[str] | None,
+        client: str = "",
+        *,
+        scores_BC: npt.NDArray[np.float32] | None = None,
+        known: tuple[str, ...] = (),
+        features_Bd: FeaturesBd | None = None,
+    ) -> None:
+        """Counts a batch; `predicted_labels` None = there was no head.
+
+        `scores_BC` with `known`, the label of each column, also feed calibration and AUC, `features_Bd` the drift; a
+        row that is not finite feeds neither. Raises InputError where lengths differ; then nothing is counted.
+        """
         if predicted_labels is None:
             predicted_labels = [NO_PREDICTION] * len(true_labels)
         if len(predicted_labels) != len(true_labels):
             raise InputError(
                 f"{len(predicted_labels)} predictions for {len(true_labels)} labels; each needs one", field="labels"
             )
+        _check_rows(len(true_labels), scores_BC, known, features_Bd)
         if not true_labels:
             return
         hits = [true == predicted for true, predicted in zip(true_labels, predicted_labels, strict=True)]
-        self._count(Counter(zip(true_labels, predicted_labels, strict=True)))
-        self._count_client(client, len(hits), sum(hits))
-        self._extend(hits)
+        with self._lock:
+            self._count_pairs(true_labels, predicted_labels, client)
+            self._count_client(client, len(hits), sum(hits))
+            self._extend(hits)
+            if scores_BC is not None:
+                self._count_scores(true_labels, hits, scores_BC, known)
+            if features_Bd is not None:
+                self._count_features(features_Bd)
+            self._curve.extend(self._tested, self._correct)
+            self._panes.turn()
 
     def merge(self, other: Prequential) -> None:
         """Adds another record's counts. For the window, the other's samples are the newer ones.
@@ -91,10 +134,17 @@ class Prequential:
         """
         if other.window != self.window:
             raise InvalidError(f"a window of {other.window} samples; this one has {self.window}", field="window")
-        self._count(other.confusion)
-        for client, (tested, correct) in other._clients.items():
-            self._count_client(client, tested, correct)
-        self._extend(list(other._recent))
+        with self._lock:
+            base = self._tested, self._correct
+            self._confusion.merge(other._confusion)
+            for client, (tested, correct) in other._clients.items():
+                self._count_client(client, tested, correct)
+            self._extend(list(other._recent))
+            self._scores.merge(other._scores)
+            self._moments.merge(other._moments)
+            for tested, correct in other._curve.points:
+                self._curve.extend(base[0] + tested, base[1] + correct)
+            self._panes.extend(other._panes)
 
     @property
     def tested(self) -> int:
@@ -124,11 +174,8 @@ class Prequential:
     @property
     def confusion(self) -> Mapping[tuple[str, str], int]:
         """(true label, predicted label) -> samples, of pairs that occurred; rare ones together, see OTHER_LABELS."""
-        return {
-            **{(label, label): count for label, count in self._hits.items()},
-            **self._misses,
-            **{(label, OTHER_LABELS): count for label, count in self._other_misses.items()},
-        }
+        with self._lock:
+            return self._confusion.cells
 
     @property
     def clients(self) -> Mapping[str, ClientRecord]:
@@ -139,54 +186,117 @@ class Prequential:
 
     def recall(self) -> Mapping[str, float]:
         """True label -> share of its samples that were predicted right. The least of them is the worst class."""
-        tested: Counter[str] = Counter()
-        for (true, _), count in self.confusion.items():
-            tested[true] += count
-        return {label: self._hits[label] / count for label, count in sorted(tested.items())}
+        with self._lock:
+            return self._confusion.recall()
+
+    @property
+    def temperature(self) -> float | None:
+        """T of softmax(scores / T), fitted to the window, else to all so far; None while too little is known."""
+        return self._panes.temperature() or self._scores.losses.fit()
+
+    def summary(self) -> dict[str, Any]:
+        """The figures alone, `total` and `window` (see report.figures): small enough to go into every version."""
+        with self._lock:
+            return {
+                "total": figures(self._confusion, self._scores),
+                "window": figures(self._panes.confusion(), self._panes.scores()),
+            }
+
+    def report(self) -> dict[str, Any]:
+        """Everything that is known of what was learned (see report.report), JSON-able; takes milliseconds."""
+        with self._lock:
+            return report(
+                confusion=self._confusion,
+                scores=self._scores,
+                moments=self._moments,
+                curve=self._curve,
+                window=self._panes,
+            )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able, counts only."""
-        return {
-            "version": VERSION,
-            "window": self.window,
-            "recent": "".join("1" if hit else "0" for hit in self._recent),
-            "confusion": [[true, predicted, count] for (true, predicted), count in sorted(self.confusion.items())],
-            "clients": {client: list(counts) for client, counts in self._clients.items()},
-        }
+        """JSON-able, counts and sums only. Earlier releases read it too: what they do not know is under `report`."""
+        with self._lock:
+            cells = sorted(self._confusion.cells.items())
+            return {
+                "version": VERSION,
+                "window": self.window,
+                "recent": "".join("1" if hit else "0" for hit in self._recent),
+                "confusion": [[true, predicted, count] for (true, predicted), count in cells],
+                "clients": {client: list(counts) for client, counts in self._clients.items()},
+                "report": {
+                    "version": REPORT_VERSION,
+                    "predicted": sorted(self._confusion.predicted.items()),
+                    "unattributed": self._confusion.unattributed,
+                    "scores": self._scores.to_dict(),
+                    "moments": self._moments.to_dict(),
+                    "curve": self._curve.to_dict(),
+                    "panes": self._panes.to_list(),
+                },
+            }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """What `to_dict` wrote. Raises DataLossError for anything else, or counts that do not add up."""
+        """What `to_dict` wrote, also of earlier releases. Raises DataLossError for anything else, or counts that do not
+        add up."""
         try:
             if data["version"] != VERSION:
                 raise ValueError(f"version {data['version']}; this release reads version {VERSION}")
             record = cls(window=int(data["window"]))
             pairs = {(str(true), str(guess)): int(count) for true, guess, count in data["confusion"]}
-            record._count(pairs)
+            record._confusion.add(pairs)
             for client, (tested, correct) in data["clients"].items():
                 record._count_client(str(client), int(tested), int(correct))
             record._extend([{"0": False, "1": True}[hit] for hit in data["recent"]])
-        except (KeyError, TypeError, ValueError, AttributeError, InvalidError) as error:
+            if "report" in data:
+                record._take_report(data["report"])
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, InvalidError) as error:
             raise DataLossError(f"not a prequential record: {error!r}") from error
-        hits = sum(count for (true, guess), count in pairs.items() if true == guess)
-        totals = (sum(pairs.values()), hits)
+        totals = (sum(pairs.values()), record._confusion.hits)
         if totals != (record.tested, record.correct) or record.window_tested != min(record.tested, record.window):
             raise DataLossError("a prequential record whose counts do not add up")
         return record
 
-    def _count(self, pairs: Mapping[tuple[str, str], int]) -> None:
-        for (true, guess), count in pairs.items():
-            if true == guess:
-                self._hits[true] += count
-            elif guess == OTHER_LABELS:
-                self._other_misses[true] += count
-            else:
-                self._misses[true, guess] += count
-        if len(self._misses) > MAX_PAIRS:  # a quarter at once, so that it is seldom done
-            by_rarity = sorted(self._misses.items(), key=lambda item: (item[1], item[0]))
-            for (true, guess), count in by_rarity[: len(by_rarity) - _FOLD_TO]:
-                self._other_misses[true] += count
-                del self._misses[true, guess]
+    def _take_report(self, data: Mapping[str, Any]) -> None:
+        if data["version"] != REPORT_VERSION:
+            raise ValueError(f"report of version {data['version']}; this release reads version {REPORT_VERSION}")
+        predicted = [(str(label), int(count)) for label, count in data["predicted"]]
+        self._confusion.take_predicted(predicted, int(data["unattributed"]))
+        self._scores = ScoreCounts.from_dict(data["scores"])
+        self._moments = FeatureMoments.from_dict(data["moments"])
+        self._curve = LearningCurve.from_dict(data["curve"])
+        self._panes = Window.from_list(self.window, data["panes"])
+        parts = (self._panes.samples, self._scores.reliability.samples, self._moments.samples)
+        if max(parts) > self._tested or (self._curve.points and self._curve.points[-1][0] > self._tested):
+            raise ValueError("a report of more samples than were tested")
+
+    def _count_pairs(self, true_labels: Sequence[str], predicted_labels: Sequence[str], client: str) -> None:
+        pairs = Counter(zip(true_labels, predicted_labels, strict=True))
+        self._confusion.add(pairs)
+        pane = self._panes.present
+        pane.samples += len(true_labels)
+        for (true, guess), samples in pairs.items():
+            pane.cells[client, true, guess] += samples
+
+    def _count_scores(
+        self, true_labels: Sequence[str], hits: list[bool], scores_BC: npt.NDArray[np.float32], known: tuple[str, ...]
+    ) -> None:
+        if self._columns[0] is not known:  # the same object for every batch that one head tests
+            self._columns = (known, {label: column for column, label in enumerate(known)})
+        column_of = self._columns[1]
+        true_B = np.array([column_of.get(label, -1) for label in true_labels], np.intp)
+        hit_B = np.array(hits, np.bool_)
+        finite_B = np.isfinite(scores_BC).all(axis=1)
+        if not finite_B.all():
+            scores_BC, true_B, hit_B = scores_BC[finite_B], true_B[finite_B], hit_B[finite_B]
+        batch = ScoredBatch(scores_BC=scores_BC, labels=known, true_B=true_B, hit_B=hit_B)
+        count(batch, self.temperature, self._scores, self._panes.present.scores)
+
+    def _count_features(self, features_Bd: FeaturesBd) -> None:
+        finite_B = np.isfinite(features_Bd).all(axis=1)
+        moments = FeatureMoments()
+        moments.add(features_Bd if finite_B.all() else features_Bd[finite_B])
+        self._moments.merge(moments)
+        self._panes.present.moments.merge(moments)
 
     def _count_client(self, client: str, tested: int, correct: int) -> None:
         self._tested += tested
@@ -207,3 +317,14 @@ class Prequential:
         self._recent.extend(hits)
         # Of a batch longer than the window only its end stays.
         self._recent_correct += sum(hits[-self.window :])
+
+
+def _check_rows(
+    rows: int, scores_BC: npt.NDArray[np.float32] | None, known: tuple[str, ...], features_Bd: FeaturesBd | None
+) -> None:
+    if scores_BC is not None and (scores_BC.shape != (rows, len(known)) or not known):
+        raise InputError(
+            f"scores have shape {scores_BC.shape}; it must be [{rows}, {max(len(known), 1)}]", field="scores"
+        )
+    if features_Bd is not None and (features_Bd.ndim != 2 or len(features_Bd) != rows):
+        raise InputError(f"features have shape {features_Bd.shape}; it must be [{rows}, d]", field="features")
