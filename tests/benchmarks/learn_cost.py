@@ -24,7 +24,7 @@ from everlearn.inputs.forms import decode_one
 from everlearn.inputs.samples import EncodedImages
 from everlearn.memories.statistics import Statistics
 from everlearn.runtime.session import TrunkSession
-from everlearn.spec.model import Input
+from everlearn.spec.input import Input
 from everlearn.values import PixelsBCHW
 
 BATCH = 32

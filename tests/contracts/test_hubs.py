@@ -26,7 +26,8 @@ from everlearn.hubs import hub_for
 from everlearn.hubs.base import Hub, HubSettings
 from everlearn.spec.model import Backbone
 
-KINDS = plugins.kinds(everlearn.hubs)
+KINDS = [kind for kind in plugins.kinds(everlearn.hubs) if kind != "identity"]
+"""The identity has no files: a test of its own says what it must do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,8 +171,19 @@ def test_each_scheme_leads_to_its_hub(kind: str, tmp_path: Path) -> None:
     assert type(hub_for(backbone, HubSettings(cache=tmp_path))) is found
 
 
+def test_the_identity_has_nothing_to_bring_and_takes_nothing_else(tmp_path: Path) -> None:
+    backbone = Backbone(source="identity")
+    hub = hub_for(backbone, HubSettings(cache=tmp_path))
+    assert (hub.resolve(backbone).files, hub.resolve(backbone).lock()) == ((), {"revision": ""})
+    assert hub.fetch(backbone, quiet).paths == {}
+    other = backbone.model_copy(update={"source": "identity:/etc/passwd"})
+    for ask in (hub.resolve, lambda backbone: hub.fetch(backbone, quiet)):
+        with pytest.raises(SpecError, match="write source: identity"):
+            ask(other)
+
+
 def test_an_unknown_scheme_is_refused_with_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"'https' sources; known: folder:, hf:, wheel:") as caught:
+    with pytest.raises(SpecError, match=r"'https' sources; known: folder:, hf:, identity:, wheel:") as caught:
         hub_for(torch_file(source="https://example.org/x.pth"), HubSettings(cache=tmp_path))
     assert caught.value.field == "spec.backbone.source"
 

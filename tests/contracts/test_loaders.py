@@ -16,13 +16,20 @@ from everlearn.errors import BackboneError, IntegrityError
 from everlearn.plugins import kinds, load
 from everlearn.runtime.session import TrunkSession
 from everlearn.spec.model import Backbone
-from everlearn.values import BackboneFiles, FrontConfig, Trunk
+from everlearn.values import BackboneFiles, Front, FrontConfig, TensorFront, Trunk
 
-Case = tuple[Backbone, FrontConfig, Callable[[Path], BackboneFiles], str]
+Case = tuple[Backbone, Front, Callable[[Path], BackboneFiles], str]
+"""A declaration, the front it is built for, its files, and the name of the one with weights (empty: there is none)."""
 
 CASES: dict[str, Case] = {
     "timm": (VIT, VIT_FRONT, vit_files, "model.safetensors"),
     "onnx": (ONNX, ONNX_FRONT, lambda folder: onnx_files(folder, small_onnx()), "model.onnx"),
+    "identity": (
+        Backbone(source="identity"),
+        TensorFront(shape=(5, 2), low=(0.0, -40.0), high=(1e-3, 85.0)),
+        lambda folder: BackboneFiles(source="identity", revision="", paths={}, sha256={}),
+        "",
+    ),
 }
 
 
@@ -49,15 +56,15 @@ def test_the_graph_maps_pixels_to_features(built: Built) -> None:
     def shape(value: onnx.ValueInfoProto) -> list[int | str]:
         return [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
 
-    assert [value.name for value in graph.input] == ["pixels"]
+    assert [value.name for value in graph.input] == ["pixels" if isinstance(built.front, FrontConfig) else "tensor"]
     assert [value.name for value in graph.output] == ["features"]
-    assert shape(graph.input[0]) == ["N", 3, built.front.height, built.front.width]
+    assert shape(graph.input[0]) == ["N", *built.front.sample_shape]
     assert shape(graph.output[0])[0] == "N"
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5])
 def test_any_number_of_images_gives_as_many_rows(built: Built, count: int) -> None:
-    pixels = np.zeros((count, 3, built.front.height, built.front.width), np.float32)
+    pixels = np.zeros((count, *built.front.sample_shape), np.float32)
     if count == 0 and built.backbone.loader == "timm":
         return  # an empty batch never reaches a trunk; attention kernels may refuse it
     assert TrunkSession(built.trunk.onnx).run(pixels).shape == (count, built.trunk.feature_dim)
@@ -65,7 +72,7 @@ def test_any_number_of_images_gives_as_many_rows(built: Built, count: int) -> No
 
 def test_a_rows_features_do_not_depend_on_its_neighbours(built: Built) -> None:
     rng = np.random.default_rng(0)
-    pixels = rng.normal(size=(3, 3, built.front.height, built.front.width)).astype(np.float32)
+    pixels = rng.normal(size=(3, *built.front.sample_shape)).astype(np.float32)
     session = TrunkSession(built.trunk.onnx)
     together = session.run(pixels)
     alone = np.concatenate([session.run(pixels[i : i + 1]) for i in range(3)])
@@ -80,7 +87,8 @@ def test_building_twice_gives_the_same_trunk(built: Built) -> None:
 def test_the_trunk_says_where_it_comes_from(built: Built) -> None:
     told = built.trunk.provenance
     assert told["source"] == built.files.source
-    assert told[f"sha256:{built.weights}"] == built.files.sha256[built.weights]
+    if built.weights:
+        assert told[f"sha256:{built.weights}"] == built.files.sha256[built.weights]
     assert told["loader"] == built.backbone.loader
     assert built.trunk.front == built.front
     assert built.trunk.scale.bits == 11
@@ -90,10 +98,22 @@ def test_the_trunk_says_where_it_comes_from(built: Built) -> None:
 def test_the_description_agrees_with_what_is_built(built: Built) -> None:
     told = built.loader.describe(built.backbone, built.files)
     assert told.feature_dim in (None, built.trunk.feature_dim)
-    assert (told.height, told.width) == (built.front.height, built.front.width)
+    assert told.modality == ("image" if isinstance(built.front, FrontConfig) else "tensor")
+    if isinstance(built.front, FrontConfig):
+        assert (told.height, told.width) == (built.front.height, built.front.width)
+
+
+def test_a_front_of_another_modality_is_refused(built: Built) -> None:
+    image, tensor = FrontConfig(height=32, width=32), TensorFront(shape=(3,), low=(0.0,), high=(1.0,))
+    other = tensor if isinstance(built.front, FrontConfig) else image
+    with pytest.raises(BackboneError) as error:
+        built.loader.build(built.backbone, built.files, other, bits=11)
+    assert error.value.field == "spec.input.modality"
 
 
 def test_a_file_that_is_not_the_verified_one_is_refused(built: Built, tmp_path: Path) -> None:
+    if not built.weights:
+        pytest.skip("it has no files")
     path = tmp_path / "other"
     path.write_bytes(built.files.paths[built.weights].read_bytes() + b"\0")
     files = BackboneFiles(

@@ -18,7 +18,7 @@ from PIL import Image
 
 from everlearn.errors import ExpiredError, InputError, NotFoundError, OverloadedError, PreconditionError
 from everlearn.inputs.samples import EncodedImages, Features, Images, Pixels, Samples
-from everlearn.spec.model import Input
+from everlearn.spec.input import Input
 from everlearn.values import FrontConfig, LinearHead
 from everlearn_protos.oip import SERVICE
 from everlearn_server.engine.serving import Scored, Snapshot

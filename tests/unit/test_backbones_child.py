@@ -55,7 +55,7 @@ def test_a_childs_refusal_comes_back_as_itself(tmp_path: Path) -> None:
     with pytest.raises(BackboneError, match="pixels only") as caught:
         build_in_child(ONNX, files, FrontConfig(height=8, width=8), bits=12, work_dir=tmp_path)
     assert caught.value.field == "spec.input.size"
-    with pytest.raises(SpecError, match="known: onnx, timm") as unknown:
+    with pytest.raises(SpecError, match="known: identity, onnx, timm") as unknown:
         describe_in_child(ONNX.model_copy(update={"loader": "child"}), files)
     assert unknown.value.field == "spec.backbone.loader"
     files.paths["model.onnx"].write_bytes(b"other")

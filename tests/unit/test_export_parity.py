@@ -42,7 +42,7 @@ def test_release_reports_strict_parity_of_trunk_and_head_and_the_fronts_differen
     assert report.composed.label_agreement == 1
     assert report.front_grey_levels <= 3.01
     assert report.served.max_rel_diff < 0.05
-    assert report.served.probes == len(probes.images) == 6
+    assert report.served.probes == len(probes.samples) == 6
 
 
 def test_a_change_smaller_than_the_fronts_difference_is_still_caught() -> None:

@@ -10,9 +10,9 @@ from PIL import Image
 
 from everlearn.errors import InputError, InvalidError, PayloadTooLargeError
 from everlearn.inputs.forms import check, decode_one
-from everlearn.inputs.samples import EncodedImages, Features, Images, Pixels, Samples
-from everlearn.spec.model import Input
-from everlearn.values import FrontConfig
+from everlearn.inputs.samples import EncodedImages, Features, Images, Pixels, Samples, Tensors
+from everlearn.spec.input import Input
+from everlearn.values import FrontConfig, TensorFront
 
 FRONT = FrontConfig(height=16, width=16)
 DECLARED = Input(max_image_pixels=10_000, max_image_bytes=5_000)
@@ -20,6 +20,9 @@ DECLARED = Input(max_image_pixels=10_000, max_image_bytes=5_000)
 
 def checked(samples: Samples) -> None:
     check(samples, front=FRONT, declared=DECLARED, feature_dim=5, field="batch.samples")
+
+
+READINGS = TensorFront(shape=(4, 2), low=(0.0,), high=(1.0,))
 
 
 def png() -> bytes:
@@ -48,6 +51,7 @@ def holed(shape: tuple[int, ...], value: float) -> np.ndarray:
         (Features(np.zeros((2, 6), np.float32)), "features", r"\['N', 5\]"),
         (Features(np.zeros(5, np.float32)), "features", r"\['N', 5\]"),
         (Features(holed((4, 5), np.inf)), "features[2]", "NaN or infinity"),
+        (Tensors(np.zeros((2, 16), np.float32)), "tensors", "the model takes images"),
         (EncodedImages((png(), b"")), "encoded_images.images[1]", "empty"),
         (EncodedImages((bytes(5_001),)), "encoded_images.images[0]", "at most 5000"),
     ],
@@ -96,3 +100,29 @@ def test_a_bomb_is_named_by_its_place_in_the_batch() -> None:
     with pytest.raises(PayloadTooLargeError, match="101 x 100") as caught:
         decode_one(EncodedImages((buffer.getvalue(),)), 0, front=FRONT, declared=DECLARED)
     assert caught.value.field == "samples.encoded_images.images[0]"
+
+
+@pytest.mark.parametrize(
+    ("samples", "field", "message"),
+    [
+        (Images(np.zeros((2, 4, 4, 3), np.uint8)), "images", "takes tensors"),
+        (EncodedImages((png(),)), "encoded_images", "takes tensors"),
+        (Tensors(np.zeros((2, 4, 2), np.float64)), "tensors", "float32"),  # type: ignore[arg-type]  # the point
+        (Tensors(np.zeros((2, 8), np.float32)), "tensors", r"\['N', 4, 2\]"),
+        (Tensors(holed((4, 4, 2), np.nan)), "tensors[2]", "NaN or infinity"),
+        (Tensors(holed((4, 4, 2), -np.inf)), "tensors[2]", "NaN or infinity"),
+        (Features(np.zeros((2, 7), np.float32)), "features", r"\['N', 8\]"),
+    ],
+)
+def test_what_does_not_fit_a_model_of_tensors_is_refused(samples: Samples, field: str, message: str) -> None:
+    with pytest.raises(InvalidError, match=message) as caught:
+        check(samples, front=READINGS, declared=DECLARED, feature_dim=8, field="batch.samples")
+    assert caught.value.field == f"batch.samples.{field}"
+
+
+def test_a_tensor_reaches_the_trunk_as_it_came() -> None:
+    values = np.random.default_rng(0).normal(size=(3, 4, 2)).astype(np.float32)
+    check(Tensors(values), front=READINGS, declared=DECLARED, feature_dim=8)
+    one = decode_one(Tensors(values), 1, front=READINGS, declared=DECLARED)
+    assert np.shares_memory(one, values)
+    assert np.array_equal(one, values[1])

@@ -22,9 +22,13 @@ FeaturesBd = npt.NDArray[np.float32]
 QuantisedBd = npt.NDArray[np.int16]
 PixelsBCHW = npt.NDArray[np.float32]
 ImageHWC = npt.NDArray[np.uint8]
+TrunkInput = npt.NDArray[np.float32 | np.int64]
+"""What a trunk takes: pixels [B, 3, H, W], or values [B, *shape], float32."""
 
 Interpolation = Literal["bilinear", "bicubic"]
 Resize = Literal["crop", "squash"]
+Modality = Literal["image", "tensor"]
+"""What a sample is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +53,41 @@ class FrontConfig:
     @property
     def digest(self) -> str:
         """sha256 of the canonical JSON."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return _digest(asdict(self))
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Of one sample as the trunk takes it."""
+        return (3, self.height, self.width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorFront:
+    """What a plain tensor is: its shape and its values' declared range. Nothing is done to it before the trunk."""
+
+    shape: tuple[int, ...]
+    """Of one sample."""
+    low: tuple[float, ...]
+    """Usual least value, in the user's own unit: one for all, or one for each place of the last axis."""
+    high: tuple[float, ...]
+    """Usual greatest value, as `low`."""
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the canonical JSON."""
+        return _digest({"modality": "tensor", **asdict(self)})
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Of one sample as the trunk takes it."""
+        return self.shape
+
+
+Front = FrontConfig | TensorFront
+
+
+def _digest(value: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,14 +132,15 @@ class FeatureScale:
 
 @dataclass(frozen=True, kw_only=True)
 class Trunk:
-    """One ONNX graph from pixels to features: what learns, what serves and what ships.
+    """One ONNX graph from a prepared sample to features: what learns, what serves and what ships.
 
-    The graph has one input `pixels` float32 [N, 3, H, W] and one output `features` float32 [N, d], N dynamic.
+    The graph has one output `features` float32 [N, d] and one input, N dynamic, whose name tells the modality:
+    `pixels` float32 [N, 3, H, W] or `tensor` float32 [N, *shape].
     """
 
     onnx: bytes
     scale: FeatureScale
-    front: FrontConfig
+    front: Front
     parity_max_rel_diff: float
     """Against the source model on the probes; 0 where the source is this very graph."""
     provenance: Mapping[str, str] = field(default_factory=dict)

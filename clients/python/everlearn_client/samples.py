@@ -38,8 +38,16 @@ class Pixels:
     pixels_N3HW: npt.NDArray[np.float32]
 
 
-SampleInput = Sequence[bytes | str | os.PathLike[str]] | npt.NDArray[np.uint8] | Features | Pixels
-"""Image files (bytes or paths), uint8 images [N, H, W, 3] or [H, W, 3], `Pixels` or `Features`."""
+@dataclass(frozen=True)
+class Tensors:
+    """float32 [N, *shape] in your own unit, for a model of modality tensor: rows of a table, parts of a time series."""
+
+    values_N: npt.NDArray[np.float32]
+
+
+Arrays = Features | Pixels | Tensors
+SampleInput = Sequence[bytes | str | os.PathLike[str]] | npt.NDArray[np.uint8] | Arrays
+"""Image files (bytes or paths), uint8 images [N, H, W, 3] or [H, W, 3], `Tensors`, `Pixels` or `Features`."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ class Rows:
         *,
         files: Sequence[bytes | Path] = (),
         array: npt.NDArray[np.generic] | None = None,
-        form: Literal["images", "pixels", "features"] = "images",
+        form: Literal["images", "pixels", "tensors", "features"] = "images",
     ) -> None:
         self._files, self._array, self._form = files, array, form
 
@@ -82,16 +90,17 @@ class Rows:
         if self._array is None:
             images = [file if isinstance(file, bytes) else file.read_bytes() for file in self._files]
             return tensor_pb2.Samples(encoded_images=tensor_pb2.EncodedImages(images=images))
-        tensor = to_tensor(self._array)
-        if self._form == "images":
-            return tensor_pb2.Samples(images=tensor)
-        return tensor_pb2.Samples(pixels=tensor) if self._form == "pixels" else tensor_pb2.Samples(features=tensor)
+        message = tensor_pb2.Samples()
+        getattr(message, self._form).CopyFrom(to_tensor(self._array))
+        return message
 
 
 def to_rows(samples: SampleInput) -> Rows:
     """Checks samples and says how they would be sent. Raises InvalidArgument that names what would be right."""
     if isinstance(samples, Features):
         return Rows(array=_floats(samples.features_Nd, axes=2, form="Features", right="[N, d]"), form="features")
+    if isinstance(samples, Tensors):
+        return Rows(array=_floats(samples.values_N, axes=None, form="Tensors", right="[N, *shape]"), form="tensors")
     if isinstance(samples, Pixels):
         pixels_N3HW = _floats(samples.pixels_N3HW, axes=4, form="Pixels", right="[N, 3, height, width]")
         if pixels_N3HW.shape[1] != 3:
@@ -177,6 +186,8 @@ def _take(samples: SampleInput, first: int, last: int) -> SampleInput:
         return Features(samples.features_Nd[first:last])
     if isinstance(samples, Pixels):
         return Pixels(samples.pixels_N3HW[first:last])
+    if isinstance(samples, Tensors):
+        return Tensors(samples.values_N[first:last])
     if isinstance(samples, np.ndarray) and samples.ndim == 3:
         return samples
     return samples[first:last]
@@ -186,7 +197,7 @@ def _checked_images(array: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
     if array.dtype != np.uint8:
         raise _wrong(
             f"samples is {array.dtype}{list(array.shape)}; a plain array is uint8 [N, H, W, 3]. "
-            "Wrap float32 in Pixels(...) ([N, 3, height, width]) or Features(...) ([N, d])"
+            "Wrap float32 in Tensors(...) ([N, *shape]), Pixels(...) ([N, 3, height, width]) or Features(...) ([N, d])"
         )
     if array.ndim == 3 and array.shape[2] == 3:
         array = array[np.newaxis]
@@ -200,11 +211,11 @@ def _checked_images(array: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
     raise _wrong(f"samples has shape {list(array.shape)}; it must be {right}")
 
 
-def _floats(array: npt.NDArray[np.float32], *, axes: int, form: str, right: str) -> npt.NDArray[np.float32]:
+def _floats(array: npt.NDArray[np.float32], *, axes: int | None, form: str, right: str) -> npt.NDArray[np.float32]:
     if not isinstance(array, np.ndarray) or array.dtype != np.float32:
         found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
         raise _wrong(f"{form} is {found}; it must be a float32 array {right}: use np.asarray(x, np.float32)")
-    if array.ndim != axes or 0 in array.shape[1:]:
+    if array.ndim < 2 or axes not in (None, array.ndim) or 0 in array.shape[1:]:
         raise _wrong(f"{form} has shape {list(array.shape)}; it must be {right}")
     return array
 

@@ -1,4 +1,4 @@
-"""The last place that sees raw input: from samples to one image's pixels at a time."""
+"""The last place that sees raw input: from samples to what the trunk takes, one sample at a time."""
 
 from __future__ import annotations
 
@@ -8,22 +8,16 @@ from functools import partial
 import numpy as np
 
 from everlearn.errors import InputError
-from everlearn.inputs.forms import check, decode_one
-from everlearn.inputs.samples import EncodedImages, Features, Images, Pixels, Samples
+from everlearn.inputs.forms import FORM_NAMES, check, decode_one
+from everlearn.inputs.samples import EncodedImages, Features, Raw, Samples, Tensors
 from everlearn.runtime.session import TrunkSession
-from everlearn.spec.model import Input
-from everlearn.values import FeaturesBd, PixelsBCHW
+from everlearn.spec.input import Input
+from everlearn.values import FeaturesBd, TrunkInput
 from everlearn_server.engine.trunks import LiveTrunk
 
 BEYOND_SCALE = 16.0
 """A feature this many times beyond the fixed-point scale is refused. The scale leaves four times the probes' peak as
 headroom and saturates above, which ordinary inputs may: what lies beyond this is no output of the trunk on an image."""
-_PLACE: dict[type[Samples], str] = {
-    EncodedImages: "encoded_images.images",
-    Images: "images",
-    Pixels: "pixels",
-    Features: "features",
-}
 
 
 class Decoder:
@@ -49,16 +43,19 @@ class Decoder:
             return
         index, column = (int(place) for place in np.argwhere(~sane_Bd)[0])
         whose = "the sample has" if isinstance(samples, Features) else "the trunk makes of it"
+        right = "send pixels normalised as the model's input says, or features of its own trunk"
+        if isinstance(samples, Tensors):
+            right = "send values near the range that the model's input declares, in its unit"
+        items = "encoded_images.images" if isinstance(samples, EncodedImages) else FORM_NAMES[type(samples)]
         raise InputError(
             f"{whose} feature {column} = {float(features_Bd[index, column]):.3g}, beyond {self._bound_d[column]:.3g}; "
-            "send pixels normalised as the model's input says, or features of its own trunk",
-            field=f"{field}.{_PLACE[type(samples)]}[{index}]",
+            f"{right}",
+            field=f"{field}.{items}[{index}]",
         )
 
-    def pixels_of(self, samples: EncodedImages | Images | Pixels, *, field: str) -> Callable[[int], PixelsBCHW]:
-        """What a worker calls for image i: float32 [1, 3, h, w]; a view where nothing has to be done."""
-        return partial(self._pixels, samples, field)
+    def pixels_of(self, samples: Raw, *, field: str) -> Callable[[int], TrunkInput]:
+        """What a worker calls for sample i: [1, ...] as the trunk takes it; a view where nothing has to be done."""
+        return partial(self._prepared, samples, field)
 
-    def _pixels(self, samples: EncodedImages | Images | Pixels, field: str, index: int) -> PixelsBCHW:
-        pixels_CHW = decode_one(samples, index, front=self._front, declared=self._declared, field=field)
-        return pixels_CHW[None]
+    def _prepared(self, samples: Raw, field: str, index: int) -> TrunkInput:
+        return decode_one(samples, index, front=self._front, declared=self._declared, field=field)[None]

@@ -14,7 +14,7 @@ from everlearn.export.card import CardFacts, model_card
 from everlearn.export.compose import Composer
 from everlearn.export.parity import ReleaseReport, check_release
 from everlearn.export.probes import Probes
-from everlearn.values import FeaturesBd, PixelsBCHW, Trunk
+from everlearn.values import FeaturesBd, Trunk, TrunkInput
 from everlearn_server.engine.live_model import LiveModel
 from everlearn_server.engine.serving import Snapshot
 from everlearn_server.engine.trunks import LiveTrunk
@@ -101,7 +101,7 @@ class Exporter:
         return self._benches[key]
 
 
-def _make_bench(trunk: Trunk, run: Callable[[PixelsBCHW], FeaturesBd]) -> _Bench:
+def _make_bench(trunk: Trunk, run: Callable[[TrunkInput], FeaturesBd]) -> _Bench:
     return _Bench(trunk=trunk, composer=Composer(trunk), probes=Probes.of(trunk.front, run))
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from everlearn.inputs.samples import Samples
-from everlearn.spec.model import Input
-from everlearn.values import FeaturesBd, FrontConfig, LinearHead
+from everlearn.spec.input import Input
+from everlearn.values import FeaturesBd, Front, LinearHead
 
 _PRODUCTS_ON_THE_LOOP = 2**24
 """Multiplications of a head that are done where everyone waits (0.4 ms); more go to a thread."""
@@ -38,7 +38,7 @@ class Snapshot:
     model: str
     version: int
     trunk: TrunkHandle
-    front: FrontConfig
+    front: Front
     head: LinearHead
     input: Input
     """Limits and encodings that the declaration names."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from everlearn.runtime.session import TrunkSession
-from everlearn.values import FeatureScale, FrontConfig, Trunk
+from everlearn.values import FeatureScale, Front, Trunk
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -18,7 +18,7 @@ class LiveTrunk:
     feature_dim: int
     feature_digest: str
     session: TrunkSession
-    front: FrontConfig
+    front: Front
     scale: FeatureScale
     provenance: Mapping[str, str]
     parity_max_rel_diff: float

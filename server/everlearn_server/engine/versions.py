@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from everlearn.errors import GateError, NotFoundError, PreconditionError
-from everlearn.spec.model import Gate, Input, Model
+from everlearn.spec.input import Input
+from everlearn.spec.model import Gate, Model
 from everlearn.values import FeaturesBd, LinearHead
 from everlearn_server.engine.publisher import NO_NUMBERS, Solved
 from everlearn_server.engine.serving import Snapshot

@@ -19,7 +19,8 @@ from typing import Protocol
 import numpy as np
 
 from everlearn.errors import ExpiredError, OverloadedError, UnavailableError
-from everlearn.values import FeaturesBd, PixelsBCHW
+from everlearn.runtime.session import join
+from everlearn.values import FeaturesBd, TrunkInput
 from everlearn_server.engine.trunk_times import TrunkTimes
 
 _PREDICTIONS_IN_A_ROW = 4
@@ -27,10 +28,10 @@ _PREDICTIONS_IN_A_ROW = 4
 
 
 class Session(Protocol):
-    """Runs pixels through a trunk; thread-safe."""
+    """Runs prepared samples through a trunk; thread-safe."""
 
-    def run(self, pixels_BCHW: PixelsBCHW) -> FeaturesBd:
-        """float32 [B, 3, H, W] -> float32 [B, d]."""
+    def run(self, samples: TrunkInput) -> FeaturesBd:
+        """[B, ...] -> float32 [B, d]."""
         ...
 
 
@@ -39,8 +40,8 @@ class Work:
     """One request's images on their way through a trunk; rows of `features_Bd` fill as workers finish them."""
 
     session: Session
-    pixels_of: Callable[[int], PixelsBCHW]
-    """Decodes and prepares image i: [1, 3, H, W]. Runs in a worker; may raise InputError."""
+    pixels_of: Callable[[int], TrunkInput]
+    """Decodes and prepares sample i: [1, ...] as the trunk takes it. Runs in a worker; may raise InputError."""
     features_Bd: FeaturesBd
     done: asyncio.Future[None]
     deadline_s: float | None
@@ -80,7 +81,7 @@ class WorkQueue:
         return len(self._predict), len(self._learn)
 
     async def predict(
-        self, session: Session, pixels_of: Callable[[int], PixelsBCHW], count: int, dim: int, timeout_s: float | None
+        self, session: Session, pixels_of: Callable[[int], TrunkInput], count: int, dim: int, timeout_s: float | None
     ) -> Work:
         """Features of `count` images.
 
@@ -95,7 +96,7 @@ class WorkQueue:
             )
         return await self._run(self._predict, session, pixels_of, count, dim, timeout_s)
 
-    async def learn(self, session: Session, pixels_of: Callable[[int], PixelsBCHW], count: int, dim: int) -> Work:
+    async def learn(self, session: Session, pixels_of: Callable[[int], TrunkInput], count: int, dim: int) -> Work:
         """Features of `count` images, after waiting for room in the lane. Raises what `pixels_of` raises."""
         while len(self._learn) > self._capacity_images and not self._closed:
             await asyncio.sleep(min(0.1, self._mean_s * len(self._learn) / self._workers / 2))
@@ -118,7 +119,7 @@ class WorkQueue:
         self,
         lane: deque[tuple[Work, int]],
         session: Session,
-        pixels_of: Callable[[int], PixelsBCHW],
+        pixels_of: Callable[[int], TrunkInput],
         count: int,
         dim: int,
         timeout_s: float | None,
@@ -169,7 +170,7 @@ class WorkQueue:
     def _process(self, items: list[tuple[Work, int]]) -> None:
         started_s = time.monotonic()
         ready: list[tuple[Work, int]] = []
-        pixels: list[PixelsBCHW] = []
+        pixels: list[TrunkInput] = []
         for work, index in items:
             if work.failed:
                 continue
@@ -191,11 +192,10 @@ class WorkQueue:
         self._run_trunk(ready, pixels)
         self._mean_s += 0.05 * ((time.monotonic() - started_s) / len(items) - self._mean_s)
 
-    def _run_trunk(self, ready: list[tuple[Work, int]], pixels: list[PixelsBCHW]) -> None:
+    def _run_trunk(self, ready: list[tuple[Work, int]], pixels: list[TrunkInput]) -> None:
         begun_s = time.monotonic()
         try:
-            batch_BCHW = pixels[0] if len(pixels) == 1 else np.concatenate(pixels)
-            features_Bd = ready[0][0].session.run(batch_BCHW)
+            features_Bd = ready[0][0].session.run(join(pixels))
             for row, (work, index) in enumerate(ready):
                 work.features_Bd[index] = features_Bd[row]
         except Exception as error:  # answered to the callers; a worker never dies

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 from google.longrunning import operations_pb2
+from google.protobuf import json_format
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -27,21 +29,21 @@ from everlearn_server.rpc.status import to_status
 from everlearn_server.store.rows import ExportRow, VersionRow
 
 
-async def model_message(engine: Engine, model: LiveModel) -> models_pb2.Model:
-    """A model as callers see it."""
+async def model_message(engine: Engine, model: LiveModel, *, report: bool = True) -> models_pb2.Model:
+    """A model as callers see it; in a list without the report, which can be large."""
     row = model.row
     return models_pb2.Model(
         name=f"models/{row.name}",
         declaration=dump(model.spec),
         generation=row.generation,
         etag=row.etag,
-        status=await _status(engine, model),
+        status=await _status(engine, model, report=report),
         create_time=timestamp(row.create_time_s),
         update_time=timestamp(row.update_time_s),
     )
 
 
-async def _status(engine: Engine, model: LiveModel) -> models_pb2.ModelStatus:
+async def _status(engine: Engine, model: LiveModel, *, report: bool) -> models_pb2.ModelStatus:
     row, book = model.row, model.book
     status = models_pb2.ModelStatus(
         state=models_pb2.ModelStatus.State.Value(row.state),
@@ -69,6 +71,9 @@ async def _status(engine: Engine, model: LiveModel) -> models_pb2.ModelStatus:
         status.feature_dim = model.ready_trunk.feature_dim
         status.input.CopyFrom(input_contract(model))
         status.prequential.CopyFrom(prequential_message(model.writer.prequential))
+        if report:
+            # Beside the event loop: with many classes it takes a hundredth of a second, and the writer holds the record.
+            status.report.CopyFrom(await asyncio.to_thread(_report, model.writer.prequential))
         status.memory_digest = await model.writer.digest()
     return status
 
@@ -80,10 +85,12 @@ def input_contract(model: LiveModel) -> models_pb2.InputContract:
     return models_pb2.InputContract(
         height=height,
         width=width,
-        encodings=declared.encodings,
-        max_image_bytes=declared.max_image_bytes,
+        encodings=declared.encodings or (),
+        max_image_bytes=declared.max_image_bytes or 0,
         max_batch_samples=MAX_BATCH_SAMPLES,
         feature_digest=model.ready_trunk.feature_digest,
+        modality=declared.modality,
+        shape=model.ready_trunk.front.sample_shape,
     )
 
 
@@ -96,6 +103,10 @@ def prequential_message(prequential: Prequential) -> models_pb2.Prequential:
         windowed_accuracy=prequential.window_accuracy,
         window=prequential.window,
     )
+
+
+def _report(prequential: Prequential) -> models_pb2.LearningReport:
+    return json_format.ParseDict(prequential.report(), models_pb2.LearningReport())
 
 
 def version_message(model: LiveModel, record: VersionRow) -> models_pb2.Version:
@@ -121,6 +132,8 @@ def version_message(model: LiveModel, record: VersionRow) -> models_pb2.Version:
         gate_passed=record.gate_passed,
         gate_reason=record.gate_reason,
         aliases=model.book.aliases_of(record.number),
+        # Of a version that an earlier release made there is none.
+        report=json_format.ParseDict(metrics.get("report", {}), models_pb2.LearningReport()),
     )
 
 

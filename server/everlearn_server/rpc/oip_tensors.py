@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from everlearn.errors import InputError, NotFoundError
-from everlearn.inputs.samples import EncodedImages, Features, Images, Pixels, Samples
+from everlearn.inputs.samples import EncodedImages, Features, Images, Pixels, Samples, Tensors
+from everlearn.values import Front, TensorFront
 from everlearn_server.engine.serving import Snapshot
 
 MAX_BATCH = 1024
@@ -40,7 +41,7 @@ _CONTENTS = {"UINT8": "uint_contents", "FP32": "fp32_contents", "BYTES": "bytes_
 
 def input_specs(snapshot: Snapshot) -> Mapping[str, TensorSpec]:
     """The inputs of a model; a request gives exactly one."""
-    return _input_specs(snapshot.front.height, snapshot.front.width, snapshot.trunk.feature_dim)
+    return _input_specs(snapshot.front, snapshot.trunk.feature_dim)
 
 
 def output_specs(snapshot: Snapshot) -> Mapping[str, TensorSpec]:
@@ -49,13 +50,17 @@ def output_specs(snapshot: Snapshot) -> Mapping[str, TensorSpec]:
 
 
 @lru_cache(maxsize=1024)
-def _input_specs(height: int, width: int, feature_dim: int) -> Mapping[str, TensorSpec]:
-    specs = (
-        TensorSpec("image", "UINT8", (-1, -1, -1, 3)),
-        TensorSpec("encoded", "BYTES", (-1,)),
-        TensorSpec("pixels", "FP32", (-1, 3, height, width)),
-        TensorSpec("features", "FP32", (-1, feature_dim)),
-    )
+def _input_specs(front: Front, feature_dim: int) -> Mapping[str, TensorSpec]:
+    features = TensorSpec("features", "FP32", (-1, feature_dim))
+    if isinstance(front, TensorFront):
+        specs = [TensorSpec("tensor", "FP32", (-1, *front.shape)), features]
+    else:
+        specs = [
+            TensorSpec("image", "UINT8", (-1, -1, -1, 3)),
+            TensorSpec("encoded", "BYTES", (-1,)),
+            TensorSpec("pixels", "FP32", (-1, *front.sample_shape)),
+            features,
+        ]
     return {spec.name: spec for spec in specs}
 
 
@@ -228,7 +233,8 @@ def _samples(name: str, array: npt.NDArray[Any]) -> Samples:
         return Images(array)
     if sys.byteorder == "big":
         array = array.astype(np.float32)
-    return Pixels(array) if name == "pixels" else Features(array)
+    forms: dict[str, type[Pixels] | type[Tensors] | type[Features]] = {"pixels": Pixels, "tensor": Tensors}
+    return forms.get(name, Features)(array)
 
 
 def _names(specs: Mapping[str, TensorSpec]) -> str:

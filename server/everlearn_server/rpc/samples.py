@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from everlearn.errors import InputError
-from everlearn.inputs.samples import EncodedImages, Features, Images, Pixels, Samples
+from everlearn.inputs.samples import EncodedImages, Features, Images, Pixels, Samples, Tensors
 from everlearn_protos.arrays import from_tensor
 from everlearn_protos.v1 import tensor_pb2
 
@@ -16,24 +16,29 @@ def samples_of(message: tensor_pb2.Samples, *, field: str) -> Samples:
     """Raises InputError, with the path below `field`, for no form, a wrong dtype or rank, or inconsistent bytes."""
     form = message.WhichOneof("form")
     if form is None:
-        raise InputError("no samples; set encoded_images, images, pixels or features", field=field)
+        raise InputError("no samples; set encoded_images, images, pixels, tensors or features", field=field)
     if form == "encoded_images":
         return EncodedImages(tuple(message.encoded_images.images))
     if form == "images":
         return Images(_array(message.images, np.dtype(np.uint8), 4, f"{field}.images"))
     if form == "pixels":
         return Pixels(_array(message.pixels, np.dtype(np.float32), 4, f"{field}.pixels"))
+    if form == "tensors":
+        # As many axes as the model's own samples have: whoever knows the model checks them.
+        return Tensors(_array(message.tensors, np.dtype(np.float32), None, f"{field}.tensors"))
     return Features(_array(message.features, np.dtype(np.float32), 2, f"{field}.features"))
 
 
-def _array(tensor: tensor_pb2.Tensor, dtype: np.dtype[np.generic], rank: int, field: str) -> Any:
+def _array(tensor: tensor_pb2.Tensor, dtype: np.dtype[np.generic], rank: int | None, field: str) -> Any:
     try:
         array = from_tensor(tensor)
     except ValueError as error:
         raise InputError(str(error), field=field) from None
     if array.dtype != dtype:
         raise InputError(f"data_type is {array.dtype}; it must be {dtype}", field=f"{field}.data_type")
-    if array.ndim != rank:
+    if rank is None and array.ndim < 2:
+        raise InputError(f"shape {list(array.shape)} has no axis of a sample; send [N, *shape]", field=f"{field}.shape")
+    if rank is not None and array.ndim != rank:
         raise InputError(
             f"shape {list(array.shape)} has {array.ndim} axes; it must have {rank}", field=f"{field}.shape"
         )

@@ -6,24 +6,27 @@ import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from everlearn.backbones.tail import Tail
 from everlearn.errors import BackboneError, IntegrityError
 from everlearn.spec.model import Backbone
-from everlearn.values import BackboneFiles, FrontConfig, Interpolation, Trunk
+from everlearn.values import BackboneFiles, Front, FrontConfig, Interpolation, Modality, Trunk
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneDefaults:
-    """What a backbone says of itself; fills in what a declaration leaves out."""
+    """What a backbone says of itself; fills in what a declaration leaves out. Sizes and levels are of images only."""
 
+    modality: Modality = "image"
+    """What it takes."""
     architecture: str | None
-    height: int
-    width: int
-    fixed_size: bool
+    height: int = 0
+    width: int = 0
+    fixed_size: bool = False
     """True where another input size is refused."""
-    crop_pct: float
-    interpolation: Interpolation
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    crop_pct: float = 0.875
+    interpolation: Interpolation = "bicubic"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     feature_dim: int | None
     """None where only building tells."""
     licence: str | None
@@ -43,11 +46,30 @@ class Loader(ABC):
         """
 
     @abstractmethod
-    def build(self, backbone: Backbone, files: BackboneFiles, front: FrontConfig, *, bits: int) -> Trunk:
+    def build(self, backbone: Backbone, files: BackboneFiles, front: Front, *, bits: int) -> Trunk:
         """Loads the weights strictly, cuts the classifier off, exports, and verifies against the source model.
 
         Raises BackboneError.
         """
+
+    def build_cut(
+        self, backbone: Backbone, files: BackboneFiles, front: Front, *, bits: int, blocks: int | None
+    ) -> tuple[Trunk, Tail]:
+        """As `build`, in two: the last `blocks` blocks are a tail that may learn; None gives it the whole network.
+
+        The trunk's features are the values at the cut, flat. Raises BackboneError, also where this loader cannot cut.
+        """
+        raise BackboneError(
+            f"loader {backbone.loader} cannot cut a network; write adapt: frozen, or use a loader that can (timm)",
+            field="spec.recipe.adapt",
+        )
+
+
+def image_front(front: Front) -> FrontConfig:
+    """The front, of images. Raises BackboneError for any other."""
+    if not isinstance(front, FrontConfig):
+        raise BackboneError("the backbone takes images; write modality: image", field="spec.input.modality")
+    return front
 
 
 def weights_name(backbone: Backbone, files: BackboneFiles) -> str:

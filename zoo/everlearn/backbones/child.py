@@ -18,23 +18,25 @@ from typing import Any
 
 from everlearn import backbones, errors
 from everlearn.backbones.base import BackboneDefaults, Loader, weights_name
-from everlearn.backbones.manifest import dump_manifest, load_trunk
+from everlearn.backbones.manifest import dump_manifest, front_data, front_of, load_trunk
 from everlearn.backbones.projection import project
+from everlearn.backbones.tail import Tail
+from everlearn.backbones.tail_manifest import dump_tail, load_tail
 from everlearn.backbones.torch_file import with_safetensors
 from everlearn.errors import BackboneError, EverlearnError
 from everlearn.plugins import load
 from everlearn.runtime.process import become_background_child, run_module
 from everlearn.spec.model import Backbone
 from everlearn.spec.recipe import Projection
-from everlearn.values import BackboneFiles, FrontConfig, Trunk
+from everlearn.values import BackboneFiles, Front, Trunk
 
-__all__ = ["build_in_child", "describe_in_child", "dump_manifest", "load_trunk"]
+__all__ = ["build_cut_in_child", "build_in_child", "describe_in_child", "dump_manifest", "load_trunk"]
 
 
 def build_in_child(
     backbone: Backbone,
     files: BackboneFiles,
-    front: FrontConfig,
+    front: Front,
     *,
     bits: int,
     work_dir: Path,
@@ -50,11 +52,34 @@ def build_in_child(
     if backbone.format == "torch":
         files = with_safetensors(backbone, files, weights_name(backbone, files), work_dir)
     with tempfile.TemporaryDirectory(prefix="trunk-", dir=work_dir) as folder:
-        request = _request(backbone, files) | {"front": asdict(front), "bits": bits, "folder": folder}
+        request = _request(backbone, files) | {"front": front_data(front), "bits": bits, "folder": folder}
         if projection is not None:
             request["projection"] = projection.model_dump(mode="json")
         _ask(request, timeout_s, f"building the trunk of {backbone.source}")
         return load_trunk((Path(folder) / "trunk.onnx").read_bytes(), (Path(folder) / "trunk.json").read_bytes())
+
+
+def build_cut_in_child(
+    backbone: Backbone,
+    files: BackboneFiles,
+    front: Front,
+    *,
+    bits: int,
+    blocks: int | None,
+    work_dir: Path,
+    timeout_s: float = 600,
+) -> tuple[Trunk, Tail]:
+    """As `build_in_child`, in two: see `Loader.build_cut`."""
+    work_dir.mkdir(parents=True, exist_ok=True)
+    if backbone.format == "torch":
+        files = with_safetensors(backbone, files, weights_name(backbone, files), work_dir)
+    with tempfile.TemporaryDirectory(prefix="trunk-", dir=work_dir) as name:
+        request = _request(backbone, files) | {"front": front_data(front), "bits": bits, "folder": name}
+        _ask(request | {"cut": {"blocks": blocks}}, timeout_s, f"cutting {backbone.source}")
+        folder = Path(name)
+        trunk = load_trunk((folder / "trunk.onnx").read_bytes(), (folder / "trunk.json").read_bytes())
+        parts = ("tail.onnx", "tail.safetensors", "tail.json")
+        return trunk, load_tail(*((folder / part).read_bytes() for part in parts))
 
 
 def describe_in_child(backbone: Backbone, files: BackboneFiles | None, *, timeout_s: float = 120) -> BackboneDefaults:
@@ -87,12 +112,16 @@ def _carry_out(request: Mapping[str, Any]) -> dict[str, Any]:
     if "front" not in request:
         return asdict(loader.describe(backbone, files))
     assert files is not None
-    told = request["front"]
-    front = FrontConfig(**told | {"mean": tuple(told["mean"]), "std": tuple(told["std"])})
-    trunk = loader.build(backbone, files, front, bits=request["bits"])
+    folder, front, bits = Path(request["folder"]), front_of(request["front"]), request["bits"]
+    if "cut" in request:
+        trunk, tail = loader.build_cut(backbone, files, front, bits=bits, blocks=request["cut"]["blocks"])
+        (folder / "tail.onnx").write_bytes(tail.graph)
+        (folder / "tail.safetensors").write_bytes(tail.weights)
+        (folder / "tail.json").write_bytes(dump_tail(tail))
+    else:
+        trunk = loader.build(backbone, files, front, bits=bits)
     if "projection" in request:
         trunk = project(trunk, Projection.model_validate_json(json.dumps(request["projection"])))
-    folder = Path(request["folder"])
     (folder / "trunk.onnx").write_bytes(trunk.onnx)
     (folder / "trunk.json").write_bytes(dump_manifest(trunk))
     return {"digest": trunk.digest}

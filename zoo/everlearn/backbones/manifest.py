@@ -6,14 +6,30 @@ import base64
 import binascii
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 
 from everlearn.errors import DataLossError
-from everlearn.values import FeatureScale, FrontConfig, Trunk
+from everlearn.values import FeatureScale, Front, FrontConfig, TensorFront, Trunk
 
 _FORMAT = 1
+_FRONTS: dict[str, type[FrontConfig] | type[TensorFront]] = {"image": FrontConfig, "tensor": TensorFront}
+
+
+def front_data(front: Front) -> dict[str, Any]:
+    """A front as plain data, for JSON; `front_of` reads it back."""
+    modality = next(name for name, kind in _FRONTS.items() if isinstance(front, kind))
+    # Manifests of images, which were there first, name no modality.
+    return asdict(front) if modality == "image" else {"modality": modality, **asdict(front)}
+
+
+def front_of(data: Mapping[str, Any]) -> Front:
+    """The front that `front_data` described. Raises TypeError, KeyError for what is none."""
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+    return _FRONTS[fields.pop("modality", "image")](**fields)
 
 
 def dump_manifest(trunk: Trunk) -> bytes:
@@ -21,7 +37,7 @@ def dump_manifest(trunk: Trunk) -> bytes:
     body = {
         "format": _FORMAT,
         "onnx_sha256": trunk.digest,
-        "front": asdict(trunk.front),
+        "front": front_data(trunk.front),
         "scale": {
             "bits": trunk.scale.bits,
             "step_d": base64.b64encode(trunk.scale.step_d.astype("<f4").tobytes()).decode(),
@@ -42,7 +58,6 @@ def load_trunk(onnx: bytes, manifest: bytes) -> Trunk:
         found = hashlib.sha256(onnx).hexdigest()
         if found != body["onnx_sha256"]:
             raise DataLossError(f"trunk is {found}, its manifest says {body['onnx_sha256']}; delete it, it is rebuilt")
-        front = body["front"] | {"mean": tuple(body["front"]["mean"]), "std": tuple(body["front"]["std"])}
         steps = np.frombuffer(base64.b64decode(body["scale"]["step_d"], validate=True), "<f4").astype(np.float32)
         scale = FeatureScale(step_d=steps, bits=body["scale"]["bits"])
         if scale.digest != body["scale"]["sha256"]:
@@ -50,7 +65,7 @@ def load_trunk(onnx: bytes, manifest: bytes) -> Trunk:
         return Trunk(
             onnx=onnx,
             scale=scale,
-            front=FrontConfig(**front),
+            front=front_of(body["front"]),
             parity_max_rel_diff=float(body["parity_max_rel_diff"]),
             provenance=dict(body["provenance"]),
         )

@@ -12,13 +12,13 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from everlearn.backbones.base import BackboneDefaults, Loader, provenance_of, read_verified, weights_name
+from everlearn.backbones.base import BackboneDefaults, Loader, image_front, provenance_of, read_verified, weights_name
 from everlearn.backbones.onnx_graph import axes_of, feature_output, image_input, parse, trunk_graph
 from everlearn.backbones.probes import finish
 from everlearn.errors import BackboneError
 from everlearn.runtime.session import TrunkSession
 from everlearn.spec.model import Backbone
-from everlearn.values import BackboneFiles, FrontConfig, Trunk
+from everlearn.values import BackboneFiles, Front, FrontConfig, Trunk
 
 _DEFAULT_SIZE = 224
 
@@ -45,8 +45,9 @@ class OnnxLoader(Loader):
             licence=None,
         )
 
-    def build(self, backbone: Backbone, files: BackboneFiles, front: FrontConfig, *, bits: int) -> Trunk:
+    def build(self, backbone: Backbone, files: BackboneFiles, front: Front, *, bits: int) -> Trunk:
         """See the base class. The parity is 0: the source is this very graph."""
+        front = image_front(front)
         model = _model(backbone, files)
         source = image_input(model)
         _, _, height, width = axes_of(source)

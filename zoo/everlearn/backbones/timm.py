@@ -17,17 +17,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import timm
 import torch
 from safetensors.torch import load as load_safetensors
 
-from everlearn.backbones.base import BackboneDefaults, Loader, provenance_of, read_verified, weights_name
-from everlearn.backbones.probes import finish
+from everlearn.backbones.base import BackboneDefaults, Loader, image_front, provenance_of, read_verified, weights_name
+from everlearn.backbones.cut import split
+from everlearn.backbones.probes import Reference, finish, probes_of
+from everlearn.backbones.tail import Tail
+from everlearn.backbones.tail_torch import make_tail
 from everlearn.backbones.torch_file import ORDER, with_safetensors
 from everlearn.errors import BackboneError
 from everlearn.spec.model import Backbone
-from everlearn.values import BackboneFiles, FeaturesBd, FrontConfig, Interpolation, PixelsBCHW, Trunk
+from everlearn.values import BackboneFiles, FeaturesBd, Front, FrontConfig, Interpolation, Trunk, TrunkInput
 
 OPSET = 20
 """Newest that torch's TorchScript exporter writes."""
@@ -69,8 +73,39 @@ class TimmLoader(Loader):
             licence=str(told["license"]) if told.get("license") else None,
         )
 
-    def build(self, backbone: Backbone, files: BackboneFiles, front: FrontConfig, *, bits: int) -> Trunk:
+    def build(self, backbone: Backbone, files: BackboneFiles, front: Front, *, bits: int) -> Trunk:
         """See the base class."""
+        front = image_front(front)
+        model, provenance = self._loaded(backbone, files, front)
+        return finish(_export(model, front), front, bits, provenance, _reference(model))
+
+    def build_cut(
+        self, backbone: Backbone, files: BackboneFiles, front: Front, *, bits: int, blocks: int | None
+    ) -> tuple[Trunk, Tail]:
+        """See the base class."""
+        front = image_front(front)
+        model, provenance = self._loaded(backbone, files, front)
+        probes = probes_of(front)
+        halves = split(model, blocks, torch.from_numpy(np.concatenate(probes[:4])))
+        reference = _reference(halves.trunk)
+        config = _config(files)
+        tail = make_tail(
+            halves,
+            _architecture(backbone, config),
+            _arguments(config),
+            (front.height, front.width),
+            blocks=blocks,
+            # One by one: the values of 24 images at an early cut may be large.
+            activations_Nd=np.concatenate([reference(probe) for probe in probes]),
+        )
+        provenance |= {"cut": halves.cut or "pixels", "cut_shape": "x".join(map(str, tail.shape))}
+        trunk = finish(_export(halves.trunk, front), front, bits, provenance, reference, channels_d=tail.channels)
+        return trunk, tail
+
+    def _loaded(
+        self, backbone: Backbone, files: BackboneFiles, front: FrontConfig
+    ) -> tuple[torch.nn.Module, dict[str, str]]:
+        """The network with its weights and without its classifier, and what is to be told of it."""
         torch.set_num_threads(1)
         told = self.describe(backbone, files)
         if told.fixed_size and (front.height, front.width) != (told.height, told.width):
@@ -82,20 +117,13 @@ class TimmLoader(Loader):
         config = _config(files)
         model = _create(_architecture(backbone, config), _arguments(config), classes=0)
         _load_strictly(model, self._weights(backbone, files, model, config))
-        model.eval()
-
-        def reference(pixels_BCHW: PixelsBCHW) -> FeaturesBd:
-            with torch.inference_mode():
-                features_Bd: FeaturesBd = model(torch.from_numpy(pixels_BCHW)).numpy()
-            return features_Bd
-
         provenance = provenance_of(backbone, files) | {
             "architecture": str(told.architecture),
             "licence": told.licence or "unknown",
             "timm": timm.__version__,
             "torch": torch.__version__,
         }
-        return finish(_export(model, front), front, bits, provenance, reference)
+        return model.eval(), provenance
 
     def _weights(
         self, backbone: Backbone, files: BackboneFiles, model: torch.nn.Module, config: Mapping[str, Any]
@@ -111,6 +139,15 @@ class TimmLoader(Loader):
             whole = _create(_architecture(backbone, config), _arguments(config), classes=None)
             state = rename_by_order(state, order, whole.state_dict())
         return _without_classifier(state, _classifiers(model))
+
+
+def _reference(module: torch.nn.Module) -> Reference:
+    def reference(pixels_BCHW: TrunkInput) -> FeaturesBd:
+        with torch.inference_mode():
+            features_Bd: FeaturesBd = module(torch.from_numpy(pixels_BCHW)).numpy()
+        return features_Bd
+
+    return reference
 
 
 def rename_by_order(state: State, order: list[str] | None, wanted: State) -> State:

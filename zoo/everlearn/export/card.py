@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import yaml
 
 from everlearn.errors import InputError
-from everlearn.export.compose import INPUT_CONTRACT, public_source
+from everlearn.export.compose import input_contract, public_source
 from everlearn.export.parity import ReleaseReport
-from everlearn.values import LinearHead, Trunk
+from everlearn.values import Front, FrontConfig, LinearHead, TensorFront, Trunk
 
 OPEN_LABELS = 20
 """More labels than these are folded away."""
@@ -32,6 +31,18 @@ labels = session.run(["labels"], {"image": image})[0]
 print(label[0], dict(zip(labels, scores[0])))
 """
 """A test runs this."""
+
+USAGE_TENSOR = """\
+import numpy as np
+import onnxruntime
+
+session = onnxruntime.InferenceSession("model.onnx")
+sample = np.zeros([1, SHAPE], np.float32)  # your values, in the unit of the data it learned from
+scores, label = session.run(["scores", "label"], {"tensor": sample})
+labels = session.run(["labels"], {"tensor": sample})[0]
+print(label[0], dict(zip(labels, scores[0])))
+"""
+"""With SHAPE filled in, a test runs this too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,22 +77,38 @@ def model_card(facts: CardFacts, trunk: Trunk, head: LinearHead, parity: Release
             field="samples",
         )
     parts = [
-        f"---\n{yaml.safe_dump(_front_matter(trunk.provenance), sort_keys=False, allow_unicode=True)}---",
+        f"---\n{yaml.safe_dump(_front_matter(trunk), sort_keys=False, allow_unicode=True)}---",
         f"# {facts.model}, version {facts.version}",
-        f"Classifies an image into {_plural(len(head.labels), 'label')}. One ONNX file with everything inside: "
-        "resize and normalisation, the pretrained network, the head, the table of labels.",
-        "## Use\n\n```python\n" + USAGE + "```",
-        f"Input `{INPUT_CONTRACT}`. Outputs `scores` float32 [N, {len(head.labels)}] (the highest wins; not "
-        "probabilities), `label_index` int64 [N], `label` string [N], `labels` the table.",
+        _claim(trunk.front, len(head.labels)),
+        "## Use\n\n```python\n" + _usage(trunk.front) + "```",
+        f"Input `{input_contract(trunk.front)}`. Outputs `scores` float32 [N, {len(head.labels)}] (the highest wins; "
+        "not probabilities), `label_index` int64 [N], `label` string [N], `labels` the table.",
         _labels(head.labels, facts.samples_C),
-        _learning(facts, head),
-        _checks(parity),
+        _learning(facts, trunk.front, head),
+        _checks(trunk.front, parity),
         _origin(facts, trunk),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _front_matter(provenance: Mapping[str, str]) -> dict[str, object]:
+def _claim(front: Front, labels: int) -> str:
+    into = f"into {_plural(labels, 'label')}. One ONNX file with everything inside:"
+    if isinstance(front, TensorFront):
+        return f"Classifies a tensor of numbers {into} their scaling, the head, the table of labels."
+    return (
+        f"Classifies an image {into} resize and normalisation, the pretrained network, the head, the table of labels."
+    )
+
+
+def _usage(front: Front) -> str:
+    if isinstance(front, TensorFront):
+        return USAGE_TENSOR.replace("SHAPE", ", ".join(str(size) for size in front.shape))
+    return USAGE
+
+
+def _front_matter(trunk: Trunk) -> dict[str, object]:
+    provenance = trunk.provenance
+    pipeline = "image-classification" if isinstance(trunk.front, FrontConfig) else "tabular-classification"
     matter: dict[str, object] = {"license": provenance.get("licence") or "unknown"}
     # The hubs' schema knows repositories only; another source is named in the text.
     repository = re.fullmatch(r"hf://([^/\s]+/[^/\s]+)", provenance.get("source", ""))
@@ -89,8 +116,8 @@ def _front_matter(provenance: Mapping[str, str]) -> dict[str, object]:
         matter |= {"base_model": repository[1], "base_model_relation": "finetune"}
     return matter | {
         "library_name": "onnx",
-        "pipeline_tag": "image-classification",
-        "tags": ["everlearn", "onnx", "continual-learning", "image-classification"],
+        "pipeline_tag": pipeline,
+        "tags": ["everlearn", "onnx", "continual-learning", pipeline],
         "metrics": ["accuracy"],
     }
 
@@ -105,15 +132,21 @@ def _labels(labels: tuple[str, ...], samples_C: tuple[int, ...]) -> str:
     return f"## Labels\n\n{table}"
 
 
-def _learning(facts: CardFacts, head: LinearHead) -> str:
+def _learning(facts: CardFacts, front: Front, head: LinearHead) -> str:
+    noun = "image" if isinstance(front, FrontConfig) else "sample"
+    frozen = (
+        "There is no pretrained network: the values are only scaled."
+        if isinstance(front, TensorFront)
+        else "The pretrained network is frozen: it is the one named under Origin, unchanged."
+    )
     lines = [
         f"- Samples: {sum(facts.samples_C)}, each seen once, as a stream.",
         f"- Head: `{facts.head_kind}`, closed form, from sums over features; regularization {head.regularization:.4g}.",
-        "- The pretrained network is frozen: it is the one named under Origin, unchanged.",
+        f"- {frozen}",
         f"- Accuracy while learning (each sample predicted before it was learned): {_percent(facts.accuracy)} "
         f"over all samples, {_percent(facts.windowed_accuracy)} over the newest.",
         "- Kept of the data: per label a count and a sum of features, and one matrix of products of features over all "
-        "samples. No image, and no sample's features, was stored.",
+        f"samples. No {noun}, and no sample's features, was stored.",
     ]
     if facts.memory_digest:
         lines.append(
@@ -122,11 +155,15 @@ def _learning(facts: CardFacts, head: LinearHead) -> str:
     return "## How it learned\n\n" + "\n".join(lines)
 
 
-def _checks(parity: ReleaseReport) -> str:
+def _checks(front: Front, parity: ReleaseReport) -> str:
+    noun = "synthetic image" if isinstance(front, FrontConfig) else "synthetic tensor"
     lines = [
-        f"- Compared with the server on {_plural(parity.served.probes, 'synthetic image')}, in ONNX Runtime, from the "
-        "file's bytes.",
+        f"- Compared with the server on {_plural(parity.served.probes, noun)}, in ONNX Runtime, from the file's bytes.",
         f"- Network and head: scores differ by at most {parity.composed.max_rel_diff:.1e} of their size.",
+    ]
+    if not isinstance(front, FrontConfig):
+        return "## How it was checked\n\n" + "\n".join(lines)
+    lines += [
         f"- With the resize, which the server does with Pillow: pixels differ by at most "
         f"{parity.front_grey_levels:.0f} of 255, scores by at most {parity.served.max_rel_diff:.1e} of their size, "
         f"labels agree on {_percent(parity.served.label_agreement)}.",

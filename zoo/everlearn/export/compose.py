@@ -1,9 +1,11 @@
-"""Makes the one file that leaves the house: front + trunk + head, from an image of any size to a label.
+"""Makes the one file that leaves the house: front + trunk + head, from a sample to a label.
 
     image uint8 [N, H, W, 3] -> front -> trunk -> head -> scores      float32 [N, C]
                                                           label_index int64   [N]
                                                           label       string  [N]
                                                           labels      string  [C]   (the table)
+
+A plain tensor needs no front: there the input is `tensor` float32 [N, *shape].
 
 The file needs nothing beside it but ONNX Runtime: labels and provenance are in its metadata. Equal inputs give equal
 bytes, so an export is known by its sha256 and the same version again is the same file.
@@ -24,15 +26,21 @@ from onnx import TensorProto, helper
 from everlearn import __version__
 from everlearn.errors import BackboneError, InputError
 from everlearn.export.front import front_graph
-from everlearn.export.graphs import IR_VERSION, LOWEST_OPSET, join
-from everlearn.values import LinearHead, Trunk
+from everlearn.export.graphs import IR_VERSION, LOWEST_OPSET, alone, join
+from everlearn.values import Front, FrontConfig, LinearHead, Trunk
 
 MAX_BYTES = 2**31 - 2**20
 """protobuf's limit for one message, with room for the head's nodes."""
 METADATA_PREFIX = "everlearn."
 """Of every metadata key in the file."""
-INPUT_CONTRACT = "image: uint8 [N, H, W, 3], RGB, 0..255, any H and W, the images of one call of one size"
-"""What the file takes, for people."""
+
+
+def input_contract(front: Front) -> str:
+    """What the file takes, for people."""
+    if isinstance(front, FrontConfig):
+        return "image: uint8 [N, H, W, 3], RGB, 0..255, any H and W, the images of one call of one size"
+    sizes = ", ".join(str(size) for size in front.shape)
+    return f"tensor: float32 [N, {sizes}], in the unit of the data it learned from"
 
 
 class Composer:
@@ -47,7 +55,9 @@ class Composer:
             raise BackboneError(
                 f"the trunk has {len(trunk.onnx)} bytes; one ONNX file holds at most {MAX_BYTES}", field="backbone"
             )
-        self._skeleton = join(front_graph(trunk.front), onnx.load_model_from_string(trunk.onnx))
+        model = onnx.load_model_from_string(trunk.onnx)
+        front = trunk.front
+        self._skeleton = join(front_graph(front), model) if isinstance(front, FrontConfig) else alone(model)
         self._dim = trunk.feature_dim
         self._metadata = _provenance(trunk)
 
@@ -160,13 +170,20 @@ def _provenance(trunk: Trunk) -> dict[str, str]:
         "trunk_digest": trunk.digest,
         "feature_digest": trunk.feature_digest,
         "front_digest": trunk.front.digest,
-        "front_size": f"{trunk.front.height}x{trunk.front.width}",
+        **_size(trunk.front),
         "source": public_source(trunk.provenance.get("source", "unknown")),
         "revision": trunk.provenance.get("revision", ""),
         "licence": trunk.provenance.get("licence", "unknown"),
-        "input": INPUT_CONTRACT,
+        "input": input_contract(trunk.front),
         **{f"provenance.{key}": value for key, value in known.items()},
     }
+
+
+def _size(front: Front) -> dict[str, str]:
+    if isinstance(front, FrontConfig):
+        return {"modality": "image", "front_size": f"{front.height}x{front.width}"}
+    ranges = [list(pair) for pair in zip(front.low, front.high, strict=True)]
+    return {"modality": "tensor", "shape": json.dumps(front.shape), "range": json.dumps(ranges)}
 
 
 def public_source(source: str) -> str:

@@ -40,6 +40,16 @@ def join(front: onnx.ModelProto, trunk: onnx.ModelProto) -> onnx.ModelProto:
     return tidy(joined)
 
 
+def alone(trunk: onnx.ModelProto) -> onnx.ModelProto:
+    """The trunk as a model that begins with it: its own input, inner names with the prefix `trunk/`, and `features`.
+
+    For samples that need no front. Raises BackboneError as `join`.
+    """
+    trunk = raised(tidy(trunk), max(LOWEST_OPSET, opset(trunk)))
+    trunk.ir_version = max(IR_VERSION, trunk.ir_version)
+    return tidy(compose.add_prefix(trunk, "trunk/", rename_inputs=False, rename_outputs=False))
+
+
 def opset(model: onnx.ModelProto) -> int:
     """Version of the standard operators that the model is written for."""
     for imported in model.opset_import:

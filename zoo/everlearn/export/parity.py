@@ -36,11 +36,11 @@ class ParityReport:
     max_abs_diff: float
     """Largest difference of a score."""
     max_rel_diff: float
-    """The same, each image's relative to max(1, its largest score's magnitude): what the tolerance is about."""
+    """The same, each sample's relative to max(1, its largest score's magnitude): what the tolerance is about."""
     probes: int
-    """Images compared."""
+    """Samples compared."""
     label_agreement: float
-    """Share of images with the same label, in [0, 1]; below 1 only where two labels' scores are nearly equal."""
+    """Share of samples with the same label, in [0, 1]; below 1 only where two labels' scores are nearly equal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ def check_release(
 
     `tolerance`: the declared one (`gate.parity`), relative to max(1, largest magnitude among an image's scores).
     """
-    outputs = _run(onnx, probes.images, threads)
+    outputs = _run(onnx, probes.name, probes.samples, threads)
     composed, served = (
         _compare(outputs, head.scores(features_Bd), limit, head.labels)
         for features_Bd, limit in ((probes.features_Bd, tolerance), (probes.served_Bd, FRONT_TOLERANCE))
@@ -111,12 +111,13 @@ def check_export(
             field="server_scores",
         )
     served_BC = np.stack([np.asarray(row, np.float32).reshape(-1) for row in served])
-    return _compare(_run(onnx, images, threads), served_BC, tolerance, labels)
+    samples = [np.ascontiguousarray(image)[None] for image in images]
+    return _compare(_run(onnx, "image", samples, threads), served_BC, tolerance, labels)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Outputs:
-    """What the file gives for one image."""
+    """What the file gives for one sample."""
 
     scores_C: Scores
     index: int
@@ -124,10 +125,10 @@ class _Outputs:
     table: Sequence[str]
 
 
-def _run(onnx: bytes, images: Sequence[ImageHWC], threads: int) -> list[_Outputs]:
+def _run(onnx: bytes, name: str, samples: Sequence[npt.NDArray[np.generic]], threads: int) -> list[_Outputs]:
     session = plain_session(onnx, threads)
     wanted = ["scores", "label_index", "label", "labels"]
-    every = [session.run(wanted, {"image": np.ascontiguousarray(image)[None]}) for image in images]
+    every = [session.run(wanted, {name: sample}) for sample in samples]
     return [
         _Outputs(scores_C=scores[0], index=int(index[0]), label=str(label[0]), table=list(table))
         for scores, index, label, table in every

@@ -1,4 +1,4 @@
-"""Images on which an export is compared with the server, and what the server's trunk makes of them."""
+"""Samples on which an export is compared with the server, and what the server's trunk makes of them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime
 
+from everlearn.backbones.probes import probe_tensors
 from everlearn.errors import ParityError
 from everlearn.export.front import front_graph
 from everlearn.inputs.front import normaliser, to_pixels
-from everlearn.values import FeaturesBd, FrontConfig, ImageHWC, PixelsBCHW
+from everlearn.values import FeaturesBd, Front, FrontConfig, ImageHWC, TrunkInput
 
 FRONT_GREY_LEVELS = 3.0
 """Most that a pixel of the two fronts may differ by, of 255."""
@@ -19,27 +21,42 @@ FRONT_GREY_LEVELS = 3.0
 
 @dataclass(frozen=True, kw_only=True)
 class Probes:
-    """Images, and what one trunk makes of them. Computed once per trunk; each version then costs no trunk run here."""
+    """Samples, and what one trunk makes of them. Computed once per trunk; each version then costs no trunk run here."""
 
-    images: tuple[ImageHWC, ...]
+    name: str
+    """Of the file's input."""
+    samples: tuple[npt.NDArray[np.generic], ...]
+    """As the file takes them, [1, ...] each."""
     features_Bd: FeaturesBd
-    """From the pixels of the file's front."""
+    """From what the file's front makes of them."""
     served_Bd: FeaturesBd
-    """From the pixels of the server's front."""
+    """From what the server's front makes of them."""
     front_grey_levels: float
-    """Largest difference of a pixel between the two fronts, of 255."""
+    """images: largest difference of a pixel between the two fronts, of 255. 0 where there is no front."""
 
     @classmethod
     def of(
         cls,
-        front: FrontConfig,
-        run_trunk: Callable[[PixelsBCHW], FeaturesBd],
+        front: Front,
+        run_trunk: Callable[[TrunkInput], FeaturesBd],
         images: Sequence[ImageHWC] | None = None,
     ) -> Probes:
-        """`run_trunk`: the server's own, called with one image at a time. `images`: by default `probe_images(front)`.
+        """`run_trunk`: the server's own, called with one sample at a time. `images`: by default `probe_images(front)`.
 
         Raises ParityError where the two fronts are more than 3 grey levels apart.
         """
+        if isinstance(front, FrontConfig):
+            return cls._of_images(front, run_trunk, images)
+        samples = tuple(probe_tensors(front))
+        features_Bd = np.concatenate([run_trunk(sample) for sample in samples])
+        return cls(
+            name="tensor", samples=samples, features_Bd=features_Bd, served_Bd=features_Bd, front_grey_levels=0.0
+        )
+
+    @classmethod
+    def _of_images(
+        cls, front: FrontConfig, run_trunk: Callable[[TrunkInput], FeaturesBd], images: Sequence[ImageHWC] | None
+    ) -> Probes:
         images = tuple(probe_images(front) if images is None else images)
         graph = plain_session(front_graph(front).SerializeToString())
         ours = [graph.run(["pixels"], {"image": image[None]})[0] for image in images]
@@ -50,7 +67,8 @@ class Probes:
         if not apart <= FRONT_GREY_LEVELS + 0.01:
             raise ParityError(f"the file's front is {apart:.1f} grey levels from the server's; at most 3 are allowed")
         return cls(
-            images=images,
+            name="image",
+            samples=tuple(np.ascontiguousarray(image)[None] for image in images),
             features_Bd=np.concatenate([run_trunk(pixels) for pixels in ours]),
             served_Bd=np.concatenate([run_trunk(pixels) for pixels in servers]),
             front_grey_levels=apart,

@@ -1,8 +1,8 @@
 """From samples in any form to what the trunk or the head takes: cheap checks up front, then one sample at a time.
 
 `check` looks at shapes, types and finiteness and touches no image, so it may run where the message was parsed.
-`decode_one` turns one sample into pixels; it releases the interpreter lock most of the time, so threads may share a
-batch, each writing its own row.
+`decode_one` prepares one sample for the trunk; it releases the interpreter lock most of the time, so threads may share
+a batch, each writing its own row.
 
 Axes: B samples, H W of the source, h w of the trunk, d features.
 """
@@ -15,50 +15,63 @@ import numpy.typing as npt
 from everlearn.errors import EverlearnError, InputError, PayloadTooLargeError
 from everlearn.inputs.front import PixelsCHW, pixels_of, to_pixels
 from everlearn.inputs.image import open_rgb
-from everlearn.inputs.samples import EncodedImages, Features, Images, Pixels, Samples
-from everlearn.spec.model import Input
-from everlearn.values import FrontConfig
+from everlearn.inputs.samples import EncodedImages, Features, Images, Pixels, Raw, Samples, Tensors
+from everlearn.spec.input import Input
+from everlearn.values import Front, FrontConfig, TrunkInput
+
+FORM_NAMES: dict[type[Samples], str] = {
+    EncodedImages: "encoded_images",
+    Images: "images",
+    Pixels: "pixels",
+    Tensors: "tensors",
+    Features: "features",
+}
+"""Form -> its name in messages and error paths."""
 
 
-def check(samples: Samples, *, front: FrontConfig, declared: Input, feature_dim: int, field: str = "samples") -> None:
+def check(samples: Samples, *, front: Front, declared: Input, feature_dim: int, field: str = "samples") -> None:
     """Refuses what can be refused without decoding.
 
     Raises InputError or PayloadTooLargeError, naming the field below `field`, e.g. `samples.pixels`. An empty batch of
     the right form is right.
     """
-    match samples:
-        case EncodedImages():
-            _check_files(samples, declared, f"{field}.encoded_images.images")
-        case Images(images_BHWC=images):
-            _check_images(images, declared, f"{field}.images")
-        case Pixels(pixels_BCHW=pixels):
-            _check_floats(pixels, (3, front.height, front.width), "[N, 3, height, width]", f"{field}.pixels")
-        case Features(features_Bd=features):
-            _check_floats(features, (feature_dim,), "[N, feature_dim]", f"{field}.features")
+    field = f"{field}.{FORM_NAMES[type(samples)]}"
+    if isinstance(samples, Features):
+        _check_floats(samples.features_Bd, (feature_dim,), "[N, feature_dim]", field)
+    elif not isinstance(front, FrontConfig):
+        if not isinstance(samples, Tensors):
+            raise InputError(f"the model takes tensors {['N', *front.shape]}, no images; send tensors", field=field)
+        _check_floats(samples.values_B, front.shape, "[N, *shape]", field)
+    else:
+        _check_image_form(samples, front, declared, field)
 
 
 def decode_one(
-    samples: EncodedImages | Images | Pixels,
-    index: int,
-    *,
-    front: FrontConfig,
-    declared: Input,
-    out: PixelsCHW | None = None,
-    field: str = "samples",
-) -> PixelsCHW:
-    """float32 [3, h, w] of one sample of a checked batch, written into `out` where given.
+    samples: Raw, index: int, *, front: Front, declared: Input, out: PixelsCHW | None = None, field: str = "samples"
+) -> TrunkInput:
+    """One sample of a checked batch as the trunk takes it: float32 [3, h, w] or [*shape]; written into `out` where
+    given.
 
     Raises InputError or PayloadTooLargeError that names the sample, e.g. `samples.encoded_images.images[3]`.
     """
-    if isinstance(samples, Pixels):
-        pixels_CHW: PixelsCHW = samples.pixels_BCHW[index]
+    if isinstance(samples, Pixels | Tensors):
+        values = samples.pixels_BCHW if isinstance(samples, Pixels) else samples.values_B
         if out is None:
-            return pixels_CHW
-        np.copyto(out, pixels_CHW)
+            return values[index]  # type: ignore[no-any-return]  # numpy's stubs: an item of any array
+        np.copyto(out, values[index])
         return out
+    assert isinstance(front, FrontConfig)  # `check` has seen to it
     if isinstance(samples, Images):
         return _named(f"{field}.images[{index}]", samples.images_BHWC[index], front, out)
-    name = f"{field}.encoded_images.images[{index}]"
+    return _decoded(samples, index, front, declared, out, f"{field}.encoded_images.images[{index}]")
+
+
+def _decoded(
+    samples: EncodedImages, index: int, front: FrontConfig, declared: Input, out: PixelsCHW | None, name: str
+) -> PixelsCHW:
+    assert declared.encodings is not None  # every image declaration has these three
+    assert declared.max_image_bytes is not None
+    assert declared.max_image_pixels is not None
     image = open_rgb(
         samples.files[index],
         encodings=declared.encodings,
@@ -73,6 +86,20 @@ def decode_one(
         raise
 
 
+def _check_image_form(
+    samples: EncodedImages | Images | Pixels | Tensors, front: FrontConfig, declared: Input, field: str
+) -> None:
+    match samples:
+        case EncodedImages():
+            _check_files(samples, declared.max_image_bytes or 0, f"{field}.images")
+        case Images(images_BHWC=images):
+            _check_images(images, declared.max_image_pixels or 0, field)
+        case Pixels(pixels_BCHW=pixels):
+            _check_floats(pixels, (3, front.height, front.width), "[N, 3, height, width]", field)
+        case Tensors():
+            raise InputError("the model takes images; send encoded_images, images or pixels", field=field)
+
+
 def _named(name: str, image_HWC: npt.NDArray[np.uint8], front: FrontConfig, out: PixelsCHW | None) -> PixelsCHW:
     try:
         return to_pixels(image_HWC, front, out)
@@ -81,27 +108,25 @@ def _named(name: str, image_HWC: npt.NDArray[np.uint8], front: FrontConfig, out:
         raise
 
 
-def _check_files(samples: EncodedImages, declared: Input, field: str) -> None:
+def _check_files(samples: EncodedImages, max_bytes: int, field: str) -> None:
     for index, data in enumerate(samples.files):
         if not data:
             raise InputError("the image is empty; send the bytes of an image file", field=f"{field}[{index}]")
-        if len(data) > declared.max_image_bytes:
+        if len(data) > max_bytes:
             raise PayloadTooLargeError(
-                f"the image has {len(data)} bytes; at most {declared.max_image_bytes} are accepted",
+                f"the image has {len(data)} bytes; at most {max_bytes} are accepted",
                 field=f"{field}[{index}]",
             )
 
 
-def _check_images(images: npt.NDArray[np.uint8], declared: Input, field: str) -> None:
+def _check_images(images: npt.NDArray[np.uint8], max_pixels: int, field: str) -> None:
     if images.dtype != np.uint8:
         raise InputError(f"images must be uint8, not {images.dtype}", field=field)
     if images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape[1:3]:
         raise InputError(f"images must be [N, H, W, 3] with H, W > 0, not {list(images.shape)}", field=field)
     pixels = images.shape[1] * images.shape[2]
-    if pixels > declared.max_image_pixels:
-        raise PayloadTooLargeError(
-            f"an image has {pixels} pixels; at most {declared.max_image_pixels} are accepted", field=field
-        )
+    if pixels > max_pixels:
+        raise PayloadTooLargeError(f"an image has {pixels} pixels; at most {max_pixels} are accepted", field=field)
 
 
 def _check_floats(rows: npt.NDArray[np.float32], tail: tuple[int, ...], axes: str, field: str) -> None:

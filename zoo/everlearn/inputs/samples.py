@@ -39,6 +39,16 @@ class Pixels:
 
 
 @dataclass(frozen=True)
+class Tensors:
+    """float32 [B, *shape], in the user's own unit."""
+
+    values_B: npt.NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.values_B)
+
+
+@dataclass(frozen=True)
 class Features:
     """float32 [B, d], computed by the model's own trunk."""
 
@@ -48,4 +58,6 @@ class Features:
         return len(self.features_Bd)
 
 
-Samples = EncodedImages | Images | Pixels | Features
+Raw = EncodedImages | Images | Pixels | Tensors
+"""What a trunk has to run on."""
+Samples = Raw | Features

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
+import numpy as np
 import onnxruntime as ort
 
 from everlearn.errors import BackboneError, UnavailableError
-from everlearn.values import FeaturesBd, PixelsBCHW
+from everlearn.values import FeaturesBd, TrunkInput
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -26,7 +27,7 @@ _ERRORS_ONLY = 3
 
 
 class TrunkSession:
-    """Runs pixels to features. Thread-safe: threads share one session and one copy of the weights.
+    """Runs prepared samples to features. Thread-safe: threads share one session and one copy of the weights.
 
     Raises UnavailableError at creation if the first provider asked for is not the one in use (ONNX Runtime falls back
     to the CPU without a word), BackboneError for bytes that are not a graph it can run.
@@ -46,6 +47,7 @@ class TrunkSession:
         # ONNX Runtime's exceptions share no base of their own.
         except Exception as error:
             raise BackboneError(f"ONNX Runtime cannot load the trunk: {first_line(error)}") from error
+        self._input = self._session.get_inputs()[0].name
         if self.providers[0] != providers[0]:
             raise UnavailableError(
                 f"{providers[0]} was asked for and ONNX Runtime fell back to {self.providers[0]}; install the GPU's "
@@ -57,12 +59,17 @@ class TrunkSession:
         """Execution providers actually in use, first choice first."""
         return tuple(self._session.get_providers())
 
-    def run(self, pixels_BCHW: PixelsBCHW) -> FeaturesBd:
-        """float32 [B, d] of float32 [B, 3, H, W]. Raises BackboneError if the graph refuses it."""
+    def run(self, samples: TrunkInput) -> FeaturesBd:
+        """float32 [B, d] of prepared samples [B, ...]. Raises BackboneError if the graph refuses them."""
         try:
-            return cast(FeaturesBd, self._session.run(["features"], {"pixels": pixels_BCHW})[0])
+            return cast(FeaturesBd, self._session.run(["features"], {self._input: samples})[0])
         except Exception as error:
-            raise BackboneError(f"the trunk failed on {list(pixels_BCHW.shape)}: {first_line(error)}") from error
+            raise BackboneError(f"the trunk failed on {list(samples.shape)}: {first_line(error)}") from error
+
+
+def join(samples: Sequence[TrunkInput]) -> TrunkInput:
+    """One batch [B, ...] of samples [1, ...] that were prepared one by one."""
+    return samples[0] if len(samples) == 1 else np.concatenate(samples)
 
 
 def first_line(error: Exception) -> str:

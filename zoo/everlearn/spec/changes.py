@@ -71,6 +71,8 @@ CLASS_OF = {
     "spec.input.encodings": _LIVE,
     "spec.input.max_image_bytes": _LIVE,
     "spec.input.max_image_pixels": _LIVE,
+    "spec.input.shape": _REPLACE,
+    "spec.input.range": _REPLACE,
     "spec.task": _REPLACE,
     "spec.labels": _REPLACE,  # unless labels are only appended: see _labels
     "spec.recipe": _LIVE,  # a name: what it expands to has classes of its own

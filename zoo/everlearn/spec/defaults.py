@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from everlearn.errors import SpecError
+from everlearn.spec.input import Input
 from everlearn.spec.load import revalidate
-from everlearn.spec.model import Input, Model
-from everlearn.values import FrontConfig, Interpolation
+from everlearn.spec.model import Model
+from everlearn.values import Front, FrontConfig, Interpolation, Modality, TensorFront
 
 MIN_SIDE = 16
 MAX_SIDE = 1024
@@ -19,6 +20,10 @@ NO_CROP = 1.0
 
 class Defaults(Protocol):
     """What a backbone says of itself; `everlearn.backbones.base.BackboneDefaults` is one."""
+
+    @property
+    def modality(self) -> Modality:
+        """What it takes."""
 
     @property
     def architecture(self) -> str | None:
@@ -56,9 +61,17 @@ class Defaults(Protocol):
 def complete(model: Model, defaults: Defaults) -> Model:
     """The declaration with every None of `spec.input`, and the architecture, filled in; idempotent.
 
-    `crop_pct` stays None where `resize` is `squash`. Raises SpecError for a size that the backbone cannot take, and
-    for a timm backbone of which nothing tells the architecture.
+    `crop_pct` stays None where `resize` is `squash`. Raises SpecError for a modality or a size that the backbone cannot
+    take, and for a timm backbone of which nothing tells the architecture.
     """
+    if model.spec.input.modality != defaults.modality:
+        raise SpecError(
+            f"the backbone takes samples of modality {defaults.modality}, not {model.spec.input.modality}; write "
+            f"{defaults.modality}, or choose another backbone",
+            field="spec.input.modality",
+        )
+    if defaults.modality == "tensor":
+        return model
     backbone = model.spec.backbone.model_dump()
     if backbone["architecture"] is None and backbone["loader"] != "onnx":
         backbone["architecture"] = defaults.architecture
@@ -109,9 +122,18 @@ def height_width(declared: Input) -> tuple[int, int] | None:
     return (declared.size, declared.size) if isinstance(declared.size, int) else declared.size
 
 
-def front_config(model: Model) -> FrontConfig:
+def front_config(model: Model) -> Front:
     """The front that a completed declaration describes. Raises SpecError where something is not filled in."""
     given = model.spec.input
+    if given.modality == "tensor":
+        assert given.shape is not None  # the declaration's own validators see to it
+        assert given.range is not None
+        low, high = zip(*given.range, strict=True)
+        return TensorFront(shape=given.shape, low=low, high=high)
+    return _image_front(given)
+
+
+def _image_front(given: Input) -> FrontConfig:
     size = height_width(given)
     crop_pct = NO_CROP if given.resize == "squash" else given.crop_pct
     interpolation, mean, std = given.interpolation, given.mean, given.std

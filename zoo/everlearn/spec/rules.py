@@ -5,6 +5,7 @@ Messages say what was wrong, then what would be right; `everlearn.spec.load` put
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -13,6 +14,10 @@ NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 HEX64 = r"^[0-9a-f]{64}$"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 EXACT_VERSION = re.compile(r"[0-9][A-Za-z0-9.!+_-]*")
+IDENTITY = "identity"
+"""The source of a model without a network, and its loader."""
+MAX_VALUES = 65_536
+"""Of one tensor: sums over d values hold d^2 numbers long before that."""
 MAX_LABEL_BYTES = 256
 """Of a class label, in UTF-8; learners are held to it too."""
 
@@ -28,17 +33,20 @@ _EXTENSION_MEANS = {
 
 
 def scheme(source: str) -> str:
-    """The part of a source before its colon: `hf`, `wheel` or `folder`."""
+    """The part of a source before its colon: `hf`, `wheel`, `folder` or `identity`."""
     return source.partition(":")[0]
 
 
 def source(value: str) -> str:
-    """A source is one of the three known forms, and its path cannot leave where it starts."""
+    """A source is one of the known forms, and its path cannot leave where it starts."""
+    if value == IDENTITY:
+        return value
     if not any(form.fullmatch(value) for form in (_HF, _WHEEL, _FOLDER)):
         if value.startswith("hf://") and re.search(r"[@#:]", value[5:]):
             raise ValueError("takes no revision behind the name; write hf://owner/name here and the commit in revision")
         raise ValueError(
-            "must be hf://owner/name, wheel://distribution/path or folder:/path; URLs are never fetched directly"
+            "must be hf://owner/name, wheel://distribution/path, folder:/path or identity; URLs are never fetched "
+            "directly"
         )
     if ".." in value.split("/"):
         raise ValueError("must not contain '..'; name the file itself")
@@ -50,6 +58,8 @@ def revision(value: str | None, of_source: str) -> str | None:
     kind = scheme(of_source)
     if value is None:
         return None
+    if kind == IDENTITY:
+        raise ValueError("the identity has no files and no revisions; leave it out")
     if kind == "folder":
         raise ValueError("a folder has no revisions; leave it out and pin the file with sha256")
     if kind == "wheel" and not EXACT_VERSION.fullmatch(value):
@@ -79,8 +89,12 @@ def file_format(value: str, of_source: str, of_file: str | None) -> str:
     return value
 
 
-def loader(value: str, of_format: str) -> str:
-    """ONNX files go to the onnx loader, weights to the others."""
+def loader(value: str, of_format: str, of_source: str) -> str:
+    """ONNX files go to the onnx loader, weights to the others, and no files to the identity."""
+    if (value == IDENTITY) != (of_source == IDENTITY):
+        raise ValueError(
+            f"source {IDENTITY} and loader {IDENTITY} belong together; write both, or source: {IDENTITY} alone"
+        )
     if value == "onnx" and of_format != "onnx":
         raise ValueError(f"onnx reads ONNX graphs, not {of_format}; write format: onnx, or loader: timm for weights")
     if value == "timm" and of_format == "onnx":
@@ -95,6 +109,29 @@ def normalisation(value: Sequence[float] | None, *, lowest_excluded: bool) -> No
             raise ValueError(f"is of values in [0, 1], so {number:g} is too large; divide byte statistics by 255")
         if number < 0 or (lowest_excluded and number == 0):
             raise ValueError(f"must be {'above 0' if lowest_excluded else 'at least 0'}, not {number:g}")
+
+
+def shape(value: Sequence[int]) -> None:
+    """Sizes of one sample's axes: at least one axis, not more values than sums can be kept of."""
+    if not 1 <= len(value) <= 4:
+        raise ValueError(f"has {len(value)} axes; one sample has 1 to 4, without the batch's, such as [13] or [50, 3]")
+    if math.prod(value) > MAX_VALUES:
+        raise ValueError(f"is {math.prod(value)} values; at most {MAX_VALUES}")
+
+
+def ranges(value: Sequence[Sequence[float]], of_shape: Sequence[int]) -> None:
+    """Ends of the values' range: one pair for all, or one for each place of the last axis."""
+    if len(value) not in (1, of_shape[-1]):
+        raise ValueError(
+            f"has {len(value)} pairs; write one [low, high] for all values, or {of_shape[-1]}, one for each place of "
+            "the last axis"
+        )
+    for low, high in value:
+        if not low < high:
+            raise ValueError(f"[{low:g}, {high:g}] is empty; write the lower end first")
+        # Their difference must be a number in float32, and so must its inverse.
+        if not 1e-30 < high - low < 1e30 or max(abs(low), abs(high)) > 1e30:
+            raise ValueError(f"[{low:g}, {high:g}] is beyond float32; choose another unit")
 
 
 def label(value: str) -> str:

@@ -1,21 +1,26 @@
-"""Labelled data on disk, read as it is needed: a folder of images, a CSV of path,label, or an .npz."""
+"""Labelled data on disk, read as it is needed: a folder of images, a CSV of paths or numbers, or an .npz."""
 
 from __future__ import annotations
 
 import csv
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from everlearn_client.cli.tables import read_table
 from everlearn_client.errors import InvalidArgument
-from everlearn_client.samples import Batch, Features, SampleInput, split_batch
+from everlearn_client.samples import Batch, Features, SampleInput, Tensors, split_batch
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _SAMPLES, _LABELS = ("images", "x", "features"), ("labels", "y")
+_ALIASES = {"X": "x", "Y": "y"}
+Modality = Literal["image", "tensor"]
+"""What the model takes; an .npz of plain float32 and a .csv mean something else for each."""
 _HEADERS = ({"path", "file", "filename", "image"}, {"label", "class"})
 
 
@@ -26,6 +31,8 @@ class Dataset:
     labels: list[str]
     take: Callable[[npt.NDArray[np.int64]], SampleInput]
     is_features: bool = False
+    unit: str = "images"
+    """What its samples are called."""
     ignored: tuple[Path, ...] = ()
     """Files that are no images."""
     without_class: tuple[Path, ...] = ()
@@ -45,16 +52,20 @@ class Dataset:
             yield from split_batch(whole, max_samples=max_samples)
 
 
-def open_dataset(path: Path) -> Dataset:
-    """By what lies at `path`. Raises InvalidArgument that says what would be right."""
-    if path.is_dir():
+def open_dataset(path: Path, modality: Modality = "image", shape: Sequence[int] = ()) -> Dataset:
+    """By what lies at `path`, for a model of this modality and shape of a sample. Raises InvalidArgument that says what
+    would be right.
+    """
+    if path.is_dir() and modality == "image":
         return _open_folder(path)
-    if not path.is_file():
+    if not path.exists():
         raise _wrong(f"{path} does not exist")
     if path.suffix.lower() == ".csv":
-        return _open_csv(path)
+        return _open_csv(path) if modality == "image" else open_table(path, shape)
     if path.suffix.lower() == ".npz":
-        return _open_npz(path)
+        return _open_npz(path, modality)
+    if modality == "tensor":
+        raise _wrong(f"{path} is neither a .csv of numbers and a label, nor an .npz; the model takes tensors")
     raise _wrong(f"{path} is neither a folder with one subfolder a class, nor a .csv of path,label, nor an .npz")
 
 
@@ -98,14 +109,21 @@ def _open_csv(path: Path) -> Dataset:
     return Dataset(labels, lambda rows: [files[row] for row in rows])
 
 
+def open_table(path: Path, shape: Sequence[int]) -> Dataset:
+    """A CSV of numbers and a label. Raises InvalidArgument as `read_table`."""
+    values, labels = read_table(path, shape)
+    return Dataset(labels, lambda rows: Tensors(values[rows]), unit="samples")
+
+
 def _is_header(row: list[str]) -> bool:
     return len(row) == 2 and all(cell.strip().lower() in names for cell, names in zip(row, _HEADERS, strict=True))
 
 
-def _open_npz(path: Path) -> Dataset:
+def _open_npz(path: Path, modality: Modality) -> Dataset:
     try:
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files if name in (*_SAMPLES, *_LABELS)}
+            named = {_ALIASES.get(name, name): name for name in archive.files}
+            arrays = {name: archive[each] for name, each in named.items() if name in (*_SAMPLES, *_LABELS)}
     except (ValueError, OSError, zipfile.BadZipFile) as error:
         raise _wrong(f"{path} cannot be read: {error} (object arrays are pickles and never loaded)") from error
     samples = [name for name in _SAMPLES if name in arrays]
@@ -115,8 +133,14 @@ def _open_npz(path: Path) -> Dataset:
     array, labels = arrays[samples[0]], _label_names(arrays[targets[0]])
     if len(array) != len(labels):
         raise _wrong(f"{path} has {len(array)} samples and {len(labels)} labels")
+    if modality == "tensor" and samples[0] == "x":
+        if array.dtype.kind not in "fiu":
+            raise _wrong(f"x is {array.dtype}; numbers are needed")
+        return Dataset(labels, lambda rows: Tensors(array[rows].astype(np.float32)), unit="samples")
     is_features = samples[0] == "features" or (samples[0] == "x" and array.dtype == np.float32 and array.ndim == 2)
-    return Dataset(labels, lambda rows: Features(array[rows]) if is_features else array[rows], is_features=is_features)
+    if is_features:
+        return Dataset(labels, lambda rows: Features(array[rows]), is_features=True, unit="features")
+    return Dataset(labels, lambda rows: array[rows])
 
 
 def _label_names(array: npt.NDArray[np.generic]) -> list[str]:

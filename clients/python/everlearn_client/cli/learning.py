@@ -22,6 +22,7 @@ from everlearn_client.cli.output import Output, OutputOption, put_data, put_fiel
 from everlearn_client.errors import InvalidArgument
 from everlearn_client.events import Durable, LearnEvent, LearnReport, Opened, Received, Reconnecting, Rejected
 from everlearn_client.samples import Batch
+from everlearn_protos.v1 import models_pb2
 
 PLAIN_LINE_EVERY_S = 2.0
 
@@ -33,7 +34,8 @@ def learn(
         Path,
         typer.Argument(
             metavar="PATH",
-            help="Folder with one subfolder a class, .csv of path,label, or .npz with images|x|features and labels|y.",
+            help="Images: folder with one subfolder a class, or .csv of path,label. Tensors: .csv of numbers and a "
+            "label. Either: .npz with images|x|features and labels|y.",
         ),
     ],
     server: ServerOption = DEFAULT_SERVER,
@@ -59,13 +61,15 @@ def learn(
     """Teach MODEL what lies at PATH. Ctrl-C stops cleanly and says what is durable; twice stops at once."""
     if resume and client is None:
         raise InvalidArgument("--resume needs --client: the learner whose batches are to be skipped", field="--client")
-    dataset = _open(path, model, feature_digest)
-    order = dataset.order(shuffle_seed=shuffle, limit=limit)
+    if not path.exists():
+        raise InvalidArgument(f"{path} does not exist", field="PATH")
     with connect(ctx, server, client_id=client) as connected:
-        # Asks before anything is read: a wrong name or a server that is away is told at once.
+        # Asks before anything is read: what a file means depends on what the model takes.
         contract = connected.models.get(model).status.input
+        dataset = _open(path, model, feature_digest, contract)
+        order = dataset.order(shuffle_seed=shuffle, limit=limit)
         source = dataset.batches(order, batch=batch, max_samples=contract.max_batch_samples)
-        with _Display(len(order), unit="features" if dataset.is_features else "images") as display, _stop() as stopped:
+        with _Display(len(order), unit=dataset.unit) as display, _stop() as stopped:
             report = connected.learn(
                 model,
                 _until(source, stopped),
@@ -81,9 +85,9 @@ def learn(
     raise typer.Exit(exit_codes.PARTLY if report.rejected_batches else exit_codes.OK)
 
 
-def _open(path: Path, model: str, feature_digest: str) -> Dataset:
+def _open(path: Path, model: str, feature_digest: str, contract: models_pb2.InputContract) -> Dataset:
     """What lies at the path; says what of it is left out."""
-    dataset = open_dataset(path)
+    dataset = open_dataset(path, "tensor" if contract.modality == "tensor" else "image", contract.shape)
     if dataset.is_features and not feature_digest:
         raise InvalidArgument(
             f"{path} holds features: give --feature-digest; `everlearn get {model} -o json` has the model's own under "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -12,33 +13,36 @@ from everlearn_client._download import DownloadProgress
 from everlearn_client.cli import exit_codes
 from everlearn_client.cli.connection import DEFAULT_SERVER, ModelArgument, ServerOption, connect, read_file
 from everlearn_client.cli.output import Output, OutputOption, put_data, put_fields, put_table, say, stderr
-from everlearn_client.errors import EverlearnClientError
+from everlearn_client.cli.tables import read_unlabelled
+from everlearn_client.client import Client
+from everlearn_client.errors import EverlearnClientError, InvalidArgument
 from everlearn_client.results import Predictions
+from everlearn_client.samples import SampleInput, Tensors
 
 
 def predict(
     ctx: typer.Context,
     model: ModelArgument,
-    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Images: JPEG, PNG or WebP.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="JPEG, PNG or WebP; or .csv of numbers.")],
     server: ServerOption = DEFAULT_SERVER,
     output: OutputOption = Output.TABLE,
     top: Annotated[int, typer.Option("--top", "-k", min=1, help="Best classes to show.")] = 3,
     version: Annotated[str | None, typer.Option(help="A number, stable or latest; stable if left out.")] = None,
 ) -> None:
-    """Ask MODEL about image files. Exit code 9 if some could not be answered."""
-    batches = ([read_file(file)] for file in files)
+    """Ask MODEL about image files, or about each row of a table. Exit code 9 if some could not be answered."""
     with connect(ctx, server) as client:
+        names, batches = _questions(client, model, files)
         answers = list(client.predict_stream(model, batches, version=version, top_k=top))
     failed = [answer for answer in answers if isinstance(answer, EverlearnClientError)]
     if failed and len(failed) == len(answers):
         raise failed[0]
     if output is Output.TABLE:
-        _put_answers(files, answers, top)
+        _put_answers(names, answers, top)
     else:
-        put_data([_plain_answer(f, a) for f, a in zip(files, answers, strict=True)], output)
-    for file, answer in zip(files, answers, strict=True):
+        put_data([_plain_answer(name, a) for name, a in zip(names, answers, strict=True)], output)
+    for name, answer in zip(names, answers, strict=True):
         if isinstance(answer, EverlearnClientError):
-            say(f"{file}: {answer.message} ({answer.field})", style="red")
+            say(f"{name}: {answer.message} ({answer.field})", style="red")
     raise typer.Exit(exit_codes.PARTLY if failed else exit_codes.OK)
 
 
@@ -89,19 +93,35 @@ class _DownloadDisplay:
         self._bars.update(self._tasks[step.file_name], completed=step.bytes_done)
 
 
-def _put_answers(files: list[Path], answers: list[Predictions | EverlearnClientError], top: int) -> None:
+def _questions(client: Client, model: str, files: list[Path]) -> tuple[list[str], Iterator[SampleInput]]:
+    """One question for each image, and for each row of a table; and what to call it."""
+    if not any(file.suffix.lower() == ".csv" for file in files):
+        return [str(file) for file in files], ([read_file(file)] for file in files)
+    contract = client.models.get(model).status.input
+    if contract.modality != "tensor":
+        raise InvalidArgument(f"{model} takes images, no tables; give image files", field="FILES")
+    names: list[str] = []
+    rows: list[SampleInput] = []
+    for file in files:
+        values_N = read_unlabelled(file, contract.shape)
+        names += [f"{file}:{row}" for row in range(1, len(values_N) + 1)]
+        rows += [Tensors(values_N[row : row + 1]) for row in range(len(values_N))]
+    return names, iter(rows)
+
+
+def _put_answers(names: list[str], answers: list[Predictions | EverlearnClientError], top: int) -> None:
     rows: list[list[object]] = []
     width = max((len(a.top[0]) for a in answers if isinstance(a, Predictions)), default=0)
-    for file, answer in zip(files, answers, strict=True):
+    for name, answer in zip(names, answers, strict=True):
         best = answer.top[0] if isinstance(answer, Predictions) else ()
         cells: list[object] = [cell for scored in best for cell in (scored.label, f"{scored.score:.4f}")]
-        rows.append([file, *cells, *[""] * (2 * width - len(cells))])
+        rows.append([name, *cells, *[""] * (2 * width - len(cells))])
     columns = ["file", *[name for rank in range(min(top, width)) for name in (f"top {rank + 1}", "score")]]
     put_table(columns, rows)
 
 
-def _plain_answer(file: Path, answer: Predictions | EverlearnClientError) -> dict[str, object]:
+def _plain_answer(name: str, answer: Predictions | EverlearnClientError) -> dict[str, object]:
     if isinstance(answer, EverlearnClientError):
-        return {"file": str(file), "error": {"code": answer.code, "field": answer.field, "message": answer.message}}
+        return {"file": name, "error": {"code": answer.code, "field": answer.field, "message": answer.message}}
     top = [{"label": scored.label, "index": scored.index, "score": scored.score} for scored in answer.top[0]]
-    return {"file": str(file), "version": answer.version, "top": top}
+    return {"file": name, "version": answer.version, "top": top}
