@@ -196,7 +196,7 @@ def _check_kinds(model: Model) -> None:
 def _key(model: Model, lock: Mapping[str, str]) -> str:
     """What a build depends on: files, loader options, front and bits."""
     backbone = model.spec.backbone
-    depends = [
+    depends: list[object] = [
         _BUILDER,
         # A configuration file matters only through the architecture and the front.
         sorted((name, sha) for name, sha in lock.items() if name != "revision" and not name.endswith(".json")),

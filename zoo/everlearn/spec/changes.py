@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from everlearn.spec.composition import GRADIENT_HEADS
 from everlearn.spec.fields import leaf_values
 from everlearn.spec.load import scalar
 from everlearn.spec.model import Model
@@ -79,18 +78,8 @@ CLASS_OF = {
     "spec.projection": _REPLACE,
     "spec.memory.kind": _REPLACE,
     "spec.memory.bits": _REPLACE,
-    "spec.memory.decay": _LIVE,
-    "spec.memory.capacity": _LIVE,
-    "spec.memory.precision": _REPLACE,
-    "spec.memory.selection": _LIVE,
-    "spec.memory.ttl_s": _LIVE,
-    "spec.memory.client_share": _LIVE,
-    "spec.memory.logits": _LIVE,
     "spec.head.kind": _REVISION,
     "spec.head.regularization": _REVISION,
-    "spec.regularize": _LIVE,
-    "spec.loss": _LIVE,
-    "spec.train": _LIVE,
     "spec.gate.min_accuracy": _LIVE,
     "spec.gate.max_drop": _LIVE,
     "spec.gate.min_samples": _LIVE,
@@ -110,7 +99,7 @@ _NOTES = {
 
 _STRICTER_FIRST: dict[str, Sequence[object]] = {
     "spec.retention.raw": ("never",),
-    "spec.retention.features": ("sums", "latents"),
+    "spec.retention.features": ("sums",),
 }
 
 
@@ -130,8 +119,6 @@ def _change(path: str, before: Mapping[str, object], after: Mapping[str, object]
     note = _NOTES.get(klass, "")
     if path == "spec.labels":
         klass, note = _labels(_texts(old), _texts(new), seen)
-    elif path == "spec.head.kind" and (old in GRADIENT_HEADS) != (new in GRADIENT_HEADS):
-        klass, note = _REPLACE, "solved heads and learned ones keep different things; the memory starts empty"
     elif path == "spec.backbone.sha256" and _same_commit(before, after) and (old is None or new is None):
         klass, note = _LIVE, "the commit is the same, so the file is too"
     elif klass is _RETENTION:
