@@ -181,4 +181,6 @@ def _peak(value_TK: Float) -> Float:
     right_K = value_TK[np.minimum(best_K + 1, len(value_TK) - 1), column_K]
     bend_K = left_K - 2 * top_K + right_K
     is_inner_K = (best_K > 0) & (best_K < len(value_TK) - 1) & (bend_K < 0)
-    return top_K - np.where(is_inner_K, (right_K - left_K) ** 2 / (8 * np.where(is_inner_K, bend_K, -1.0)), 0.0)
+    rise_K = (right_K - left_K) ** 2 / (8 * np.where(is_inner_K, bend_K, -1.0))
+    peak_K: Float = top_K - np.where(is_inner_K, rise_K, 0.0)
+    return peak_K
