@@ -1,7 +1,6 @@
-"""How a model learns where a closed form is not what is wanted: the axes of a gradient recipe.
+"""Axes of a recipe: random features, which a model may declare, and the options of gradient learning.
 
-Each axis is a choice of its own and composes with the others; `everlearn.spec.presets` names the compositions that the
-literature knows, and `everlearn.spec.composition` refuses those that would break a promise.
+Of the latter regularisers exist (everlearn/regularizers); no declaration takes them until a learner does.
 """
 
 from __future__ import annotations
