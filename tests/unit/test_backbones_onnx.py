@@ -236,7 +236,7 @@ def constant_features(model: onnx.ModelProto) -> None:
         (mixed_rows, "must not mix rows"),
         (batch_of_one_inside, "dynamic batch axis"),
         (not_finite, "not finite"),
-        (constant_features, "every image gives the same features"),
+        (constant_features, "every sample gives the same features"),
     ],
 )
 def test_a_graph_that_is_no_trunk_is_refused_with_the_reason(

@@ -32,6 +32,8 @@ class TrunkModule(nn.Module):  # type: ignore[misc]  # torch's types are skipped
     def __init__(self, shell: nn.Module) -> None:
         super().__init__()
         self.net = shell
+        # The wrapper too: torch's exporter gives back the mode it found at the top to everything below.
+        self.eval()
 
     def forward(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:
         """See the class."""
@@ -91,17 +93,14 @@ class TailModule(nn.Module):  # type: ignore[misc]  # torch's types are skipped,
         For layer-wise learning rates. What belongs to no block counts to the next one above it.
         """
         module = parameter.rpartition(".")[0]
-        order = list(self.cut_steps) or [name for name, _ in self.named_children()]
-        above = 0
-        for step in order:
-            inside = [block for block in self.cut_blocks if _within(block, step)]
-            mine = _within(module, step)
-            if mine and inside:
-                return next((self.cut_blocks.index(block) for block in inside if _within(module, block)), above)
-            if mine:
-                return above
-            above += len(inside)
-        return above
+        below = 0
+        # Modules are registered in the order in which they work.
+        for name, _ in self.named_modules():
+            below += name in self.cut_blocks
+            if name == module:
+                inside = any(_within(module, block) for block in self.cut_blocks)
+                return below - 1 if inside else below
+        raise KeyError(f"the tail has no parameter {parameter!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
