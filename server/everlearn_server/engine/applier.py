@@ -186,6 +186,10 @@ class Applier:
 
 def _check_kinds(model: Model) -> None:
     """Raises SpecError for a plug-in that is not there, before anything is asked of a hub."""
+    if model.spec.by_gradient:  # until the learner lands
+        raise SpecError("this server does not learn by gradient steps yet", field="spec.head.kind")
+    if model.spec.adapt.kind != "frozen":
+        raise SpecError("this server cannot adapt a backbone yet", field="spec.adapt.kind")
     head_for(model.spec.head.kind, model.spec.head.regularization)
     memory_for(model.spec.memory.kind)
     loader, known = model.spec.backbone.loader, plugins.kinds(everlearn.backbones)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from everlearn.spec.composition import GRADIENT_HEADS
 from everlearn.spec.fields import leaf_values
 from everlearn.spec.load import scalar
 from everlearn.spec.model import Model
@@ -76,10 +77,27 @@ CLASS_OF = {
     "spec.labels": _REPLACE,  # unless labels are only appended: see _labels
     "spec.recipe": _LIVE,  # a name: what it expands to has classes of its own
     "spec.projection": _REPLACE,
+    "spec.adapt.kind": _REPLACE,
+    "spec.adapt.blocks": _REPLACE,
+    "spec.adapt.rank": _REPLACE,
+    "spec.adapt.targets": _REPLACE,
+    "spec.adapt.samples": _REPLACE,
+    "spec.adapt.epochs": _REPLACE,
+    "spec.adapt.patience_s": _LIVE,
     "spec.memory.kind": _REPLACE,
     "spec.memory.bits": _REPLACE,
+    "spec.memory.decay": _LIVE,
+    "spec.memory.capacity": _LIVE,
+    "spec.memory.precision": _REPLACE,
+    "spec.memory.selection": _LIVE,
+    "spec.memory.ttl_s": _LIVE,
+    "spec.memory.client_share": _LIVE,
+    "spec.memory.logits": _LIVE,
     "spec.head.kind": _REVISION,
     "spec.head.regularization": _REVISION,
+    "spec.regularize": _LIVE,
+    "spec.loss": _LIVE,
+    "spec.train": _LIVE,
     "spec.gate.min_accuracy": _LIVE,
     "spec.gate.max_drop": _LIVE,
     "spec.gate.min_samples": _LIVE,
@@ -99,7 +117,7 @@ _NOTES = {
 
 _STRICTER_FIRST: dict[str, Sequence[object]] = {
     "spec.retention.raw": ("never",),
-    "spec.retention.features": ("sums",),
+    "spec.retention.features": ("sums", "latents"),
 }
 
 
@@ -121,6 +139,8 @@ def _change(path: str, before: Mapping[str, object], after: Mapping[str, object]
         klass, note = _labels(_texts(old), _texts(new), seen)
     elif path == "spec.backbone.sha256" and _same_commit(before, after) and (old is None or new is None):
         klass, note = _LIVE, "the commit is the same, so the file is too"
+    elif path == "spec.head.kind" and (old in GRADIENT_HEADS) != (new in GRADIENT_HEADS):
+        klass, note = _REPLACE, f"one is solved, the other learns by steps; {_NOTES[_REPLACE]}"
     elif klass is _RETENTION:
         loosens = _loosens(path, old, new)
         note = "more may be kept from now on" if loosens else "what is beyond it is deleted at once"

@@ -6,13 +6,14 @@ A field left out means its default; a default of None is filled in from the back
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from everlearn.spec import presets, rules
+from everlearn.spec.composition import GRADIENT_HEADS, contradictions, learns_by_gradient
 from everlearn.spec.input import Input
-from everlearn.spec.recipe import Projection
+from everlearn.spec.recipe import Adapt, Loss, Projection, Regularizer, Training, filled
 from everlearn.spec.strict import Strict
 
 NAME = rules.NAME
@@ -128,16 +129,55 @@ class Memory(Strict):
     """What is kept of the stream. Never samples."""
 
     kind: Name = "statistics"
-    """`statistics`: per class count and feature sum, and one Gram matrix, as exact integers."""
+    """`statistics`: per class count and feature sum, and one Gram matrix, as exact integers. `per_class_statistics`: a
+    Gram matrix a class, so that a class can be deleted exactly. `latents`: a bounded choice of feature vectors.
+    `none`: nothing but the weights."""
     bits: int = Field(default=12, ge=6, le=16)
     """Width of a quantised feature with its sign."""
+    decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    """statistics: what a batch leaves of the sums before it, for concept drift; below 1 the sums are no longer exact,
+    order matters and nothing can be subtracted. By default 1."""
+    capacity: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """latents: most that are kept, shared evenly by the classes; by default 1,000."""
+    precision: Literal["int8", "fp16"] | None = None
+    """latents: of a stored number, on a scale a feature; by default int8."""
+    selection: Literal["reservoir", "herding"] | None = None
+    """latents: which are kept. `reservoir`: a uniform choice of each class (Vitter 1985). `herding`: those whose mean
+    follows the class's (Welling 2009). By default reservoir."""
+    ttl_s: Annotated[int, Field(ge=1)] | None = None
+    """latents: seconds after which one is dropped; left out, never."""
+    client_share: Annotated[float, Field(gt=0, le=1)] | None = None
+    """latents: largest share of the capacity that comes from one client; by default 1."""
+    logits: bool | None = None
+    """latents: keep the scores a sample had when it came (DER++); by default false."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_its_kind(cls, data: Any) -> Any:
+        return filled(data, "kind", _MEMORIES, default="statistics", shared=("bits",))
+
+
+_MEMORIES: dict[str, dict[str, object]] = {
+    "statistics": {"decay": 1.0},
+    "per_class_statistics": {},
+    "latents": {
+        "capacity": 1_000,
+        "precision": "int8",
+        "selection": "reservoir",
+        "ttl_s": None,
+        "client_share": 1.0,
+        "logits": False,
+    },
+    "none": {},
+}
 
 
 class Head(Strict):
     """How scores are made of features."""
 
     kind: Name = "balanced_ridge"
-    """`balanced_ridge`, `ridge`, `lda` or `ncm`: one file each in everlearn/heads."""
+    """Solved: `balanced_ridge`, `ridge`, `lda` or `ncm`, one file each in everlearn/heads. By gradient steps: `linear`
+    or `cosine`."""
     regularization: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
     """`auto`: from the sums alone (GCV for ridge, OAS for lda). A number fixes it: a ridge penalty relative to the
     mean eigenvalue, or lda's shrinkage up to 1."""
@@ -146,8 +186,8 @@ class Head(Strict):
     @classmethod
     def _fits_the_head(cls, value: str | float, info: ValidationInfo) -> str | float:
         kind = info.data.get("kind")
-        if isinstance(value, float) and kind == "ncm":
-            raise ValueError("ncm has none; leave it out")
+        if isinstance(value, float) and kind in ("ncm", *GRADIENT_HEADS):
+            raise ValueError(f"{kind} has none; leave it out")
         if isinstance(value, float) and kind == "lda" and value > 1:
             raise ValueError(f"is a shrinkage with lda, at most 1, not {value:g}")
         return value
@@ -180,8 +220,9 @@ class Retention(Strict):
 
     raw: Literal["never"] = "never"
     """Raw inputs are never stored; there is no other value."""
-    features: Literal["sums"] = "sums"
-    """Only sums over samples, never a feature vector."""
+    features: Literal["sums", "latents"] = "sums"
+    """`sums`: only sums over samples, never a feature vector. `latents`: feature vectors of single samples may be kept,
+    which are personal data where the samples are: an image can be guessed from its features."""
     exports: int = Field(default=10, ge=1, le=1000)
     """Exported files kept."""
 
@@ -201,10 +242,18 @@ class ModelSpec(Strict):
     """A named choice of the axes below (`analytic`, `ranpac`, `slda`); what is written below wins over it."""
     projection: Projection | None = None
     """Random features between trunk and head; none by default."""
+    adapt: Adapt = Field(default_factory=Adapt)
+    """Which weights of the backbone move; none by default."""
     memory: Memory = Field(default_factory=Memory)
     """What is kept of the stream."""
     head: Head = Field(default_factory=Head)
     """How scores are made."""
+    regularize: tuple[Regularizer, ...] = ()
+    """Penalties on what would be forgotten, summed; for heads that learn by gradient steps."""
+    loss: Loss | None = None
+    """What a gradient step minimises; cross-entropy by default, none where the head is solved."""
+    train: Training | None = None
+    """The craft of gradient steps; none where nothing moves by them."""
     gate: Gate = Field(default_factory=Gate)
     """When a version may serve."""
     serving: Serving = Field(default_factory=Serving)
@@ -223,6 +272,24 @@ class ModelSpec(Strict):
         if value not in presets.PRESETS:
             raise ValueError(f"unknown recipe {value!r}; known: {', '.join(presets.PRESETS)}")
         return value
+
+    @field_validator("regularize")
+    @classmethod
+    def _kinds_differ(cls, value: tuple[Regularizer, ...]) -> tuple[Regularizer, ...]:
+        rules.unique(regularizer.kind for regularizer in value)
+        return value
+
+    @model_validator(mode="after")
+    def _axes_compose(self) -> Self:
+        problem = contradictions(self)
+        if problem is not None:
+            raise ValueError(problem)
+        return self
+
+    @property
+    def by_gradient(self) -> bool:
+        """Whether the head learns by gradient steps; otherwise it is solved from the memory."""
+        return learns_by_gradient(self)
 
     @field_validator("labels")
     @classmethod

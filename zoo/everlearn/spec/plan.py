@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from everlearn.errors import NeedsConsentError, SpecError
+from everlearn.spec import presets
 from everlearn.spec.changes import CLASS_OF, Change, ChangeClass, classify
 from everlearn.spec.defaults import front_config
 from everlearn.spec.model import Model
@@ -190,7 +191,29 @@ def _warnings(after: Model, downloads: Sequence[Download], cost: Mapping[str, fl
         words.append("the weights are a pickle: they are read once, weights only, in a limited child process")
     if cost.get("memory_bytes", 0.0) > _WARN_MEMORY_BYTES:
         words.append(f"the memory takes {cost['memory_bytes'] / 2**20:,.0f} MiB")
+    words += _of_recipe(after)
     exact_samples = 2 ** (53 - (2 * after.spec.memory.bits - 2))
     if exact_samples < 10**8:
         words.append(f"with {after.spec.memory.bits} bits the sums are exact up to {exact_samples:,} samples")
     return tuple(words)
+
+
+def _of_recipe(after: Model) -> list[str]:
+    """What is known of the declared recipe and would be met too late."""
+    spec = after.spec
+    words: list[str] = []
+    if spec.by_gradient and spec.memory.kind == "none":
+        words.append(presets.WARNING_WEAK if spec.regularize else presets.WARNING_NOTHING_HELD)
+    if spec.memory.kind == "latents":
+        words.append(
+            f"up to {spec.memory.capacity:,} feature vectors of single samples are kept; they are personal data where "
+            "the samples are"
+        )
+    if spec.memory.kind == "statistics" and spec.memory.decay is not None and spec.memory.decay < 1:
+        words.append("with decay below 1 the sums are no longer exact, and nothing can be taken out of them")
+    if spec.adapt.kind == "first_session":
+        words.append(
+            f"the first {spec.adapt.samples:,} samples are held in RAM until the backbone is fitted; they are durable "
+            "only then, and clients keep them that long"
+        )
+    return words

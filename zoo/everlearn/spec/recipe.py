@@ -1,12 +1,13 @@
-"""Axes of a recipe: random features, which a model may declare, and the options of gradient learning.
+"""How a model learns where a closed form is not what is wanted: the axes of a gradient recipe.
 
-Of the latter regularisers exist (everlearn/regularizers); no declaration takes them until a learner does.
+Each axis is a choice of its own and composes with the others; `everlearn.spec.presets` names the compositions that the
+literature knows, and `everlearn.spec.composition` refuses those that would break a promise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -27,6 +28,43 @@ class Projection(Strict):
     """Random features. The Gram matrix takes 8 dim^2 bytes: 32 MB at 2,000."""
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
     """Of W; part of what a feature means."""
+
+
+class Adapt(Strict):
+    """Which weights of the backbone move. Below them it is cut: the trunk stays frozen and shared, the tail learns."""
+
+    kind: Literal["frozen", "first_session", "last_blocks", "lora", "full"] = "frozen"
+    """`frozen`: none. `last_blocks`: the last blocks, by gradient steps, for ever. `lora`: adapters of low rank, merged
+    at export (Hu 2021). `full`: all. `first_session`: blocks or adapters are fitted once, on the first samples, which
+    are held in RAM only; from then on frozen (Panos 2023, First Session Adaptation)."""
+    blocks: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """last_blocks, first_session, lora: how many blocks are above the cut; by default 1, with lora 2, with
+    first_session 2."""
+    rank: Annotated[int, Field(ge=1, le=256)] | None = None
+    """lora: of each adapter, by default 4. first_session: adapters of that rank instead of whole blocks."""
+    targets: tuple[str, ...] | None = None
+    """lora: patterns of layer names; by default the attention's projections, else pointwise layers."""
+    samples: Annotated[int, Field(ge=16, le=65_536)] | None = None
+    """first_session: how many are waited for; by default 512. They are in RAM until then and nowhere else: none of
+    them is durable before the session has ended, and clients keep them for that long."""
+    epochs: Annotated[int, Field(ge=1, le=100)] | None = None
+    """first_session: passes over them; by default 10."""
+    patience_s: Annotated[float, Field(gt=0, le=86_400)] | None = None
+    """first_session: without a new sample for so long it ends with those that came; by default 5."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_its_kind(cls, data: Any) -> Any:
+        return filled(data, "kind", _ADAPTS, default="frozen")
+
+
+_ADAPTS: Mapping[str, Mapping[str, object]] = {
+    "frozen": {},
+    "first_session": {"blocks": 2, "rank": None, "samples": 512, "epochs": 10, "patience_s": 5.0},
+    "last_blocks": {"blocks": 1},
+    "lora": {"blocks": 2, "rank": 4, "targets": None},
+    "full": {},
+}
 
 
 class Regularizer(Strict):
@@ -94,7 +132,7 @@ class Optimizer(Strict):
     kind: Literal["sgd", "adam", "adamw", "rmsprop", "adagrad"] = "sgd"
     """torch.optim's."""
     learning_rate: Rate | None = None
-    """Of a batch of 32 rows; by default 0.1 for sgd, 0.01 for adagrad, 0.001 for the others."""
+    """Of a batch of 32 rows; by default 0.05 for sgd, 0.01 for adagrad, 0.001 for the others."""
     scale_with_batch: Literal["no", "linear", "sqrt"] = "sqrt"
     """How the rate follows the rows in a step, relative to 32 (Goyal 2017, Krizhevsky 2014)."""
     momentum: Share | None = None
@@ -159,6 +197,40 @@ class Schedule(Strict):
         return filled(data, "kind", kinds, default="constant", shared=("warmup_steps", "floor"))
 
 
+class Augment(Strict):
+    """How a batch of images is varied before it is learned: on the device, a draw a row, never stored. All off."""
+
+    crop_area: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Smallest share of the image's area that a random crop keeps before it is resized back (Szegedy 2015: 0.08, too
+    little for most streams; 0.6 is mild); 1 is off."""
+    crop_aspect: float = Field(default=4 / 3, ge=1, le=4)
+    """Longest side of such a crop relative to the other."""
+    crop_padding_px: int = Field(default=0, ge=0, le=256)
+    """Pixels of black around the image within which a window of its size is drawn (He 2016: 4 at 32 px); 0 is off."""
+    flip: float = Field(default=0.0, ge=0, le=1)
+    """Probability of left to right; not for digits, text, or whatever has a side."""
+    brightness: Share = 0.0
+    """Largest relative change; 0 is off."""
+    contrast: Share = 0.0
+    """Largest relative change around the mean grey; 0 is off."""
+    saturation: Share = 0.0
+    """Largest relative change away from grey; 0 is off."""
+    hue: float = Field(default=0.0, ge=0, le=0.5)
+    """Largest part of a turn round the colour circle, either way; 0 is off."""
+    cutout: float = Field(default=0.0, ge=0, le=1)
+    """Side of a box of no information, as a share of the image's (DeVries & Taylor 2017: 0.5 at 32 px); 0 is off."""
+    mixup: float = Field(default=0.0, ge=0, le=4)
+    """alpha of Beta(alpha, alpha), between images (Zhang 2018: 0.2); 0 is off."""
+    cutmix: float = Field(default=0.0, ge=0, le=4)
+    """alpha of Beta(alpha, alpha): a box of another image, labels by area (Yun 2019: 1); 0 is off."""
+
+    @model_validator(mode="after")
+    def _one_way_to_mix(self) -> Self:
+        if self.mixup and self.cutmix:
+            raise ValueError("mixup and cutmix both mix the labels of a batch; leave one out")
+        return self
+
+
 class Training(Strict):
     """The craft of the gradient steps."""
 
@@ -166,7 +238,7 @@ class Training(Strict):
     """How a gradient becomes a step."""
     schedule: Schedule = Field(default_factory=Schedule)
     """The learning rate over steps."""
-    steps: int = Field(default=1, ge=1, le=100)
+    steps: int = Field(default=4, ge=1, le=100)
     """Steps a streamed batch."""
     replay: int = Field(default=64, ge=0, le=4096)
     """Rows from the memory in each step; the paper's habit is as many as are new, more costs little at a cut."""
@@ -180,6 +252,8 @@ class Training(Strict):
     """Snapshots that are averaged into the served weights where that is not worse (Wortsman 2022); 0 is off."""
     early_stop: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """Batches without a better windowed prequential accuracy after which steps cease until it falls; else never."""
+    augment: Augment | None = None
+    """How images are varied; only where the pixels reach the learner, which is adapt: full."""
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
     """Of everything random."""
 

@@ -1,0 +1,82 @@
+"""Axes of a recipe compose, or are refused with the field to change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+
+from everlearn.errors import SpecError
+from everlearn.spec import presets
+from everlearn.spec.load import parse
+from everlearn.spec.model import Model
+from everlearn.spec.plan import StoredCounts, build_plan
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+INPUT = {"size": 96, "resize": "crop", "crop_pct": 0.875, "interpolation": "bicubic"}
+LEVELS = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+
+
+def declared(**axes: Any) -> Model:
+    spec = {
+        "backbone": {"source": "hf://timm/x", "revision": COMMIT, "architecture": "x"},
+        "input": {**INPUT, **LEVELS},
+        **axes,
+    }
+    return parse(yaml.safe_dump({"metadata": {"name": "shelf"}, "spec": spec}))
+
+
+def warnings_of(model: Model) -> str:
+    plan = build_plan(None, model, etag="", resolved_lock={}, downloads=(), stored=StoredCounts(), trunk_cached=True)
+    return "\n".join(plan.warnings)
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_every_preset_expands_to_axes_that_compose(name: str) -> None:
+    model = declared(recipe=name)
+    assert model.spec.recipe == name
+    assert presets.PRESETS[name].title
+    assert presets.PRESETS[name].advice
+
+
+@pytest.mark.parametrize("name", [name for name, preset in presets.PRESETS.items() if preset.is_weak])
+def test_regularisers_alone_are_warned_of_with_the_measured_cost(name: str) -> None:
+    assert "about 20 %" in warnings_of(declared(recipe=name))
+
+
+def test_the_default_recipe_has_nothing_to_warn_of() -> None:
+    assert warnings_of(declared()) == ""
+
+
+def test_what_is_declared_wins_over_the_recipe_and_the_rest_of_it_stays() -> None:
+    spec = declared(recipe="der", memory={"kind": "latents", "logits": True, "capacity": 50}).spec
+    assert spec.memory.capacity == 50
+    assert spec.loss is not None
+    assert spec.loss.kind == "der"
+    assert spec.retention.features == "latents"
+
+
+@pytest.mark.parametrize(
+    ("axes", "words"),
+    [
+        ({"memory": {"kind": "latents"}}, "retention.features: latents"),
+        ({"memory": {"kind": "none"}}, "head.kind: linear"),
+        ({"memory": {"kind": "latents"}, "retention": {"features": "latents"}}, "linear, cosine or ncm"),
+        ({"adapt": {"kind": "last_blocks"}}, "head.kind: linear"),
+        ({"adapt": {"kind": "first_session"}, "head": {"kind": "linear"}}, "adapt.kind: last_blocks"),
+        ({"adapt": {"kind": "full"}, "head": {"kind": "linear"}}, "never kept"),
+        ({"adapt": {"kind": "last_blocks"}, "projection": {"dim": 100}, "head": {"kind": "linear"}}, "leave one"),
+        ({"regularize": [{"kind": "ewc"}]}, "leave it out"),
+        ({"train": {"steps": 2}}, "head.kind: linear"),
+        ({"head": {"kind": "linear"}, "loss": {"kind": "der"}}, "logits: true"),
+        ({"head": {"kind": "linear"}, "train": {"augment": {"flip": 0.5}}}, "leave it out"),
+        ({"head": {"kind": "linear"}, "memory": {"kind": "per_class_statistics"}}, "latents, statistics or none"),
+        ({"adapt": {"kind": "frozen", "blocks": 2}}, "not an option of frozen"),
+        ({"memory": {"capacity": 5}}, "not an option of statistics"),
+    ],
+)
+def test_axes_that_do_not_compose_are_refused_with_what_would(axes: dict[str, Any], words: str) -> None:
+    with pytest.raises(SpecError) as raised:
+        declared(**axes)
+    assert words in str(raised.value)

@@ -1,0 +1,78 @@
+"""Which axes of a recipe compose, and why others do not: refused before anything runs, with the field to change."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from everlearn.spec.model import ModelSpec
+
+GRADIENT_HEADS = frozenset({"linear", "cosine"})
+"""Heads that learn by gradient steps; every other is solved from the memory."""
+MOVING = frozenset({"last_blocks", "lora", "full"})
+"""Adaptations that go on for as long as a model learns."""
+
+
+def learns_by_gradient(spec: ModelSpec) -> bool:
+    """Whether weights move by gradient steps; otherwise heads are solved from the memory alone."""
+    return spec.head.kind in GRADIENT_HEADS
+
+
+def contradictions(spec: ModelSpec) -> str | None:
+    """The first combination that cannot be, in words that begin with the field to change; None where all compose."""
+    memory = spec.memory.kind
+    if memory == "latents" and spec.retention.features != "latents":
+        return (
+            "memory latents keeps feature vectors, and retention.features is sums; write retention.features: latents "
+            "to agree, or memory.kind: statistics"
+        )
+    if spec.projection is not None and spec.adapt.kind != "frozen":
+        return f"projection is for a frozen backbone, and adapt is {spec.adapt.kind}; leave one of them out"
+    return _of_gradients(spec) if learns_by_gradient(spec) else _of_solved_heads(spec)
+
+
+def _of_solved_heads(spec: ModelSpec) -> str | None:
+    memory, head, adapt = spec.memory.kind, spec.head.kind, spec.adapt.kind
+    if memory == "none":
+        return (
+            f"head {head} is solved from a memory, and there is none; write head.kind: linear, or memory.kind: "
+            "statistics"
+        )
+    if memory == "latents" and head != "ncm":
+        return f"head {head} is solved from sums; with memory latents write head.kind: linear, cosine or ncm"
+    if adapt in MOVING:
+        return (
+            f"adapt {adapt} moves what features mean, and head {head} is solved from all features so far; write "
+            "head.kind: linear, or adapt.kind: first_session or frozen"
+        )
+    if spec.regularize:
+        return f"regularize guards weights that move by gradient steps, and head {head} is solved; leave it out"
+    if spec.loss is not None or spec.train is not None:
+        name = "loss" if spec.loss is not None else "train"
+        return f"{name} is of gradient steps, and head {head} is solved; leave it out, or write head.kind: linear"
+    return None
+
+
+def _of_gradients(spec: ModelSpec) -> str | None:
+    memory, adapt = spec.memory.kind, spec.adapt.kind
+    if adapt == "first_session":
+        return (
+            f"adapt first_session is frozen from then on, and head {spec.head.kind} learns by gradient steps; write "
+            "adapt.kind: last_blocks, or head.kind: balanced_ridge"
+        )
+    if adapt == "full" and memory != "none":
+        return (
+            f"memory {memory} would keep what enters the lowest layer that learns, and with adapt full that is the raw "
+            "input, which is never kept; write memory.kind: none, or adapt.kind: last_blocks"
+        )
+    if spec.projection is not None:
+        return "projection is for heads that are solved; leave it out, or write head.kind: ridge"
+    if memory == "per_class_statistics":
+        return (
+            "memory per_class_statistics is for heads that are solved; write memory.kind: latents, statistics or none"
+        )
+    if spec.loss is not None and spec.loss.kind == "der" and not (memory == "latents" and spec.memory.logits):
+        return "loss der needs the scores that replayed samples had; write memory: {kind: latents, logits: true}"
+    if spec.train is not None and spec.train.augment is not None and adapt != "full":
+        return f"train.augment varies pixels, and with adapt {adapt} the learner meets features; leave it out"
+    return None
