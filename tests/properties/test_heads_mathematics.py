@@ -16,7 +16,7 @@ from tests.properties.test_sums import shuffled_and_sharded, stream
 
 from everlearn.heads import head_for
 from everlearn.heads._ridge import ALPHAS, Tridiagonal
-from everlearn.heads.lda import oas_shrinkage
+from everlearn.shrinkage import oas_shrinkage
 from everlearn.sums import Sums
 from everlearn.values import FeatureScale, LinearHead
 

@@ -2,9 +2,12 @@
 
     8   b"EVLSUMS1"
     4   uint32: bytes of the header
-    .   header: {"version", "dim", "labels", "counts", "sum_bytes", "gram_bytes"}
+    .   header: {"version": 1, "dim", "labels", "counts", "sum_bytes", "gram_bytes"}
     .   S row by row, then the lower triangle of G column by column, each in 4, 5, 6 or 8 bytes a number
     32  sha256
+
+Sums that have decayed are floats: {"version": 2, "dim", "labels", "counts"} with the counts written so that they read
+back bit for bit, and every number of S and G as a float64.
 
 A number in w bytes lies as two planes, low 32 bits of all, then the rest of all: 5 bytes last until a sum of squares
 reaches 2^39, some million samples, where 8 would cost 60 % more disk at each commit.
@@ -24,42 +27,48 @@ import numpy.typing as npt
 from everlearn.errors import DataLossError
 
 MAGIC: Final = b"EVLSUMS1"
-VERSION: Final = 1
+EXACT: Final = 1
+DECAYED: Final = 2
+"""Versions; both are read, and exact sums are written as ever."""
 HIGH: Final = {4: None, 5: "<i1", 6: "<i2", 8: "<i4"}
 """Bytes of a number -> dtype of what is above its low 32 bits."""
+FLOAT: Final = 0
+"""Stands for 8 bytes a float64."""
 DIGEST_BYTES: Final = 32
 
 Float = npt.NDArray[np.float64]
 Count = npt.NDArray[np.int64]
 
 
-def packed_lower(lower_dd: Float) -> Count:
-    """The lower triangle, column by column, as integers: d (d + 1) / 2 of them."""
-    columns = [lower_dd[column:, column] for column in range(lower_dd.shape[0])]
-    return np.concatenate(columns).astype(np.int64)
+def packed_lower(lower_dd: Float) -> Float:
+    """The lower triangle, column by column: d (d + 1) / 2 numbers."""
+    return np.concatenate([lower_dd[column:, column] for column in range(lower_dd.shape[0])])
 
 
-def dump(labels: Sequence[str], count_C: Count, sum_Cd: Float, lower_dd: Float) -> bytes:
-    """Bytes of a state."""
-    sums, gram = sum_Cd.astype(np.int64).ravel(), packed_lower(lower_dd)
-    header = json.dumps(
-        {
-            "version": VERSION,
-            "dim": lower_dd.shape[0],
-            "labels": list(labels),
-            "counts": count_C.tolist(),
-            "sum_bytes": _width(sums),
-            "gram_bytes": _width(gram),
-        }
-    ).encode()
-    parts = [MAGIC, struct.pack("<I", len(header)), header, *_planes(sums), *_planes(gram)]
+def dump(labels: Sequence[str], count_C: Count | Float, sum_Cd: Float, lower_dd: Float) -> bytes:
+    """Bytes of a state: of an exact one where the counts are integers."""
+    header: dict[str, object] = {
+        "version": EXACT,
+        "dim": lower_dd.shape[0],
+        "labels": list(labels),
+        "counts": count_C.tolist(),
+    }
+    if count_C.dtype == np.int64:
+        sums, gram = sum_Cd.astype(np.int64).ravel(), packed_lower(lower_dd).astype(np.int64)
+        header |= {"sum_bytes": _width(sums), "gram_bytes": _width(gram)}
+        planes = [*_planes(sums), *_planes(gram)]
+    else:
+        header["version"] = DECAYED
+        planes = [sum_Cd.astype("<f8").tobytes(), packed_lower(lower_dd).astype("<f8").tobytes()]
+    encoded = json.dumps(header).encode()
+    parts = [MAGIC, struct.pack("<I", len(encoded)), encoded, *planes]
     seal = hashlib.sha256()
     for part in parts:
         seal.update(part)
     return b"".join([*parts, seal.digest()])
 
 
-def parse(data: bytes) -> tuple[list[str], Count, Float, Float]:
+def parse(data: bytes) -> tuple[list[str], Count | Float, Float, Float]:
     """labels, count_C, sum_Cd and the lower triangle (column-major) of what `dump` wrote; DataLossError otherwise."""
     body, seal = memoryview(data)[:-DIGEST_BYTES], data[-DIGEST_BYTES:]
     if not data.startswith(MAGIC) or len(data) < len(MAGIC) + 4 + DIGEST_BYTES:
@@ -72,18 +81,20 @@ def parse(data: bytes) -> tuple[list[str], Count, Float, Float]:
         raise DataLossError(f"these bytes are sealed but not a memory: {error}") from error
 
 
-def _parse_sealed(body: memoryview) -> tuple[list[str], Count, Float, Float]:
+def _parse_sealed(body: memoryview) -> tuple[list[str], Count | Float, Float, Float]:
     start = len(MAGIC) + 4
     end = start + struct.unpack("<I", body[len(MAGIC) : start])[0]
     header = json.loads(bytes(body[start:end]))
-    if header["version"] != VERSION:
-        raise ValueError(f"version {header['version']}; this release reads version {VERSION}")
+    if header["version"] not in (EXACT, DECAYED):
+        raise ValueError(f"version {header['version']}; this release reads versions {EXACT} and {DECAYED}")
+    exact = header["version"] == EXACT
     dim, labels = int(header["dim"]), [str(label) for label in header["labels"]]
-    count_C = np.array(header["counts"], np.int64)
-    if dim < 1 or count_C.shape != (len(labels),) or len(set(labels)) < len(labels) or (count_C < 0).any():
+    counts = header["counts"]
+    count_C: Count | Float = np.array(counts, np.int64) if exact else np.array(counts, np.float64)
+    if dim < 1 or count_C.shape != (len(labels),) or len(set(labels)) < len(labels) or not (count_C >= 0).all():
         raise ValueError("its header contradicts itself")
-    sums, end = _read(body, end, len(labels) * dim, header["sum_bytes"])
-    gram, end = _read(body, end, dim * (dim + 1) // 2, header["gram_bytes"])
+    sums, end = _read(body, end, len(labels) * dim, header["sum_bytes"] if exact else FLOAT)
+    gram, end = _read(body, end, dim * (dim + 1) // 2, header["gram_bytes"] if exact else FLOAT)
     if end != len(body):
         raise ValueError(f"{len(body) - end} bytes too many")
     lower_dd, start = np.zeros((dim, dim), order="F"), 0
@@ -110,9 +121,11 @@ def _planes(values: Count) -> list[bytes]:
 
 def _read(body: memoryview, start: int, count: int, width: int) -> tuple[Float, int]:
     """`count` numbers from `start`, and where they end."""
-    end = start + count * width
+    end = start + count * (width or 8)
     if end > len(body):
         raise ValueError("it is too short")
+    if width == FLOAT:
+        return np.frombuffer(body, "<f8", count, start).astype(np.float64), end
     high = HIGH[width]
     if high is None:
         return np.frombuffer(body, "<i4", count, start).astype(np.float64), end

@@ -22,12 +22,12 @@ Float = npt.NDArray[np.float64]
 _Argument = str | int | float | Float | npt.NDArray[np.int32]
 
 
-def add_gram(lower_dd: Float, rows_Kd: Float, *, sign: float = 1.0) -> None:
-    """lower += sign * rows^T rows, in place on the lower triangle (dsyrk)."""
+def add_gram(lower_dd: Float, rows_Kd: Float, *, sign: float = 1.0, keep: float = 1.0) -> None:
+    """lower = keep * lower + sign * rows^T rows, in place on the lower triangle (dsyrk); no rows, no change."""
     rows_Kd = np.ascontiguousarray(rows_Kd, np.float64)  # read as its transpose, column-major
     count, dim = rows_Kd.shape
     if count:
-        _call(cython_blas, "dsyrk", "L", "N", dim, count, sign, rows_Kd, dim, 1.0, _column_major(lower_dd), dim)
+        _call(cython_blas, "dsyrk", "L", "N", dim, count, sign, rows_Kd, dim, keep, _column_major(lower_dd), dim)
 
 
 def factor_cholesky(lower_dd: Float) -> None:

@@ -10,6 +10,7 @@ from everlearn.errors import SpecError
 from everlearn.heads._classes import ROUNDING, Moments
 from everlearn.heads._ridge import FLOOR, solve_spd
 from everlearn.heads.base import Head
+from everlearn.shrinkage import oas_shrinkage
 from everlearn.sums import Sums
 from everlearn.values import FeatureScale, LinearHead
 
@@ -67,16 +68,3 @@ class Lda(Head):
         if self.regularization != "auto":
             return self.regularization
         return oas_shrinkage(trace, trace_of_square, dim, samples)
-
-
-def oas_shrinkage(trace: float, trace_of_square: float, dim: int, samples: float) -> float:
-    """Oracle approximating shrinkage of a covariance V of `samples` degrees of freedom (Chen et al. 2010, eq. 23).
-
-    (scikit-learn leaves out the terms 2/d, which matter below some ten features.)
-
-    >>> oas_shrinkage(2.0, 2.0, 2, 10)  # already a sphere
-    1.0
-    """
-    numerator = (1 - 2 / dim) * trace_of_square + trace**2
-    denominator = (samples + 1 - 2 / dim) * (trace_of_square - trace**2 / dim)
-    return min(1.0, numerator / denominator) if denominator > 0 else 1.0

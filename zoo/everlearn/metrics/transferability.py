@@ -26,8 +26,8 @@ import numpy.typing as npt
 from everlearn.errors import InvalidError, PreconditionError
 from everlearn.heads._classes import ROUNDING, Moments, add_outer
 from everlearn.heads._ridge import ALPHAS, FLOOR, MAX_DOF_SHARE, solve_spd
-from everlearn.heads.lda import oas_shrinkage
 from everlearn.linalg import Tridiagonal
+from everlearn.shrinkage import oas_shrinkage
 from everlearn.sums import Sums
 from everlearn.values import FeatureScale
 
