@@ -244,6 +244,7 @@ class LiveModel:
                 "accuracy": prequential.accuracy,
                 "windowed_accuracy": prequential.window_accuracy,
                 "window": prequential.window,
+                "report": prequential.summary(),
             },
             make=make,
         )

@@ -7,6 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -117,7 +118,7 @@ class VersionBook:
         *,
         spec: Model,
         trunk: LiveTrunk,
-        prequential: Mapping[str, float],
+        prequential: Mapping[str, Any],
         make: Callable[[int, LinearHead], Snapshot],
     ) -> Versioned:
         """A new version becomes `latest`, and `stable` too where promotion is automatic and the gate passes."""

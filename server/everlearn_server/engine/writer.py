@@ -23,6 +23,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import structlog
 
 from everlearn.errors import EverlearnError, FencedError, SequenceGapError, UnavailableError
@@ -271,7 +272,7 @@ class ModelWriter:
     def _learn(self, batch: Derived, tail: Tail) -> Outcome | EverlearnError:
         begun_s = time.perf_counter()
         live = self._live()
-        predicted = _predict(live, batch.features_Bd)
+        scores_BC = _predict(live, batch.features_Bd)
         tested_s = time.perf_counter()
         try:
             quantised_Bd = self._scale.quantise(batch.features_Bd)
@@ -280,7 +281,10 @@ class ModelWriter:
             return error
         self.saturated_values += int(np.count_nonzero(np.abs(quantised_Bd) == self._scale.limit))
         before = self.prequential.correct
-        self.prequential.update(batch.labels, predicted, batch.client)
+        known, features_Bd = live.head.labels if live else (), self._scale.restore(quantised_Bd)
+        self.prequential.update(
+            batch.labels, None, batch.client, scores_BC=scores_BC, known=known, features_Bd=features_Bd
+        )
         correct = self.prequential.correct - before
         tail.integrated = batch.sequence
         done_s = time.perf_counter()
@@ -378,12 +382,9 @@ class ModelWriter:
         return UnavailableError(f"model {self._model!r} is being closed; reconnect")
 
 
-def _predict(live: Snapshot | None, features_Bd: FeaturesBd) -> list[str] | None:
-    """Labels the live head gives, or None where there is no head yet."""
-    if live is None or not len(features_Bd):
-        return None
-    winners_B = live.head.scores(features_Bd).argmax(axis=1)
-    return [live.head.labels[winner] for winner in winners_B]
+def _predict(live: Snapshot | None, features_Bd: FeaturesBd) -> npt.NDArray[np.float32] | None:
+    """Scores the live head gives, [B, C], or None where there is no head yet."""
+    return None if live is None or not len(features_Bd) else live.head.scores(features_Bd)
 
 
 def _settle(future: asyncio.Future[Outcome], result: Outcome | EverlearnError) -> None:

@@ -72,7 +72,7 @@ async def _status(engine: Engine, model: LiveModel, *, report: bool) -> models_p
         status.input.CopyFrom(input_contract(model))
         status.prequential.CopyFrom(prequential_message(model.writer.prequential))
         if report:
-            # Beside the event loop: with many classes it takes 10 ms, and the writer holds the record.
+            # Beside the event loop: many classes take a hundredth of a second, and the writer may hold the record.
             status.report.CopyFrom(await asyncio.to_thread(_report, model.writer.prequential))
         status.memory_digest = await model.writer.digest()
     return status

@@ -83,7 +83,7 @@ class ModelService:
     async def list(self, request: models_pb2.ListModelsRequest, _: wire.Context) -> models_pb2.ListModelsResponse:
         """All models by name."""
         some, token = names.page(self._engine.models(), request.page_size, request.page_token)
-        models = [await model_message(self._engine, self._engine.model(name)) for name in some]
+        models = [await model_message(self._engine, self._engine.model(name), report=False) for name in some]
         return models_pb2.ListModelsResponse(models=models, next_page_token=token)
 
     async def delete(self, request: models_pb2.DeleteModelRequest, _: wire.Context) -> models_pb2.DeleteModelResponse:

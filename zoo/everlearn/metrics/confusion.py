@@ -79,7 +79,7 @@ class Confusion:
     """
 
     def __init__(self) -> None:
-        self._labels: set[str] = set()
+        self._labels = {OTHER_LABELS}
         self._samples: Counter[str] = Counter()
         self._predicted: Counter[str] = Counter()
         self._hits: Counter[str] = Counter()
@@ -200,7 +200,7 @@ class Confusion:
 
     def _kept(self, label: str) -> str:
         if label not in self._labels:
-            if len(self._labels) >= MAX_CLASSES:
+            if len(self._labels) > MAX_CLASSES:
                 return OTHER_LABELS
             self._labels.add(label)
         return label

@@ -101,18 +101,18 @@ class Prequential:
         known: tuple[str, ...] = (),
         features_Bd: FeaturesBd | None = None,
     ) -> None:
-        """Counts a batch; `predicted_labels` None = there was no head.
+        """Counts a batch; `predicted_labels` None = those of the largest scores; without scores, there was no head.
 
         `scores_BC` with `known`, the label of each column, also feed calibration and AUC, `features_Bd` the drift; a
         row that is not finite feeds neither. Raises InputError where lengths differ; then nothing is counted.
         """
+        _check_rows(len(true_labels), scores_BC, known, features_Bd)
         if predicted_labels is None:
-            predicted_labels = [NO_PREDICTION] * len(true_labels)
+            predicted_labels = _winners(len(true_labels), scores_BC, known)
         if len(predicted_labels) != len(true_labels):
             raise InputError(
                 f"{len(predicted_labels)} predictions for {len(true_labels)} labels; each needs one", field="labels"
             )
-        _check_rows(len(true_labels), scores_BC, known, features_Bd)
         if not true_labels:
             return
         hits = [true == predicted for true, predicted in zip(true_labels, predicted_labels, strict=True)]
@@ -328,3 +328,9 @@ def _check_rows(
         )
     if features_Bd is not None and (features_Bd.ndim != 2 or len(features_Bd) != rows):
         raise InputError(f"features have shape {features_Bd.shape}; it must be [{rows}, d]", field="features")
+
+
+def _winners(rows: int, scores_BC: npt.NDArray[np.float32] | None, known: tuple[str, ...]) -> list[str]:
+    if scores_BC is None:
+        return [NO_PREDICTION] * rows
+    return [known[winner] for winner in scores_BC.argmax(axis=1)]

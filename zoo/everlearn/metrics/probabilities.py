@@ -48,5 +48,5 @@ def announce(scores_BC: npt.NDArray[np.float32], temperature: float) -> Announce
 def margins(scores_BC: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     """Each score less the row's largest, so <= 0, and at least LOWEST; scores must be finite."""
     scores64_BC = scores_BC.astype(np.float64)
-    margins_BC: npt.NDArray[np.float64] = np.maximum(scores64_BC - scores64_BC.max(axis=1, keepdims=True), LOWEST)
-    return margins_BC
+    below_BC: npt.NDArray[np.float64] = np.maximum(scores64_BC - scores64_BC.max(axis=1, keepdims=True), LOWEST)
+    return below_BC

@@ -65,7 +65,7 @@ class LossByTemperature:
         self._slope_K += other._slope_K
 
     def fit(self) -> float | None:
-        """T; None before MIN_SAMPLES. At an end of the grid where the minimum lies beyond it (nothing ever wrong)."""
+        """T; None before MIN_SAMPLES. Near an end of the grid where the minimum lies beyond (nothing ever wrong)."""
         if self.samples < MIN_SAMPLES:
             return None
         right = int(np.argmax(self._slope_K >= 0)) if (self._slope_K >= 0).any() else INVERSE_K.size

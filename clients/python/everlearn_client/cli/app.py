@@ -11,7 +11,9 @@ import typer
 from typer.core import TyperGroup
 
 from everlearn_client.cli import exit_codes, output
+from everlearn_client.cli.backbones import backbones
 from everlearn_client.cli.declaring import apply, diff, lock, plan, schema
+from everlearn_client.cli.doctor import doctor
 from everlearn_client.cli.learning import learn
 from everlearn_client.cli.serving import export, predict
 from everlearn_client.cli.showing import delete, describe, get, info, promote, rollback, versions
@@ -79,9 +81,10 @@ def root(
 
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Declare": (apply, plan, diff, lock, schema),
-    "Look and manage": (get, describe, versions, promote, rollback, delete, info),
+    "Look and manage": (get, describe, doctor, versions, promote, rollback, delete, info),
     "Learn and use": (learn, predict, export),
 }
 for _panel, _commands in _PANELS.items():
     for _command in _commands:
         app.command(rich_help_panel=_panel)(_command)
+app.add_typer(backbones, rich_help_panel="Declare")

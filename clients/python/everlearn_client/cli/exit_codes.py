@@ -1,7 +1,7 @@
 """What the exit code of `everlearn` means. Part of the interface: scripts build on it.
 
 0    done; plan and diff: nothing differs
-1    diff: the file differs from the server
+1    diff: the file differs from the server; doctor: something is bad
 2    plan: changes are pending
 3    invalid input: usage, a file, a declaration, a sample
 4    not found
@@ -9,7 +9,7 @@
 6    refused: consent, credentials, a gate or the model's state
 7    unavailable: no server, overloaded, or no answer in time; trying again may help
 8    fault of the server, or damaged data
-9    partly done: some batches were rejected, some files have no prediction
+9    partly done: some batches were rejected, some files have no prediction, some backbones could not be tried
 130  interrupted
 """
 

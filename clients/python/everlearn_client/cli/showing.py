@@ -11,6 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from everlearn_client.cli.connection import DEFAULT_SERVER, ModelArgument, ServerOption, connect
 from everlearn_client.cli.output import Output, OutputOption, ask, plain, put, put_data, put_fields, put_table
+from everlearn_client.cli.reporting import put_report
 from everlearn_protos.v1 import models_pb2
 
 
@@ -74,7 +75,7 @@ def _put_description(found: models_pb2.Model) -> None:
         put(f"{'ok' if condition.status else 'NOT'} {condition.type}: {condition.reason} {condition.message}".rstrip())
     if status.labels:
         put("")
-        put_table(("class", "samples"), zip(status.labels, status.samples_per_class, strict=False))
+        put_report(status)
     put(f"\n{found.declaration.rstrip()}")
 
 

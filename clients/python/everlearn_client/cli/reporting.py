@@ -1,0 +1,105 @@
+"""What a model has learned, for people: a few lines of figures, then its classes, worst first."""
+
+from __future__ import annotations
+
+from everlearn_client.cli.output import put, put_fields, put_table
+from everlearn_protos.v1 import models_pb2
+
+_CLASSES = 30
+_CONFUSIONS = 5
+_CLIENTS = 5
+
+
+def put_report(status: models_pb2.ModelStatus) -> None:
+    """The report; of a server that gives none, classes and samples."""
+    report = status.report
+    if not report.total.samples:
+        put_table(("class", "samples"), zip(status.labels, status.samples_per_class, strict=False))
+        return
+    put("learned (each sample was predicted before it was learned)")
+    put_fields({f"  {name}": text for name, text in _lines(report).items() if text})
+    put("")
+    put_table(
+        ("class", "samples", "precision", "recall", "f1", "auc", "recall now"),
+        [
+            (
+                each.label,
+                each.samples,
+                f"{each.precision:.1%}",
+                f"{each.recall:.1%}",
+                f"{each.f1:.3f}",
+                f"{each.auc:.3f}" if each.HasField("auc") else "-",
+                f"{each.windowed_recall:.1%}" if each.HasField("windowed_recall") else "-",
+            )
+            for each in report.classes[:_CLASSES]
+        ],
+    )
+    hidden = len(report.classes[_CLASSES:]) + report.classes_left_out
+    if hidden:
+        put(f"and {hidden} more classes, of better recall; `-o json` shows up to 1,000")
+
+
+def _lines(report: models_pb2.LearningReport) -> dict[str, str]:
+    total, window = report.total, report.window
+    return {
+        "samples": f"{total.samples:,} so far; `now` is the last {window.samples:,}",
+        "accuracy": _pair(total.accuracy, window.accuracy),
+        "balanced accuracy": _pair(total.balanced_accuracy, window.balanced_accuracy),
+        "macro F1": f"{total.macro_f1:.3f}, now {window.macro_f1:.3f}",
+        "worst class": f"{total.worst_class}, recall {total.worst_recall:.1%}; "
+        f"now {window.worst_class}, recall {window.worst_recall:.1%}",
+        "AUC": _auc(total, window),
+        "calibration": _calibration(total, window),
+        "temperature": _temperature(total, window),
+        "drift": _drift(report.drift),
+        "often confused": ", ".join(
+            f"{each.label} for {each.predicted} ({each.samples})"
+            for each in [cell for cell in report.confusions if cell.predicted][:_CONFUSIONS]
+        ),
+        "clients": ", ".join(_client(each) for each in report.clients[:_CLIENTS]),
+        "note": f"{report.unattributed:,} wrong predictions are of an unknown label: precisions are at most as given"
+        if report.unattributed
+        else "",
+    }
+
+
+def _auc(total: models_pb2.LearningFigures, window: models_pb2.LearningFigures) -> str:
+    if not total.HasField("auc_pooled"):
+        return ""
+    macro = f"{total.auc_macro:.3f} mean over classes; " if total.HasField("auc_macro") else ""
+    now = f", now {window.auc_pooled:.3f}" if window.HasField("auc_pooled") else ""
+    return f"{macro}{total.auc_pooled:.3f} over all pairs{now}"
+
+
+def _calibration(total: models_pb2.LearningFigures, window: models_pb2.LearningFigures) -> str:
+    if not total.HasField("ece"):
+        return "not known yet"
+    shown = window if window.HasField("ece") else total
+    lean = "too sure" if shown.overconfidence > 0 else "too cautious"
+    return f"ECE {shown.ece:.3f}, {lean} by {abs(shown.overconfidence):.1%}; log-loss {total.log_loss:.3f} nats"
+
+
+def _temperature(total: models_pb2.LearningFigures, window: models_pb2.LearningFigures) -> str:
+    if not total.HasField("temperature"):
+        return ""
+    now = f", now {window.temperature:.3g}" if window.HasField("temperature") else ""
+    return f"{total.temperature:.3g}{now}: probabilities are softmax(scores / temperature)"
+
+
+def _drift(drift: models_pb2.Drift) -> str:
+    """In standard deviations: about 0.2 is small, above 0.8 large (Cohen 1988)."""
+    parts = []
+    if drift.HasField("projection_shift"):
+        parts.append(f"features {drift.projection_shift:.2f} sd, norm {drift.norm_shift:.2f} sd")
+    if drift.HasField("label_distance"):
+        parts.append(f"label mix {drift.label_distance:.2f} of 1")
+    return "; ".join(parts)
+
+
+def _client(client: models_pb2.ClientFigures) -> str:
+    distance = f", mix {client.label_distance:.2f}" if client.HasField("label_distance") else ""
+    return f"{client.client or 'others'} {client.accuracy:.1%} of {client.samples}{distance}"
+
+
+def _pair(total: float, window: float) -> str:
+    return f"{total:.1%}, now {window:.1%}"

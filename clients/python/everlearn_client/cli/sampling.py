@@ -1,0 +1,94 @@
+"""A labelled sample for commands that try something out: the same rows in the same order each time."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import typer
+
+from everlearn_client.cli.datasets import Dataset, open_dataset
+from everlearn_client.cli.output import say
+from everlearn_client.errors import InvalidArgument
+from everlearn_client.samples import Batch
+from everlearn_protos.v1 import models_pb2
+
+BATCH = 32
+_SEED = 0
+
+DataArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DATA", help="Folder with one subfolder a class, .csv of path,label, or .npz with images and labels."
+    ),
+]
+SamplesOption = Annotated[int, typer.Option("--samples", "-n", min=32, help="Largest sample to use, drawn at random.")]
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Some rows of a dataset, in random order."""
+
+    dataset: Dataset
+    order: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @property
+    def labels(self) -> list[str]:
+        """Of each sample, in order."""
+        return [self.dataset.labels[row] for row in self.order]
+
+    def batches(self, first: int, last: int) -> Iterator[Batch]:
+        """Batches of samples first..last-1; see `trial.BatchesOf`."""
+        return self.dataset.batches(self.order[first:last], batch=BATCH)
+
+    def of(self, positions: npt.NDArray[np.int64]) -> Iterator[Batch]:
+        """Batches of the samples at these positions."""
+        return self.dataset.batches(self.order[positions], batch=BATCH)
+
+
+def draw(path: Path, samples: int) -> Sample:
+    """At most `samples` labelled images at random. Raises InvalidArgument for what is no image, and for too few."""
+    dataset = open_dataset(path)
+    if dataset.is_features:
+        raise InvalidArgument(f"{path} holds features of one backbone; give the images themselves", field="DATA")
+    sample = Sample(dataset, dataset.order(shuffle_seed=_SEED, limit=samples))
+    if len(sample) < 2:
+        raise InvalidArgument(f"{path} has {len(sample)} samples; at least 2 are needed", field="DATA")
+    return sample
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does: what it has declared for the moment is deleted."""
+
+    def on_terminate(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before: Any = signal.signal(signal.SIGTERM, on_terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class Stages:
+    """Says each stage of a preparation that takes time once, with whose it is."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._stage = name, ""
+
+    def __call__(self, step: models_pb2.ApplyProgress) -> None:
+        """Hears of a step."""
+        if step.stage not in ("", "queued", "ready", self._stage):
+            say(f"{self._name}: {step.stage}")
+        self._stage = step.stage

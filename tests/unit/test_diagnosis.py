@@ -1,0 +1,136 @@
+"""Every threshold of `everlearn doctor`, on figures made by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from everlearn_client import diagnosis
+from everlearn_client.diagnosis import CurvePoint, Expected, Finding, ImageFigures, Level
+from everlearn_client.errors import InvalidArgument
+from everlearn_client.samples import Batch
+from everlearn_client.trial import block_edges, repeats
+
+PHOTO = ImageFigures(height=300, width=400, mean=0.45, std=0.24, greatest=1.0, colour=0.2)
+EXPECTED = Expected(mean=0.449, std=0.226, side=224)
+
+
+def inputs(*images: ImageFigures) -> dict[str, Finding]:
+    return {finding.check: finding for finding in diagnosis.check_inputs(images, EXPECTED)}
+
+
+def test_photographs_are_what_a_backbone_expects() -> None:
+    assert {finding.level for finding in inputs(*[PHOTO] * 4).values()} == {Level.OK}
+
+
+@pytest.mark.parametrize(
+    ("change", "check", "level", "words"),
+    [
+        ({"greatest": 1 / 255, "mean": 0.002, "std": 0.002}, "range", Level.BAD, "cast to uint8"),
+        ({"greatest": 16 / 255}, "range", Level.BAD, "no value above 16"),
+        ({"std": 0.0}, "flat images", Level.BAD, "4 of 4"),
+        ({"mean": 0.95}, "brightness", Level.WARN, "much too light"),
+        ({"mean": 0.05}, "brightness", Level.WARN, "much too dark"),
+        ({"std": 0.05}, "brightness", Level.WARN, "faint"),
+        ({"height": 28, "width": 60}, "size", Level.WARN, "enlarged 8.0 times"),
+        ({"colour": 0.0}, "colour", Level.OK, "4 of 4 images have no colour: right for scans"),
+    ],
+)
+def test_what_is_odd_about_images_is_named(change: dict[str, float], check: str, level: Level, words: str) -> None:
+    finding = inputs(*[replace(PHOTO, **change)] * 4)[check]  # type: ignore[arg-type]  # by field
+    assert finding.level is level
+    assert words in finding.found
+    assert bool(finding.advice) == (level is not Level.OK)
+
+
+def test_what_must_be_multiplied_is_said_exactly() -> None:
+    assert inputs(replace(PHOTO, greatest=0.0627))["range"].advice.endswith("multiply by 15.9")
+
+
+def test_a_few_flat_images_are_a_warning_and_some_without_colour_among_others_too() -> None:
+    mixed = inputs(*[PHOTO] * 30, replace(PHOTO, std=0.001))
+    assert mixed["flat images"].level is Level.WARN
+    mixed = inputs(*[PHOTO] * 6, *[replace(PHOTO, colour=0.0)] * 4)
+    assert mixed["colour"].level is Level.WARN
+    assert "may stand for a label" in mixed["colour"].advice
+
+
+@pytest.mark.parametrize(
+    ("counts", "level"),
+    [
+        ({"a": 50, "b": 50}, Level.OK),
+        ({"a": 50, "b": 5}, Level.OK),
+        ({"a": 51, "b": 5}, Level.WARN),
+        ({"a": 9, "b": 4}, Level.WARN),
+        ({"a": 100}, Level.BAD),
+    ],
+)
+def test_labels_are_judged_by_their_number_and_balance(counts: dict[str, int], level: Level) -> None:
+    assert diagnosis.check_labels(counts).level is level
+
+
+@pytest.mark.parametrize(
+    ("duplicates", "conflicts", "level"),
+    [(0, 0, Level.OK), (1, 0, Level.OK), (2, 0, Level.WARN), (1, 1, Level.WARN), (2, 2, Level.BAD)],
+)
+def test_equal_bytes_are_a_warning_and_with_two_labels_worse(duplicates: int, conflicts: int, level: Level) -> None:
+    assert diagnosis.check_duplicates(100, duplicates, conflicts).level is level
+
+
+@pytest.mark.parametrize(
+    ("correct", "majority", "level"),
+    [(90, 0.1, Level.OK), (30, 0.1, Level.WARN), (15, 0.1, Level.BAD), (90, 0.9, Level.BAD), (97, 0.6, Level.OK)],
+)
+def test_a_head_has_to_beat_the_answer_that_sees_nothing(correct: int, majority: float, level: Level) -> None:
+    assert diagnosis.check_baseline(CurvePoint(known=100, tested=100, correct=correct), majority).level is level
+
+
+def test_a_batch_that_was_just_learned_is_known() -> None:
+    levels = [diagnosis.check_one_batch(correct, 32).level for correct in (32, 30, 10)]
+    assert levels == [Level.OK, Level.WARN, Level.BAD]
+
+
+@pytest.mark.parametrize(
+    ("residual", "per_class", "level"),
+    [(0.3, 5, Level.OK), (0.7, 5, Level.WARN), (0.7, 50, Level.WARN), (0.95, 5, Level.WARN), (0.95, 50, Level.BAD)],
+)
+def test_a_backbone_is_blamed_only_where_there_were_samples_to_judge(
+    residual: float, per_class: float, level: Level
+) -> None:
+    found = diagnosis.check_fit(gcv_residual=residual, log_me=0.1, h_score=1, h_shrinkage=0.1, per_class=per_class)
+    assert found.level is level
+
+
+def curve(*correct: int) -> Finding:
+    points = [CurvePoint(known=100 * 2**i, tested=1000, correct=each) for i, each in enumerate(correct)]
+    return diagnosis.check_curve(points, classes=10)
+
+
+def test_a_curve_that_rises_asks_for_more_and_one_that_is_flat_says_from_where() -> None:
+    rising = curve(500, 600, 700)
+    assert (rising.level, "rising by 10.0 points" in rising.found) == (Level.WARN, True)
+    flat = curve(500, 898, 900, 901)
+    assert (flat.level, "flat from about 20 a class" in flat.found) == (Level.OK, True)
+    assert curve(800).level is Level.WARN
+
+
+def test_a_solved_head_has_no_learning_rate_and_a_trained_one_says_what_is_missing() -> None:
+    assert diagnosis.check_gradient("lda").level is Level.OK
+    assert diagnosis.check_gradient("linear").level is Level.WARN
+
+
+def test_an_error_bar_is_not_zero_where_all_were_right() -> None:
+    assert 0 < CurvePoint(known=1, tested=20, correct=20).error < 0.1
+
+
+def test_repeats_are_found_by_their_bytes() -> None:
+    batches = [Batch([b"a", b"b", b"a"], ["x", "y", "x"]), Batch([b"b", b"c"], ["z", "x"])]
+    found = repeats(iter(batches))
+    assert (found.duplicates, found.conflicts, found.first_of_kind) == (2, 2, (0, 1, 4))
+
+
+def test_blocks_double_and_a_single_sample_is_refused() -> None:
+    assert block_edges(500) == [0, 31, 62, 125, 250, 500]
+    with pytest.raises(InvalidArgument, match="at least 2"):
+        block_edges(1)
