@@ -14,6 +14,9 @@ import numpy as np
 from tests.store_rows import MODEL
 
 from everlearn.errors import EverlearnError, InputError
+from everlearn.heads.base import Head
+from everlearn.heads.ridge import Ridge
+from everlearn.learners import ClosedForm
 from everlearn.memories.base import Memory
 from everlearn.memories.statistics import Statistics
 from everlearn.metrics.prequential import Prequential
@@ -104,6 +107,7 @@ async def make_writer(
     store: Store,
     *,
     memory: Memory | None = None,
+    head: Head | None = None,
     ledger: Ledger | SlowLedger | None = None,
     executor: Executor = EXECUTOR,
     on_integrated: Callable[[], None] = lambda: None,
@@ -119,7 +123,7 @@ async def make_writer(
         uid=MODEL.uid,
         lineage=MODEL.lineage,
         timeline=store.timeline,
-        memory=memory or stored,
+        learner=ClosedForm(memory or stored, head or Ridge(), SCALE),
         scale=SCALE,
         prequential=Prequential.from_dict(json.loads(state.prequential_json)) if state else Prequential(),
         streams=await store.ledger.streams(MODEL.name),

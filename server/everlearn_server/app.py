@@ -159,8 +159,8 @@ def _reading(model: LiveModel) -> ModelReading:
     commits, commit_s = writer.disk_share if writer else (0, 0.0)
     return ModelReading(
         name=model.name,
-        samples=writer.memory.sums.samples if writer else 0,
-        classes=int((writer.memory.sums.count_C > 0).sum()) if writer else 0,
+        samples=writer.learner.samples if writer else 0,
+        classes=int((writer.learner.count_C > 0).sum()) if writer else 0,
         windowed_accuracy=writer.prequential.window_accuracy if writer else 0.0,
         latest_version=model.book.latest.record.number if model.book.latest else 0,
         stable_version=model.book.stable.record.number if model.book.stable else 0,

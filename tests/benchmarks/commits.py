@@ -41,7 +41,7 @@ async def _measure(scene: Scene, dim: int, seconds: float) -> Row:
         sent = await learn(running, model, _for_seconds(batches, begun_s + seconds))
         took_s = time.monotonic() - begun_s
         commits, busy_s = model.writer.disk_share
-        size = len(model.writer.memory.to_bytes())
+        size = len(model.writer.learner.to_bytes())
     share = busy_s / took_s
     return Row(
         group="commits",

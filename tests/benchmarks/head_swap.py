@@ -26,8 +26,7 @@ from everlearn_client import Pixels as ClientPixels
 from everlearn_server.engine.engine import Engine
 from everlearn_server.engine.head_file import dump_head
 from everlearn_server.engine.live_model import LiveModel
-from everlearn_server.engine.publisher import Solved
-from everlearn_server.engine.versions import probe_features
+from everlearn_server.engine.publisher import Solved, probe_features
 
 SIZE = 224
 HEADS_A_SECOND = 100

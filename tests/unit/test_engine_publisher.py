@@ -9,9 +9,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
-from tests.engine_parts import DIM, EXECUTOR, SCALE, Heard, batch, learn, sums_of, until_durable, writer_of
+from tests.engine_parts import EXECUTOR, SCALE, Heard, batch, learn, sums_of, until_durable, writer_of
 
 from everlearn.errors import PreconditionError
 from everlearn.heads import head_for
@@ -33,16 +32,13 @@ async def learning(
     """A model that learns: writer and publisher joined as LiveModel joins them."""
     publishers: list[Publisher] = []
     with Store.open(folder) as store:
-        async with writer_of(store, on_integrated=lambda: publishers[0].touch()) as writer:
+        async with writer_of(store, head=head, on_integrated=lambda: publishers[0].touch()) as writer:
             publishers.append(
                 Publisher(
                     model="digits",
-                    head=head,
-                    scale=SCALE,
                     writer=writer,
                     executor=EXECUTOR,
                     install=install,
-                    probes_Bd=np.ones((2, DIM), np.float32),
                 )
             )
             try:
@@ -76,7 +72,7 @@ def test_at_rest_the_head_is_the_exact_one_of_the_final_sums_whatever_the_schedu
                 await asyncio.sleep(chance.choice([0, 0, 0.001, 0.01, 0.03]))
             await publisher.settled({"a": sequence}, timeout_s=10)
             assert heads[-1].tails == {"a": sequence}
-            return writer.memory.sums.copy()
+            return writer.learner.sums.copy()
 
     sums = asyncio.run(scenario())
     assert heads[-1].exact

@@ -147,14 +147,14 @@ class WriterMachine(RuleBasedStateMachine):
             for sequence in range(1, known.integrated + 1)
             if not is_refused(client, sequence)
         ]
-        assert self.writer.memory.sums.digest() == sums_of(*accepted).digest()
-        assert self.writer.prequential.tested == self.writer.memory.sums.samples
+        assert self.writer.learner.sums.digest() == sums_of(*accepted).digest()
+        assert self.writer.prequential.tested == self.writer.learner.sums.samples
 
     def teardown(self) -> None:
         try:
             self.restart(orderly=True)
             data = self.runner.run(self.store.ledger.memory("digits"))
-            assert data is None or Sums.from_bytes(data).digest() == self.writer.memory.sums.digest()
+            assert data is None or Sums.from_bytes(data).digest() == self.writer.learner.sums.digest()
             self.runner.run(self.writer.close())
         finally:
             self.store.close()

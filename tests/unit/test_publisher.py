@@ -13,6 +13,8 @@ from typing import Any, cast
 import numpy as np
 
 from everlearn.heads.ncm import Ncm
+from everlearn.learners.base import Learned
+from everlearn.learners.closed_form import LearnedSums
 from everlearn.sums import Sums
 from everlearn.values import FeatureScale, LinearHead
 from everlearn_server.engine.publisher import Publisher, Solved
@@ -42,14 +44,15 @@ class Writer:
 
     def __init__(self) -> None:
         self.sums = Sums(DIM)
+        self.head = Ncm()
         self.tails = {"a": 0}
 
     def learn(self) -> None:
         self.sums.add(np.ones((1, DIM), np.int16), ["x"])
         self.tails["a"] += 1
 
-    async def copy_sums(self) -> tuple[Sums, dict[str, int]]:
-        return self.sums.copy(), dict(self.tails)
+    async def learned(self) -> tuple[Learned, dict[str, int]]:
+        return LearnedSums(self.sums.copy(), self.head, SCALE), dict(self.tails)
 
 
 @asynccontextmanager
@@ -59,15 +62,13 @@ async def publisher_of(writer: Writer, head: Ncm, heads: list[Solved], **options
         if solved.exact and isinstance(head, SlowWhenQuick):
             head.exact_is_out.set()
 
+    writer.head = head
     with ThreadPoolExecutor(2) as executor:
         publisher = Publisher(
             model="m",
-            head=head,
-            scale=SCALE,
             writer=cast(ModelWriter, writer),
             executor=executor,
             install=install,
-            probes_Bd=np.ones((2, DIM), np.float32),
             **options,
         )
         try:
@@ -108,11 +109,11 @@ def test_heads_follow_again_after_a_failure_that_nobody_foresaw() -> None:
     class Failing(Writer):
         failures = 1
 
-        async def copy_sums(self) -> tuple[Sums, dict[str, int]]:
+        async def learned(self) -> tuple[Learned, dict[str, int]]:
             if self.failures:
                 self.failures -= 1
                 raise MemoryError
-            return await super().copy_sums()
+            return await super().learned()
 
     async def scenario() -> list[Solved]:
         writer, heads = Failing(), list[Solved]()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -60,3 +61,22 @@ class StreamListener(Protocol):
 
     def over(self, error: EverlearnError) -> None:
         """Nothing more will come: a newer connection has taken over, or the model is being closed."""
+
+
+@dataclass(kw_only=True)
+class Pending:
+    """A batch that waits for its turn."""
+
+    batch: Derived
+    outcome: asyncio.Future[Outcome]
+
+
+def settle(future: asyncio.Future[Outcome], result: Outcome | EverlearnError) -> None:
+    """Tells whoever waits."""
+    if future.done():
+        return
+    if isinstance(result, Outcome):
+        future.set_result(result)
+    else:
+        future.set_exception(result)
+        future.exception()  # the stream may be gone; then nobody looks

@@ -134,18 +134,18 @@ class Declarations:
         model = self._fleet.find(name)
         if model is None or model.row.trunk_digest is None:
             return None
-        memory = model.writer.memory.sums if model.is_started else None
+        learner = model.writer.learner if model.is_started else None
         state = await self._store.ledger.state(name)
         return Current(
             spec=model.spec,
             etag=f"{model.row.uid}:{model.row.generation}",
             stored=StoredCounts(
-                samples=memory.samples if memory else state.sample_count if state else 0,
-                classes=len(memory.labels) if memory else 0,
+                samples=learner.samples if learner else state.sample_count if state else 0,
+                classes=len(learner.labels) if learner else 0,
                 versions=len(model.book.stored),
                 exports=len(await self._store.catalog.exports(name)),
             ),
-            labels=tuple(memory.labels) if memory else (),
+            labels=tuple(learner.labels) if learner else (),
             feature_dim=model.trunk.feature_dim if model.trunk else None,
         )
 

@@ -12,9 +12,7 @@ from typing import Any
 
 import structlog
 
-from everlearn.errors import DataLossError, PreconditionError
-from everlearn.heads import head_for
-from everlearn.memories import memory_for
+from everlearn.errors import PreconditionError
 from everlearn.metrics.prequential import Prequential
 from everlearn.metrics.transferability import Transferability, transferability
 from everlearn.spec.load import dump
@@ -22,10 +20,11 @@ from everlearn.spec.model import Model
 from everlearn.values import LinearHead
 from everlearn_server.engine.conditions import conditions_json
 from everlearn_server.engine.head_file import load_head
+from everlearn_server.engine.learners import make_learner
 from everlearn_server.engine.publisher import Publisher, Solved
 from everlearn_server.engine.serving import Snapshot
 from everlearn_server.engine.trunks import LiveTrunk
-from everlearn_server.engine.versions import VersionBook, Versioned, probe_features
+from everlearn_server.engine.versions import VersionBook, Versioned
 from everlearn_server.engine.writer import ModelWriter
 from everlearn_server.store.rows import ModelRow, VersionRow
 from everlearn_server.store.store import Store
@@ -113,15 +112,9 @@ class LiveModel:
         """Loads what is stored and begins to learn."""
         self.trunk = trunk
         self._closed = False
-        kind = memory_for(self.spec.spec.memory.kind)
         data = await self._store.ledger.memory(self.name)
         ledger = await self._store.ledger.state(self.name)
-        memory = kind.from_bytes(data) if data else kind.create(trunk.feature_dim, self.spec.spec.labels)
-        if memory.sums.dim != trunk.feature_dim:
-            raise DataLossError(
-                f"the memory of model {self.name!r} has {memory.sums.dim} features, its trunk {trunk.feature_dim}"
-            )
-        memory.sums.declare([label for label in self.spec.spec.labels if label not in memory.sums.labels])
+        learner = await asyncio.to_thread(make_learner, self.spec.spec, trunk, data)
         prequential = Prequential.from_dict(json.loads(ledger.prequential_json)) if ledger else Prequential()
         await self._reserve_numbers()
         await self._restore_versions(trunk, trunk_of)
@@ -131,7 +124,7 @@ class LiveModel:
             uid=self.row.uid,
             lineage=self.row.lineage,
             timeline=self._store.timeline,
-            memory=memory,
+            learner=learner,
             scale=trunk.scale,
             prequential=prequential,
             streams=await self._store.ledger.streams(self.name),
@@ -142,9 +135,9 @@ class LiveModel:
             on_durable=self._store_soon,
             commit_share=self._commit_share,
         )
-        self._publisher = self._make_publisher(trunk, latest)
+        self._publisher = self._make_publisher(latest)
         stored_digest = latest.record.memory_digest if latest else ""
-        if memory.sums.samples and stored_digest != memory.sums.digest():
+        if learner.samples and stored_digest != await self._writer.digest():
             self._publisher.touch()
 
     async def stop(self, *, commit: bool = True) -> None:
@@ -162,17 +155,18 @@ class LiveModel:
 
     async def revise(self, spec: Model) -> None:
         """Takes up a changed declaration that needs no new lineage; what changes the versions makes one at once."""
-        before, trunk = self.spec.spec, self.ready_trunk
+        before, writer = self.spec.spec, self.writer
+        await writer.configure(spec.spec)
         await self.update_row(
             declaration=dump(spec), generation=self.row.generation + 1, conditions_json=conditions_json(None)
         )
         self.spec = spec
         self.book.take_input(spec.spec.input)
-        await self.writer.declare(spec.spec.labels)
+        await writer.declare(spec.spec.labels)
         await self.prune()
         if spec.spec.head != before.head:
             self.publisher.close()
-            self._publisher = self._make_publisher(trunk, None)
+            self._publisher = self._make_publisher(None)
         judged = (before.head, before.labels, before.gate, before.serving.promotion)
         if judged != (spec.spec.head, spec.spec.labels, spec.spec.gate, spec.spec.serving.promotion):
             self.publisher.touch()
@@ -190,7 +184,7 @@ class LiveModel:
         Raises PreconditionError (MODEL_NOT_READY, EMPTY_MEMORY, ONE_CLASS).
         """
         scale = self.ready_trunk.scale
-        sums, _ = await self.writer.copy_sums()
+        sums = await self.writer.copy_sums()
         return await asyncio.get_running_loop().run_in_executor(self._solvers, transferability, sums, scale)
 
     def let_go(self) -> list[LiveTrunk]:
@@ -201,15 +195,12 @@ class LiveModel:
 
     # -- publishing ---------------------------------------------------------------------------------------------
 
-    def _make_publisher(self, trunk: LiveTrunk, latest: Versioned | None) -> Publisher:
+    def _make_publisher(self, latest: Versioned | None) -> Publisher:
         return Publisher(
             model=self.name,
-            head=head_for(self.spec.spec.head.kind, self.spec.spec.head.regularization),
-            scale=trunk.scale,
             writer=self.writer,
             executor=self._solvers,
             install=self._install,
-            probes_Bd=probe_features(trunk.feature_dim),
             hint=latest.snapshot.head.regularization if latest else None,
         )
 

@@ -32,7 +32,7 @@ async def probe(model: LiveModel, times: TrunkTimes) -> Probe:
     trunk = model.ready_trunk
     fit = await model.transferability()
     trunk_s, timed_images = times.median_s(trunk.session)
-    labels = len(model.writer.memory.sums.labels)
+    labels = len(model.writer.learner.labels)
     return Probe(
         fit=fit,
         feature_dim=trunk.feature_dim,

@@ -14,15 +14,15 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import structlog
 
 from everlearn.errors import PreconditionError
 from everlearn.export.parity import head_parity
-from everlearn.heads.base import Head
-from everlearn.sums import Sums
-from everlearn.values import FeaturesBd, FeatureScale, LinearHead
+from everlearn.learners.base import Learned
+from everlearn.values import FeaturesBd, LinearHead
 from everlearn_server.engine.head_file import dump_head
 from everlearn_server.engine.writer import ModelWriter
 
@@ -37,6 +37,7 @@ _FRESH_S = 0.15
 """Longest rest between quick heads while somebody asks for predictions, where solving is quick."""
 _ASKED_S = 10.0
 """So long after a prediction somebody is taken to be asking."""
+_PROBES = 16
 _MEANWHILE_S = 1.0
 """Longest rest while nobody asks; the test before training is then made with a head of at most that age."""
 
@@ -52,13 +53,19 @@ class Solved:
     samples_C: tuple[int, ...]
     """Per label of the head."""
     memory_digest: str
-    """Of the sums it was solved from; empty for a quick head."""
+    """Of what it was solved from; empty for a quick head."""
     exact: bool
     solve_ms: float
     parity: float
     """Largest relative difference of a score between the exported head and this one, on probe features."""
     data: bytes
     """The head, serialised."""
+
+
+@lru_cache(maxsize=8)
+def probe_features(dim: int) -> FeaturesBd:
+    """Deterministic stand-ins for features: non-negative, as pooled activations are."""
+    return np.abs(np.random.default_rng(0).standard_normal((_PROBES, dim))).astype(np.float32)
 
 
 class Publisher:
@@ -68,21 +75,15 @@ class Publisher:
         self,
         *,
         model: str,
-        head: Head,
-        scale: FeatureScale,
         writer: ModelWriter,
         executor: Executor,
         install: Callable[[Solved], None],
-        probes_Bd: FeaturesBd,
         hint: float | None = None,
     ) -> None:
         self._model = model
-        self._head = head
-        self._scale = scale
         self._writer = writer
         self._executor = executor
         self._install = install
-        self._probes_Bd = probes_Bd
         self._hint = hint
         self._touched = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -150,21 +151,21 @@ class Publisher:
     async def _follow(self) -> None:
         """Brings the head up to the present sums, and where the stream rests, the exact one."""
         generation = self._generation
-        sums, tails = await self._writer.copy_sums()
+        learned, tails = await self._writer.learned()
         started_s = time.monotonic()
         if self._hint is None:
-            await self._search(sums, tails, generation)
+            await self._search(learned, tails, generation)
         else:
-            if self._is_search_due(sums):
-                self._searching = asyncio.create_task(self._search(sums, tails, generation))
-            await self._publish(sums, tails, generation, hint=self._hint)
+            if self._is_search_due(learned):
+                self._searching = asyncio.create_task(self._search(learned, tails, generation))
+            await self._publish(learned, tails, generation, hint=self._hint)
         await self._rest(time.monotonic() - started_s)
         if not self._touched.is_set() and self._exact_generation != generation == self._generation:
             # The stream rests: the head that stays is the exact one of these sums.
             if self._searching is not None:
                 await asyncio.wait([self._searching])
             if self._exact_generation != generation:
-                await self._search(sums, tails, generation)
+                await self._search(learned, tails, generation)
 
     async def _rest(self, solve_s: float) -> None:
         """Lets the stream go on: a twentieth of a core for solving. More where somebody asks, whose first question
@@ -176,24 +177,26 @@ class Publisher:
         else:
             await asyncio.sleep(max(min(9 * solve_s, _FRESH_S), solve_s))
 
-    def _is_search_due(self, sums: Sums) -> bool:
+    def _is_search_due(self, learned: Learned) -> bool:
         """While a stream goes on: soon after it has brought a class or doubled, seldom otherwise."""
         if self._searching is not None and not self._searching.done():
             return False
         classes, samples = self._searched
-        grown = int(np.count_nonzero(sums.count_C)) > classes or sums.samples > 2 * samples
+        grown = int(np.count_nonzero(learned.count_C)) > classes or learned.samples > 2 * samples
         return grown or time.monotonic() >= self._search_again_s
 
-    async def _search(self, sums: Sums, tails: Mapping[str, int], generation: int) -> None:
+    async def _search(self, learned: Learned, tails: Mapping[str, int], generation: int) -> None:
         started_s = time.monotonic()
-        await self._publish(sums, tails, generation, hint=None)
-        self._searched = (int(np.count_nonzero(sums.count_C)), sums.samples)
+        await self._publish(learned, tails, generation, hint=None)
+        self._searched = (int(np.count_nonzero(learned.count_C)), learned.samples)
         self._search_again_s = time.monotonic() + max(1.0, 20 * (time.monotonic() - started_s))
 
-    async def _publish(self, sums: Sums, tails: Mapping[str, int], generation: int, *, hint: float | None) -> None:
+    async def _publish(
+        self, learned: Learned, tails: Mapping[str, int], generation: int, *, hint: float | None
+    ) -> None:
         loop = asyncio.get_running_loop()
         try:
-            solved = await loop.run_in_executor(self._executor, self._solve, sums, tails, hint)
+            solved = await loop.run_in_executor(self._executor, self._solve, learned, tails, hint)
             self._take(solved, tails, generation)
         except PreconditionError as error:
             if error.reason == NO_NUMBERS:
@@ -221,18 +224,18 @@ class Publisher:
             self._exact_generation = generation
         self._changed.set()
 
-    def _solve(self, sums: Sums, tails: Mapping[str, int], hint: float | None) -> Solved:
+    def _solve(self, learned: Learned, tails: Mapping[str, int], hint: float | None) -> Solved:
         begun_s = time.perf_counter()
-        head = self._head.solve(sums, self._scale, hint=hint)
+        head = learned.solve(hint=hint).head
         solve_ms = (time.perf_counter() - begun_s) * 1e3
         return Solved(
             head=head,
             tails=tails,
-            sample_count=sums.samples,
-            samples_C=tuple(int(count) for count in sums.count_C),
-            memory_digest=sums.digest() if hint is None else "",
+            sample_count=learned.samples,
+            samples_C=tuple(int(count) for count in learned.count_C),
+            memory_digest=learned.digest() if hint is None else "",
             exact=hint is None,
             solve_ms=solve_ms,
-            parity=head_parity(head, self._probes_Bd),
+            parity=head_parity(head, probe_features(head.weight_dC.shape[0])),
             data=dump_head(head),
         )

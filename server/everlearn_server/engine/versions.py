@@ -9,12 +9,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from everlearn.errors import GateError, NotFoundError, PreconditionError
 from everlearn.spec.input import Input
 from everlearn.spec.model import Gate, Model
-from everlearn.values import FeaturesBd, LinearHead
+from everlearn.values import LinearHead
 from everlearn_server.engine.publisher import NO_NUMBERS, Solved
 from everlearn_server.engine.serving import Snapshot
 from everlearn_server.engine.trunks import LiveTrunk
@@ -22,7 +20,6 @@ from everlearn_server.store.rows import VersionRow
 
 _EPHEMERAL = 8
 """Heads that were superseded before they were stored and can still be asked for by number."""
-_PROBES = 16
 _NUMBERS = 64
 """Version numbers reserved at a time; a crash leaves a gap and never reuses one."""
 _DIGITS = 18
@@ -35,11 +32,6 @@ class GateResult:
 
     passed: bool
     reason: str
-
-
-def probe_features(dim: int) -> FeaturesBd:
-    """Deterministic stand-ins for features: non-negative, as pooled activations are."""
-    return np.abs(np.random.default_rng(0).standard_normal((_PROBES, dim))).astype(np.float32)
 
 
 def check_gate(

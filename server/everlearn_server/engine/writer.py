@@ -27,11 +27,13 @@ import numpy.typing as npt
 import structlog
 
 from everlearn.errors import EverlearnError, FencedError, SequenceGapError, UnavailableError
-from everlearn.memories.base import Memory, Origin
+from everlearn.learners.base import Learned, Learner
+from everlearn.memories.base import Origin
 from everlearn.metrics.prequential import Prequential
+from everlearn.spec.model import ModelSpec
 from everlearn.sums import Sums
 from everlearn.values import FeaturesBd, FeatureScale
-from everlearn_server.engine.batches import Derived, Outcome, StreamListener, Tail
+from everlearn_server.engine.batches import Derived, Outcome, Pending, StreamListener, Tail, settle
 from everlearn_server.engine.serving import Snapshot
 from everlearn_server.store.ledger import Ledger
 from everlearn_server.store.rows import Commit, RejectRow, StreamRow
@@ -43,12 +45,6 @@ _GROUP = 32
 
 
 @dataclass(kw_only=True)
-class _Pending:
-    batch: Derived
-    outcome: asyncio.Future[Outcome]
-
-
-@dataclass(kw_only=True)
 class _Counters:
     commits: int = 0
     commit_s: float = 0.0
@@ -56,7 +52,7 @@ class _Counters:
 
 
 class ModelWriter:
-    """Owns the memory. All methods are called on the event loop; sums are touched by one worker thread at a time."""
+    """Owns the learner. Methods are called on the event loop; one worker thread at a time touches the learner."""
 
     def __init__(
         self,
@@ -65,7 +61,7 @@ class ModelWriter:
         uid: str,
         lineage: int,
         timeline: str,
-        memory: Memory,
+        learner: Learner,
         scale: FeatureScale,
         prequential: Prequential,
         streams: Mapping[str, StreamRow],
@@ -77,7 +73,7 @@ class ModelWriter:
         commit_share: float = 0.1,
         on_fatal: Callable[[BaseException], None] = exit_at_once,
     ) -> None:
-        self.memory = memory
+        self.learner = learner
         self.prequential = prequential
         self.saturated_values = 0
         """Feature values beyond the fixed-point scale since the start: many mean that the trunk meets what it was not
@@ -99,8 +95,9 @@ class ModelWriter:
             for client, row in streams.items()
         }
         self._listeners: dict[str, StreamListener] = {}
-        self._inbox: deque[_Pending] = deque()
+        self._inbox: deque[Pending] = deque()
         self._counters = _Counters()
+        self._changes = 0
         self._digest: tuple[int, str] | None = None
         self._memory_lock = asyncio.Lock()
         self._wake = asyncio.Event()
@@ -155,9 +152,9 @@ class ModelWriter:
         """Stages a batch, in order of arrival. The future raises FencedError, SequenceGapError, UnavailableError."""
         outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         if self._closed:
-            _settle(outcome, self._closing())
+            settle(outcome, self._closing())
             return outcome
-        self._inbox.append(_Pending(batch=batch, outcome=outcome))
+        self._inbox.append(Pending(batch=batch, outcome=outcome))
         self._wake.set()
         return outcome
 
@@ -166,27 +163,39 @@ class ModelWriter:
         """Nothing staged."""
         return not self._inbox
 
-    async def copy_sums(self) -> tuple[Sums, dict[str, int]]:
-        """A consistent copy of the sums, with the last integrated sequence of each client."""
+    async def learned(self) -> tuple[Learned, dict[str, int]]:
+        """What has been learned by now, with the last integrated sequence of each client."""
         async with self._memory_lock:
             loop = asyncio.get_running_loop()
-            sums = await loop.run_in_executor(self._executor, self.memory.sums.copy)
-            return sums, {client: tail.integrated for client, tail in self._tails.items()}
+            learned = await loop.run_in_executor(self._executor, self.learner.learned)
+            return learned, {client: tail.integrated for client, tail in self._tails.items()}
+
+    async def copy_sums(self) -> Sums:
+        """A copy of the sums. Raises PreconditionError (reason NO_SUMS) where the recipe keeps none."""
+        async with self._memory_lock:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, self.learner.sums.copy)
 
     async def declare(self, labels: Sequence[str]) -> None:
         """Gives declared labels their indices, before any sample of theirs."""
         async with self._memory_lock:
-            known = set(self.memory.sums.labels)
-            self.memory.sums.declare([label for label in labels if label not in known])
+            await asyncio.get_running_loop().run_in_executor(self._executor, self.learner.declare, labels)
+
+    async def configure(self, spec: ModelSpec) -> None:
+        """Options that change in place. Raises what the learner raises; the old ones hold then."""
+        async with self._memory_lock:
+            await asyncio.get_running_loop().run_in_executor(self._executor, self.learner.configure, spec)
+            self._changes += 1
 
     async def digest(self) -> str:
-        """sha256 of the canonical sums, computed again only where they have changed."""
+        """sha256 of what has been learned, computed again only where it has changed."""
         async with self._memory_lock:
-            count = self.memory.sums.samples
-            if self._digest is None or self._digest[0] != count:
-                loop = asyncio.get_running_loop()
-                self._digest = (count, await loop.run_in_executor(self._executor, self.memory.sums.digest))
+            if self._digest is None or self._digest[0] != self._changes:
+                digest = await asyncio.get_running_loop().run_in_executor(self._executor, self._digest_now)
+                self._digest = (self._changes, digest)
             return self._digest[1]
+
+    def _digest_now(self) -> str:
+        return self.learner.learned().digest()
 
     def is_durable(self, tails: Mapping[str, int]) -> bool:
         """Whether everything up to these sequences is committed."""
@@ -198,7 +207,7 @@ class ModelWriter:
         self._hurry.set()
         if not commit:
             while self._inbox:
-                _settle(self._inbox.popleft().outcome, self._closing())
+                settle(self._inbox.popleft().outcome, self._closing())
         self._wake.set()
         # Never cancelled: a thread that was adding to the sums would go on without the lock.
         await asyncio.gather(self._task, return_exceptions=True)
@@ -230,7 +239,7 @@ class ModelWriter:
                         self._executor, self._integrate_all, [pending.batch for pending in group]
                     )
                 for pending, result in zip(group, results, strict=True):
-                    _settle(pending.outcome, result)
+                    settle(pending.outcome, result)
                 # Duplicates alone change nothing: no new head for them.
                 if any(isinstance(result, Outcome) and not result.duplicate for result in results):
                     self._on_integrated()
@@ -276,7 +285,7 @@ class ModelWriter:
         tested_s = time.perf_counter()
         try:
             quantised_Bd = self._scale.quantise(batch.features_Bd)
-            self.memory.integrate(quantised_Bd, batch.labels, origin=Origin(client=batch.client, time_s=time.time()))
+            self.learner.integrate(quantised_Bd, batch.labels, origin=Origin(client=batch.client, time_s=time.time()))
         except EverlearnError as error:  # a full memory: nothing was added, the sequence is not spent
             return error
         self.saturated_values += int(np.count_nonzero(np.abs(quantised_Bd) == self._scale.limit))
@@ -287,6 +296,7 @@ class ModelWriter:
         )
         correct = self.prequential.correct - before
         tail.integrated = batch.sequence
+        self._changes += 1
         done_s = time.perf_counter()
         return self._outcome(
             batch, correct=correct, live=live, test_s=tested_s - begun_s, integrate_s=done_s - tested_s
@@ -313,7 +323,7 @@ class ModelWriter:
             total_correct=prequential.correct,
             windowed_accuracy=prequential.window_accuracy,
             window=prequential.window,
-            classes_seen=int(np.count_nonzero(self.memory.sums.count_C)),
+            classes_seen=int(np.count_nonzero(self.learner.count_C)),
             regularization=live.head.regularization if live else 0.0,
             tested_by_version=live.version if live and not duplicate else 0,
             test_ms=test_s * 1e3,
@@ -355,7 +365,7 @@ class ModelWriter:
                 uid=self._uid,
                 lineage=self._lineage,
                 memory=data,
-                sample_count=self.memory.sums.samples,
+                sample_count=self.learner.samples,
                 streams=moved,
                 rejects=tuple(rejects),
                 prequential_json=prequential_json,
@@ -376,7 +386,7 @@ class ModelWriter:
 
     def _serialise(self) -> tuple[bytes, str]:
         """Memory and prequential record; on a worker thread that holds the lock."""
-        return self.memory.to_bytes(), json.dumps(self.prequential.to_dict())
+        return self.learner.to_bytes(), json.dumps(self.prequential.to_dict())
 
     def _closing(self) -> UnavailableError:
         return UnavailableError(f"model {self._model!r} is being closed; reconnect")
@@ -385,13 +395,3 @@ class ModelWriter:
 def _predict(live: Snapshot | None, features_Bd: FeaturesBd) -> npt.NDArray[np.float32] | None:
     """Scores the live head gives, [B, C], or None where there is no head yet."""
     return None if live is None or not len(features_Bd) else live.head.scores(features_Bd)
-
-
-def _settle(future: asyncio.Future[Outcome], result: Outcome | EverlearnError) -> None:
-    if future.done():
-        return
-    if isinstance(result, Outcome):
-        future.set_result(result)
-    else:
-        future.set_exception(result)
-        future.exception()  # the stream may be gone; then nobody looks

@@ -64,10 +64,10 @@ async def _status(engine: Engine, model: LiveModel, *, report: bool) -> models_p
         if versioned is not None:
             status.aliases[alias] = versioned.record.number
     if model.is_started:
-        sums = model.writer.memory.sums
-        status.labels.extend(sums.labels)
-        status.samples_per_class.extend(int(count) for count in sums.count_C)
-        status.sample_count = sums.samples
+        learner = model.writer.learner
+        status.labels.extend(learner.labels)
+        status.samples_per_class.extend(int(count) for count in learner.count_C)
+        status.sample_count = learner.samples
         status.feature_dim = model.ready_trunk.feature_dim
         status.input.CopyFrom(input_contract(model))
         status.prequential.CopyFrom(prequential_message(model.writer.prequential))

@@ -1,5 +1,6 @@
 """Learners: what puts memory and head together."""
 
+from everlearn.learners.base import Learned, Learner, Solution
 from everlearn.learners.closed_form import ClosedForm
 
-__all__ = ["ClosedForm"]
+__all__ = ["ClosedForm", "Learned", "Learner", "Solution"]

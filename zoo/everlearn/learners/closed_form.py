@@ -1,18 +1,25 @@
-"""Learns a classifier from a stream of features, without a server and without keeping the features."""
+"""Learns a classifier from a stream of features in closed form, without keeping the features."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 
-from everlearn.errors import InputError
+from everlearn.errors import DataLossError, InputError
+from everlearn.heads import head_for
 from everlearn.heads.base import Head
-from everlearn.memories.base import Memory
-from everlearn.values import FeaturesBd, FeatureScale, LinearHead
+from everlearn.learners.base import Learned, Learner, Solution
+from everlearn.memories import memory_for
+from everlearn.memories.base import Memory, Origin
+from everlearn.spec.model import ModelSpec
+from everlearn.sums import Sums
+from everlearn.values import FeaturesBd, FeatureScale, LinearHead, QuantisedBd
 
 
-class ClosedForm:
+class ClosedForm(Learner):
     """Quantise, integrate, solve: after any stream the head is that of joint training on all of it.
 
     >>> from everlearn.heads import head_for
@@ -30,12 +37,69 @@ class ClosedForm:
         self.scale = scale
         self._head = head
 
+    @classmethod
+    def of(cls, spec: ModelSpec, scale: FeatureScale, data: bytes | None = None) -> Self:
+        """What a declaration describes, as it was when `to_bytes` gave `data`; empty without.
+
+        Raises SpecError for unknown kinds, DataLossError for bytes that do not belong to it.
+        """
+        kind, dim = memory_for(spec.memory.kind), scale.step_d.size
+        memory = kind.from_bytes(data) if data else kind.create(dim, spec.labels, spec.memory)
+        if memory.sums.dim != dim:
+            raise DataLossError(f"the stored memory has {memory.sums.dim} features, its trunk {dim}")
+        if data:
+            memory.configure(spec.memory)
+        learner = cls(memory, head_for(spec.head.kind, spec.head.regularization), scale)
+        learner.declare(spec.labels)
+        return learner
+
+    # -- of every learner ---------------------------------------------------------------------------------------
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """See Learner."""
+        return self.memory.sums.labels
+
+    @property
+    def count_C(self) -> npt.NDArray[np.int64]:  # noqa: N802  # axes
+        """See Learner."""
+        return self.memory.sums.count_C
+
+    @property
+    def sums(self) -> Sums:
+        """See Learner."""
+        return self.memory.sums
+
+    def integrate(self, quantised_Bd: QuantisedBd, labels: Sequence[str], *, origin: Origin | None = None) -> None:
+        """See Learner."""
+        self.memory.integrate(quantised_Bd, labels, origin=origin)
+
+    def declare(self, labels: Sequence[str]) -> None:
+        """See Learner."""
+        known = set(self.memory.sums.labels)
+        self.memory.sums.declare([label for label in labels if label not in known])
+
+    def learned(self) -> Learned:
+        """See Learner."""
+        return LearnedSums(self.memory.sums.copy(), self._head, self.scale)
+
+    def configure(self, spec: ModelSpec) -> None:
+        """See Learner."""
+        self._head = head_for(spec.head.kind, spec.head.regularization)
+        self.memory.configure(spec.memory)
+
+    def to_bytes(self) -> bytes:
+        """See Learner."""
+        return self.memory.to_bytes()
+
+    # -- without a server ---------------------------------------------------------------------------------------
+
     def learn(self, features_Bd: FeaturesBd, labels: Sequence[str]) -> None:
         """Learns a batch; B may be 0. Raises InputError for wrong shapes, labels, NaN or infinity: nothing is learned.
 
         A feature beyond the scale's range saturates (the scale has headroom for that).
         """
-        self.memory.integrate(self.scale.quantise(self._checked(features_Bd)), labels)
+        self.integrate(self.scale.quantise(self._checked(features_Bd)), labels)
 
     def head(self, hint: float | None = None) -> LinearHead:
         """The classifier now. `hint`: an earlier head's regularization, for a quick solve (see Head).
@@ -57,3 +121,35 @@ class ClosedForm:
             row = int(np.flatnonzero(~np.isfinite(features_Bd).all(axis=1))[0])
             raise InputError("features are NaN or infinite; they must be finite", field=f"features[{row}]")
         return features_Bd
+
+
+class LearnedSums(Learned):
+    """Sums of one moment, and the head that is solved from them."""
+
+    def __init__(self, sums: Sums, head: Head, scale: FeatureScale) -> None:
+        self.sums = sums
+        self._head = head
+        self._scale = scale
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """See Learned."""
+        return self.sums.labels
+
+    @property
+    def count_C(self) -> npt.NDArray[np.int64]:  # noqa: N802  # axes
+        """See Learned."""
+        return self.sums.count_C
+
+    @property
+    def samples(self) -> int:
+        """See Learned."""
+        return self.sums.samples
+
+    def digest(self) -> str:
+        """See Learned."""
+        return self.sums.digest()
+
+    def solve(self, *, hint: float | None = None) -> Solution:
+        """See Learned."""
+        return Solution(head=self._head.solve(self.sums, self._scale, hint=hint))
