@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 
 from everlearn.errors import DataLossError, InputError
 from everlearn.heads import head_for
@@ -15,7 +14,7 @@ from everlearn.learners.base import Learned, Learner, Solution
 from everlearn.memories import memory_for
 from everlearn.memories.base import Memory, Origin
 from everlearn.spec.model import ModelSpec
-from everlearn.sums import Sums
+from everlearn.sums import Count, Sums
 from everlearn.values import FeaturesBd, FeatureScale, LinearHead, QuantisedBd
 
 
@@ -61,7 +60,7 @@ class ClosedForm(Learner):
         return self.memory.sums.labels
 
     @property
-    def count_C(self) -> npt.NDArray[np.int64]:  # noqa: N802  # axes
+    def count_C(self) -> Count:  # noqa: N802  # axes
         """See Learner."""
         return self.memory.sums.count_C
 
@@ -137,7 +136,7 @@ class LearnedSums(Learned):
         return self.sums.labels
 
     @property
-    def count_C(self) -> npt.NDArray[np.int64]:  # noqa: N802  # axes
+    def count_C(self) -> Count:  # noqa: N802  # axes
         """See Learned."""
         return self.sums.count_C
 
