@@ -47,12 +47,12 @@ def accuracy(head: LinearHead, features: np.ndarray, labels: list[str]) -> float
     return float(np.mean(np.array(predicted(head, features)) == labels))
 
 
-def test_the_four_documented_heads_are_there() -> None:
-    assert set(KINDS) >= {"balanced_ridge", "lda", "ncm", "ridge"}
+def test_the_five_documented_heads_are_there() -> None:
+    assert set(KINDS) >= {"balanced_lda", "balanced_ridge", "lda", "ncm", "ridge"}
 
 
 def test_an_unknown_head_is_refused_by_field_with_the_known_ones() -> None:
-    with pytest.raises(SpecError, match="balanced_ridge, lda, ncm, ridge") as caught:
+    with pytest.raises(SpecError, match="balanced_lda, balanced_ridge, lda, ncm, ridge") as caught:
         head_for("svm")
     assert caught.value.field == "spec.head.kind"
 
@@ -171,6 +171,8 @@ class TestEveryHead:
         assert caught.value.field == "spec.head.regularization"
 
 
-@pytest.mark.parametrize(("kind", "value"), [("balanced_ridge", 0.25), ("ridge", 0.25), ("lda", 0.25)])
+@pytest.mark.parametrize(
+    ("kind", "value"), [("balanced_lda", 0.25), ("balanced_ridge", 0.25), ("ridge", 0.25), ("lda", 0.25)]
+)
 def test_a_declared_regularization_is_the_one_that_is_used(kind: str, value: float) -> None:
     assert head_for(kind, value).solve(learned(*clusters(4, 90)), scale()).regularization == value

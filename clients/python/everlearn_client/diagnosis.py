@@ -12,7 +12,7 @@ from enum import StrEnum
 
 import numpy as np
 
-CLOSED_FORM_HEADS = ("balanced_ridge", "ridge", "lda", "ncm")
+CLOSED_FORM_HEADS = ("balanced_lda", "balanced_ridge", "ridge", "lda", "ncm")
 """Solved from sums: they take no step that could diverge."""
 
 

@@ -176,8 +176,8 @@ class Head(Strict):
     """How scores are made of features."""
 
     kind: Name = "balanced_ridge"
-    """Solved: `balanced_ridge`, `ridge`, `lda` or `ncm`, one file each in everlearn/heads. By gradient steps: `linear`
-    or `cosine`."""
+    """Solved: `balanced_ridge`, `balanced_lda`, `ridge`, `lda` or `ncm`, one file each in everlearn/heads. By gradient
+    steps: `linear` or `cosine`."""
     regularization: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
     """`auto`: from the sums alone (GCV for ridge, OAS for lda). A number fixes it: a ridge penalty relative to the
     mean eigenvalue, or lda's shrinkage up to 1."""
