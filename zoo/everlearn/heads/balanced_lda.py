@@ -78,5 +78,6 @@ def _probes(dim: int) -> Float:
     """
     if dim <= PROBES:
         return np.eye(dim)
-    sign_dP = np.random.Generator(np.random.PCG64(0)).integers(0, 2, (dim, PROBES)) * 2.0 - 1.0
-    return sign_dP / np.sqrt(PROBES)
+    coin_dP = np.random.Generator(np.random.PCG64(0)).integers(0, 2, (dim, PROBES)).astype(np.float64)
+    probe_dP: Float = (2 * coin_dP - 1) / np.sqrt(PROBES)
+    return probe_dP
