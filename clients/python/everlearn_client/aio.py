@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
@@ -22,14 +22,16 @@ from everlearn_client._learn import BatchInput, LearnSession, unheard
 from everlearn_client._models import PREPARE_TIMEOUT_S, ProgressCallback
 from everlearn_client._models_async import AsyncModels
 from everlearn_client._retry import Retry, is_passing
-from everlearn_client.client import DEFAULT_TARGET, FIRST_POLL_S, LONGEST_POLL_S
+from everlearn_client.client import DEFAULT_TARGET, EMBED_TIMEOUT_S, FIRST_POLL_S, LONGEST_POLL_S
 from everlearn_client.errors import DeadlineExceeded, EverlearnClientError, from_rpc_error
 from everlearn_client.events import LearnEvent, LearnReport
 from everlearn_client.resource_names import model_name, version_name
 from everlearn_client.results import (
+    Embeddings,
     ExportFile,
     ExportInfo,
     Predictions,
+    embed_request,
     operation_result,
     predict_request,
     stream_outcome,
@@ -162,6 +164,16 @@ class AsyncClient:
             retry=Retry(give_up_after_s=retry_for_s),
             on_event=on_event or unheard,
         )
+
+    async def embed(
+        self, models: Sequence[str], samples: SampleInput, *, timeout_s: float = EMBED_TIMEOUT_S
+    ) -> Embeddings:
+        """Features of samples for several models at once, to be taught as `Features`; learns nothing.
+
+        A backbone runs once however many of the models are on it.
+        """
+        request = embed_request(models, samples)
+        return Embeddings.of(await self.call(self._learn.Embed, request, timeout_s=timeout_s))
 
     async def predict(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
@@ -24,9 +24,11 @@ from everlearn_client.errors import DeadlineExceeded, EverlearnClientError, from
 from everlearn_client.events import LearnEvent, LearnReport
 from everlearn_client.resource_names import model_name, version_name
 from everlearn_client.results import (
+    Embeddings,
     ExportFile,
     ExportInfo,
     Predictions,
+    embed_request,
     operation_result,
     predict_request,
     stream_outcome,
@@ -46,6 +48,8 @@ from everlearn_protos.v1 import (
 DEFAULT_TARGET = "127.0.0.1:8470"
 FIRST_POLL_S = 0.02
 LONGEST_POLL_S = 1.0
+EMBED_TIMEOUT_S = 120.0
+"""Features wait behind predictions and other learners."""
 
 
 Item = TypeVar("Item")
@@ -159,6 +163,14 @@ class Client:
             retry=Retry(give_up_after_s=retry_for_s),
             on_event=on_event or unheard,
         )
+
+    def embed(self, models: Sequence[str], samples: SampleInput, *, timeout_s: float = EMBED_TIMEOUT_S) -> Embeddings:
+        """Features of samples for several models at once, to be taught as `Features`; learns nothing.
+
+        A backbone runs once however many of the models are on it.
+        """
+        request = embed_request(models, samples)
+        return Embeddings.of(self.call(self._learn.Embed, request, timeout_s=timeout_s))
 
     def predict(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from everlearn_client.errors import EverlearnClientError, ServerBug, from_code, 
 from everlearn_client.resource_names import model_name, version_name
 from everlearn_client.samples import SampleInput, to_message
 from everlearn_protos.arrays import from_tensor
-from everlearn_protos.v1 import export_pb2, models_pb2, predict_pb2
+from everlearn_protos.v1 import export_pb2, learn_pb2, models_pb2, predict_pb2
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,23 @@ class Predictions:
         scores = from_tensor(response.scores).astype(np.float32) if response.HasField("scores") else None
         top = tuple(tuple(ScoredLabel(s.label, s.index, s.score) for s in p.top) for p in response.predictions)
         return cls(response.version, top, tuple(response.labels), scores, response.queue_ms, response.trunk_ms)
+
+
+@dataclass(frozen=True, eq=False)
+class Embeddings:
+    """Features of N samples for several models."""
+
+    features_Nd: Mapping[str, npt.NDArray[np.float32]]
+    """By feature digest (`status.input.feature_digest` of a model)."""
+    passes: int
+    """Backbones that ran on each sample."""
+    trunk_ms: float
+
+    @classmethod
+    def of(cls, response: learn_pb2.EmbedResponse) -> Embeddings:
+        """From the wire."""
+        arrays = {each.feature_digest: from_tensor(each.features).astype(np.float32) for each in response.embeddings}
+        return cls(arrays, response.passes, response.trunk_ms)
 
 
 @dataclass(frozen=True)
@@ -93,6 +110,11 @@ def predict_request(
     """Raises InvalidArgument."""
     name = model_name(model) if version is None else version_name(model, version)
     return predict_pb2.PredictRequest(name=name, samples=to_message(samples), top_k=top_k, scores=scores)
+
+
+def embed_request(models: Sequence[str], samples: SampleInput) -> learn_pb2.EmbedRequest:
+    """Raises InvalidArgument."""
+    return learn_pb2.EmbedRequest(names=[model_name(model) for model in models], samples=to_message(samples))
 
 
 def stream_outcome(response: predict_pb2.PredictStreamResponse) -> Predictions | EverlearnClientError:

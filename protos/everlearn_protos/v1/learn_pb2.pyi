@@ -21,6 +21,79 @@ else:
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
 @typing.final
+class EmbedRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAMES_FIELD_NUMBER: builtins.int
+    SAMPLES_FIELD_NUMBER: builtins.int
+    @property
+    def names(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """`models/{model}`, 1 to 256 of them."""
+
+    @property
+    def samples(self) -> everlearn_protos.v1.tensor_pb2.Samples:
+        """In any form but `features`; at most InputContract.max_batch_samples."""
+
+    def __init__(
+        self,
+        *,
+        names: collections.abc.Iterable[builtins.str] | None = ...,
+        samples: everlearn_protos.v1.tensor_pb2.Samples | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["samples", b"samples"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["names", b"names", "samples", b"samples"]) -> None: ...
+
+Global___EmbedRequest: typing_extensions.TypeAlias = EmbedRequest
+
+@typing.final
+class EmbedResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EMBEDDINGS_FIELD_NUMBER: builtins.int
+    PASSES_FIELD_NUMBER: builtins.int
+    TRUNK_MS_FIELD_NUMBER: builtins.int
+    passes: builtins.int
+    """Backbones that ran on each sample, and the milliseconds they took, decoding left out."""
+    trunk_ms: builtins.float
+    @property
+    def embeddings(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Embedding]:
+        """One for each distinct feature digest of the models."""
+
+    def __init__(
+        self,
+        *,
+        embeddings: collections.abc.Iterable[Global___Embedding] | None = ...,
+        passes: builtins.int = ...,
+        trunk_ms: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["embeddings", b"embeddings", "passes", b"passes", "trunk_ms", b"trunk_ms"]) -> None: ...
+
+Global___EmbedResponse: typing_extensions.TypeAlias = EmbedResponse
+
+@typing.final
+class Embedding(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FEATURE_DIGEST_FIELD_NUMBER: builtins.int
+    FEATURES_FIELD_NUMBER: builtins.int
+    feature_digest: builtins.str
+    """As in InputContract.feature_digest and Open.feature_digest."""
+    @property
+    def features(self) -> everlearn_protos.v1.tensor_pb2.Tensor:
+        """float32 [N, d]."""
+
+    def __init__(
+        self,
+        *,
+        feature_digest: builtins.str = ...,
+        features: everlearn_protos.v1.tensor_pb2.Tensor | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["features", b"features"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["feature_digest", b"feature_digest", "features", b"features"]) -> None: ...
+
+Global___Embedding: typing_extensions.TypeAlias = Embedding
+
+@typing.final
 class LearnRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -40,6 +40,11 @@ class LearnServiceStub(object):
                 request_serializer=everlearn__protos_dot_v1_dot_learn__pb2.LearnRequest.SerializeToString,
                 response_deserializer=everlearn__protos_dot_v1_dot_learn__pb2.LearnResponse.FromString,
                 _registered_method=True)
+        self.Embed = channel.unary_unary(
+                '/everlearn.v1.LearnService/Embed',
+                request_serializer=everlearn__protos_dot_v1_dot_learn__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=everlearn__protos_dot_v1_dot_learn__pb2.EmbedResponse.FromString,
+                _registered_method=True)
 
 
 class LearnServiceServicer(object):
@@ -58,6 +63,15 @@ class LearnServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Embed(self, request, context):
+        """Features of samples, for several models at once: to be streamed to them as `features`. A backbone runs once however
+        many of them are on it, with random features of their own or none. Waits behind predictions as learning does.
+        Learns, keeps and logs nothing. INVALID_ARGUMENT where they would not fit a message: send fewer samples.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LearnServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -65,6 +79,11 @@ def add_LearnServiceServicer_to_server(servicer, server):
                     servicer.Learn,
                     request_deserializer=everlearn__protos_dot_v1_dot_learn__pb2.LearnRequest.FromString,
                     response_serializer=everlearn__protos_dot_v1_dot_learn__pb2.LearnResponse.SerializeToString,
+            ),
+            'Embed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=everlearn__protos_dot_v1_dot_learn__pb2.EmbedRequest.FromString,
+                    response_serializer=everlearn__protos_dot_v1_dot_learn__pb2.EmbedResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -95,6 +114,33 @@ class LearnService(object):
             '/everlearn.v1.LearnService/Learn',
             everlearn__protos_dot_v1_dot_learn__pb2.LearnRequest.SerializeToString,
             everlearn__protos_dot_v1_dot_learn__pb2.LearnResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/everlearn.v1.LearnService/Embed',
+            everlearn__protos_dot_v1_dot_learn__pb2.EmbedRequest.SerializeToString,
+            everlearn__protos_dot_v1_dot_learn__pb2.EmbedResponse.FromString,
             options,
             channel_credentials,
             insecure,

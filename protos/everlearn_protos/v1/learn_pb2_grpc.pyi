@@ -41,7 +41,23 @@ _LearnServiceLearnType = typing_extensions.TypeVar(
     ],
 )
 
-class LearnServiceStub(typing.Generic[_LearnServiceLearnType]):
+_LearnServiceEmbedType = typing_extensions.TypeVar(
+    '_LearnServiceEmbedType',
+    grpc.UnaryUnaryMultiCallable[
+        everlearn_protos.v1.learn_pb2.EmbedRequest,
+        everlearn_protos.v1.learn_pb2.EmbedResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        everlearn_protos.v1.learn_pb2.EmbedRequest,
+        everlearn_protos.v1.learn_pb2.EmbedResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        everlearn_protos.v1.learn_pb2.EmbedRequest,
+        everlearn_protos.v1.learn_pb2.EmbedResponse,
+    ],
+)
+
+class LearnServiceStub(typing.Generic[_LearnServiceLearnType, _LearnServiceEmbedType]):
     """Learning from labelled batches, each message at most ServerInfo.max_message_bytes. The client is the write-ahead log: it keeps each batch until `Durable` covers it."""
 
     @typing.overload
@@ -50,6 +66,10 @@ class LearnServiceStub(typing.Generic[_LearnServiceLearnType]):
             everlearn_protos.v1.learn_pb2.LearnRequest,
             everlearn_protos.v1.learn_pb2.LearnResponse,
         ],
+        grpc.UnaryUnaryMultiCallable[
+            everlearn_protos.v1.learn_pb2.EmbedRequest,
+            everlearn_protos.v1.learn_pb2.EmbedResponse,
+        ],
     ], channel: grpc.Channel) -> None: ...
 
     @typing.overload
@@ -57,6 +77,10 @@ class LearnServiceStub(typing.Generic[_LearnServiceLearnType]):
         grpc.aio.StreamStreamMultiCallable[
             everlearn_protos.v1.learn_pb2.LearnRequest,
             everlearn_protos.v1.learn_pb2.LearnResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            everlearn_protos.v1.learn_pb2.EmbedRequest,
+            everlearn_protos.v1.learn_pb2.EmbedResponse,
         ],
     ], channel: grpc.aio.Channel) -> None: ...
 
@@ -69,10 +93,20 @@ class LearnServiceStub(typing.Generic[_LearnServiceLearnType]):
     given before a restore are void), RESOURCE_EXHAUSTED (more batches in flight than credits).
     """
 
+    Embed: _LearnServiceEmbedType
+    """Features of samples, for several models at once: to be streamed to them as `features`. A backbone runs once however
+    many of them are on it, with random features of their own or none. Waits behind predictions as learning does.
+    Learns, keeps and logs nothing. INVALID_ARGUMENT where they would not fit a message: send fewer samples.
+    """
+
 LearnServiceAsyncStub: typing_extensions.TypeAlias = LearnServiceStub[
     grpc.aio.StreamStreamMultiCallable[
         everlearn_protos.v1.learn_pb2.LearnRequest,
         everlearn_protos.v1.learn_pb2.LearnResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        everlearn_protos.v1.learn_pb2.EmbedRequest,
+        everlearn_protos.v1.learn_pb2.EmbedResponse,
     ],
 ]
 
@@ -91,6 +125,17 @@ class LearnServiceServicer(metaclass=abc.ABCMeta):
         Ends with INVALID_ARGUMENT (malformed message), FAILED_PRECONDITION (reason SEQUENCE_GAP with `expected`,
         MODEL_NOT_READY), ABORTED (reason FENCED: a newer epoch of this client exists; TIMELINE_CHANGED: acknowledgements
         given before a restore are void), RESOURCE_EXHAUSTED (more batches in flight than credits).
+        """
+
+    @abc.abstractmethod
+    def Embed(
+        self,
+        request: everlearn_protos.v1.learn_pb2.EmbedRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[everlearn_protos.v1.learn_pb2.EmbedResponse, collections.abc.Awaitable[everlearn_protos.v1.learn_pb2.EmbedResponse]]:
+        """Features of samples, for several models at once: to be streamed to them as `features`. A backbone runs once however
+        many of them are on it, with random features of their own or none. Waits behind predictions as learning does.
+        Learns, keeps and logs nothing. INVALID_ARGUMENT where they would not fit a message: send fewer samples.
         """
 
 def add_LearnServiceServicer_to_server(servicer: LearnServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from everlearn.errors import PreconditionError
 from everlearn.inputs.samples import Features, Samples
 from everlearn_server.engine.applier import Applier
 from everlearn_server.engine.declarations import Declarations, check_etag
 from everlearn_server.engine.decode import Decoder
+from everlearn_server.engine.embedding import Embedded, embed
 from everlearn_server.engine.exporter import Exporter
 from everlearn_server.engine.fleet import EngineSettings, Fleet
 from everlearn_server.engine.live_model import LiveModel
@@ -134,6 +135,10 @@ class Engine:
     async def probe(self, name: str) -> Probe:
         """How well the model's backbone fits. Raises NotFoundError, PreconditionError."""
         return await probe(self.model(name), self.queue.times)
+
+    async def embed(self, models: Sequence[LiveModel], samples: Samples) -> Embedded:
+        """Features of samples for several models. Raises InputError, PreconditionError."""
+        return await embed(models, samples, self.queue)
 
     async def bytes_at_rest(self, name: str) -> dict[str, int]:
         """What a model keeps on disk, by kind."""

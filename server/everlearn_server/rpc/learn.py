@@ -10,6 +10,7 @@ import grpc
 from everlearn.errors import EverlearnError, InputError, InvalidError
 from everlearn.inputs.samples import EncodedImages
 from everlearn.spec.model import NAME
+from everlearn_protos.arrays import to_tensor
 from everlearn_protos.v1 import learn_pb2, models_pb2
 from everlearn_server.engine.engine import Engine
 from everlearn_server.engine.learning import CREDITS, DurableUpTo, LearnBatch, LearnStream, Received
@@ -18,6 +19,8 @@ from everlearn_server.rpc import names, wire
 from everlearn_server.rpc.messages import input_contract
 from everlearn_server.rpc.samples import samples_of
 
+MAX_EMBEDDED = 256
+"""Models that one call may name."""
 _EMPTY = EncodedImages(())
 
 
@@ -31,7 +34,10 @@ class LearnService:
 
     def handler(self) -> grpc.GenericRpcHandler:
         """To register with the server."""
-        return wire.service(self.NAME, {"Learn": wire.bidirectional(self.learn)})
+        return wire.service(
+            self.NAME,
+            {"Learn": wire.bidirectional(self.learn), "Embed": wire.unary(learn_pb2.EmbedRequest, self.embed)},
+        )
 
     async def learn(
         self, requests: AsyncIterator[bytes], context: wire.Context
@@ -50,6 +56,24 @@ class LearnService:
         finally:
             reader.cancel()
             await stream.close()
+
+    async def embed(self, request: learn_pb2.EmbedRequest, _: wire.Context) -> learn_pb2.EmbedResponse:
+        """Features for several models, each backbone run once."""
+        if not 1 <= len(request.names) <= MAX_EMBEDDED:
+            raise InvalidError(f"{len(request.names)} models; name 1 to {MAX_EMBEDDED}", field="names")
+        models = []
+        for index, name in enumerate(request.names):
+            field = f"names[{index}]"
+            models.append(self._engine.model(names.model_of(name, field=field), field=field))
+        embedded = await self._engine.embed(models, samples_of(request.samples, field="samples"))
+        return learn_pb2.EmbedResponse(
+            embeddings=[
+                learn_pb2.Embedding(feature_digest=digest, features=to_tensor(features_Bd))
+                for digest, features_Bd in embedded.features_Bd.items()
+            ],
+            passes=embedded.passes,
+            trunk_ms=embedded.trunk_s * 1e3,
+        )
 
     async def _open(self, opening: learn_pb2.Open) -> LearnStream:
         model = self._engine.model(names.model_of(opening.model, field="open.model"), field="open.model")
