@@ -81,6 +81,16 @@ def parse(data: bytes) -> tuple[list[str], Count | Float, Float, Float]:
         raise DataLossError(f"these bytes are sealed but not a memory: {error}") from error
 
 
+def pack(values: Count) -> tuple[int, list[bytes]]:
+    """Bytes of a number, and the planes in which the numbers lie."""
+    return _width(values), _planes(values)
+
+
+def unpack(body: memoryview, start: int, count: int, width: int) -> tuple[Float, int]:
+    """`count` numbers that `pack` wrote, from `start`, and where they end. Raises ValueError where they are cut off."""
+    return _read(body, start, count, width)
+
+
 def _parse_sealed(body: memoryview) -> tuple[list[str], Count | Float, Float, Float]:
     start = len(MAGIC) + 4
     end = start + struct.unpack("<I", body[len(MAGIC) : start])[0]

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,8 @@ Interpolation = Literal["bilinear", "bicubic"]
 Resize = Literal["crop", "squash"]
 Modality = Literal["image", "tensor"]
 """What a sample is."""
+Task = Literal["classification", "multilabel", "regression"]
+"""What is predicted of a sample: one label, a set of labels, or a value for each output."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,15 +164,12 @@ class Trunk:
         return hashlib.sha256(f"{self.digest}:{self.front.digest}:{self.scale.digest}".encode()).hexdigest()
 
 
-NEVER: Final = -1e30
-"""Bias of a class without samples: finite, because ONNX runtimes and JSON are not at ease with -inf."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class LinearHead:
     """What every closed-form head comes down to: scores = x W + b, with x optionally scaled to unit length.
 
-    Served by NumPy, exported as a few ONNX nodes; both use exactly these numbers.
+    Of several labels, a score is the probability sigmoid(x W + b) that the sample has the label; of a regression, it is
+    the output's value. Served by NumPy, exported as a few ONNX nodes; both use exactly these numbers.
     """
 
     weight_dC: npt.NDArray[np.float32]
@@ -181,13 +180,26 @@ class LinearHead:
     """Label of each column, append-only over a model's life."""
     regularization: float
     """Ridge penalty relative to the mean eigenvalue (GCV), or shrinkage (OAS); 0 where the head has none."""
+    task: Task = "classification"
+    """What a score means."""
 
     def scores(self, features_Bd: FeaturesBd) -> npt.NDArray[np.float32]:
         """float32 [B, C]."""
         if self.normalise:
             length_B1 = np.linalg.norm(features_Bd, axis=1, keepdims=True)
             features_Bd = features_Bd / np.maximum(length_B1, np.float32(1e-12))
-        return features_Bd @ self.weight_dC + self.bias_C
+        linear_BC = features_Bd @ self.weight_dC + self.bias_C
+        return sigmoid(linear_BC) if self.task == "multilabel" else linear_BC
+
+
+def sigmoid(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """1 / (1 + exp(-x)), without an overflow at either end.
+
+    >>> sigmoid(np.array([-1e30, 0, 1e30], np.float32)).tolist()
+    [0.0, 0.5, 1.0]
+    """
+    small = np.exp(-np.abs(logits))
+    return np.where(logits >= 0, 1, small) / (1 + small)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,7 +82,7 @@ def solve_ridge(moments: Moments, *, balance: float, alpha: float | None) -> Lin
         spread = float(np.sum(weight_K - weight_K**2 / classes))
         kish = classes**2 / float(np.sum(weight_K**2 / count_K))
         effective = float(np.sqrt(kish * moments.samples))
-        alpha, weight_dK = _search(moment_dd, target_dK, size=size, floor=floor, spread=spread, samples=effective)
+        alpha, weight_dK, _ = search(moment_dd, target_dK, size=size, floor=floor, spread=spread, samples=effective)
     else:
         weight_dK = solve_spd(moment_dd, target_dK, max(alpha * size, floor))
     return moments.linear(weight_dK, weight_K / classes - mean_d @ weight_dK, regularization=alpha)
@@ -95,14 +95,17 @@ def solve_spd(lower_dd: Float, target_dK: Float, ridge: float) -> Float:
     return solve_cholesky(lower_dd, target_dK)
 
 
-def _search(
+def search(
     moment_dd: Float, target_dK: Float, *, size: float, floor: float, spread: float, samples: float
-) -> tuple[float, Float]:
-    """alpha of least GCV, and the weights there. `spread` is the RSS of the intercept alone."""
+) -> tuple[float, Float, float]:
+    """alpha of least GCV, the weights there and their degrees of freedom; overwrites A.
+
+    `size`: mean eigenvalue; `floor`: least penalty; `spread`: RSS of the intercept alone; `samples`: effective number.
+    """
     tri = Tridiagonal(moment_dd)
     rotated_dK = tri.rotate(target_dK)
     eigenvalue_d = tri.eigenvalues()
-    best_score, best_alpha, best_dK = np.inf, ALPHAS[0], None
+    best_score, best_alpha, best_dK, best_dof = np.inf, ALPHAS[0], None, 1.0
     for alpha in ALPHAS:
         ridge = max(alpha * size, floor)
         dof = 1.0 + float(np.sum(eigenvalue_d / (eigenvalue_d + ridge)))
@@ -113,10 +116,11 @@ def _search(
         rss = spread - _inner(rotated_dK, weight_dK) - ridge * _inner(weight_dK, weight_dK)
         score = max(rss, 0.0) / (1.0 - dof / samples) ** 2
         if score < best_score:
-            best_score, best_alpha, best_dK = score, alpha, weight_dK
+            best_score, best_alpha, best_dK, best_dof = score, alpha, weight_dK, dof
     if best_dK is None:  # too few samples for any of them: the strongest penalty
-        best_dK = tri.solve(rotated_dK, max(best_alpha * size, floor))
-    return best_alpha, tri.rotate_back(best_dK)
+        ridge = max(best_alpha * size, floor)
+        best_dK, best_dof = tri.solve(rotated_dK, ridge), 1.0 + float(np.sum(eigenvalue_d / (eigenvalue_d + ridge)))
+    return best_alpha, tri.rotate_back(best_dK), best_dof
 
 
 def _inner(left_dK: Float, right_dK: Float) -> float:

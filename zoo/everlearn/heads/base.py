@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import ClassVar, Literal
 
+from everlearn.errors import SpecError
 from everlearn.sums import Sums
-from everlearn.values import FeatureScale, LinearHead
+from everlearn.target_sums import TargetSums
+from everlearn.values import FeatureScale, LinearHead, Task
 
 
 class Head(ABC):
@@ -14,6 +16,9 @@ class Head(ABC):
 
     (With one BLAS and one number of its threads; another one moves a weight's last bits, about 1e-14 of the largest.)
     """
+
+    TASKS: ClassVar[frozenset[Task]] = frozenset({"classification"})
+    """What it can be solved for; a declaration of another task is refused."""
 
     def __init__(self, *, regularization: Literal["auto"] | float = "auto") -> None:
         self.regularization = regularization
@@ -27,3 +32,11 @@ class Head(ABC):
 
         Raises PreconditionError (reason EMPTY_MEMORY) where no sample has been learned.
         """
+
+    # Not abstract: most heads tell classes apart, and have nothing to say of several targets.
+    def solve_targets(self, sums: TargetSums, scale: FeatureScale, *, hint: float | None = None) -> LinearHead:
+        """As `solve`, of samples with several labels, or with values. Raises SpecError where it is not in TASKS."""
+        kind = type(self).__module__.rpartition(".")[2]
+        raise SpecError(
+            f"{kind} tells single labels apart and knows no {sums.task}; write ridge", field="spec.head.kind"
+        )
