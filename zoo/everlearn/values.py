@@ -199,7 +199,8 @@ def sigmoid(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     [0.0, 0.5, 1.0]
     """
     small = np.exp(-np.abs(logits))
-    return np.where(logits >= 0, 1, small) / (1 + small)
+    chance: npt.NDArray[np.float32] = np.where(logits >= 0, np.float32(1), small) / (1 + small)
+    return chance
 
 
 @dataclass(frozen=True, kw_only=True)
