@@ -72,6 +72,10 @@ class Sums:
         """In order of arrival; append-only."""
         return list(self._labels)
 
+    def index_of(self, labels: Sequence[str]) -> npt.NDArray[np.intp]:
+        """Place of each known label."""
+        return np.fromiter(map(self._labels.index, labels), np.intp, len(labels))
+
     @property
     def samples(self) -> int:
         """Samples learned, of all classes; rounded down where they have decayed."""

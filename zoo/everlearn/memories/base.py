@@ -5,6 +5,7 @@ Axes: B samples in a batch, R replayed samples, C classes, d features.
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from everlearn.errors import InputError, PreconditionError
 from everlearn.spec.model import Memory as Declared
 from everlearn.sums import Sums
 from everlearn.values import QuantisedBd
@@ -47,6 +49,13 @@ class Memory(ABC):
         """An empty memory of `dim` features whose first classes are `labels`. `declared`: its options."""
 
     @abstractmethod
+    def declare(self, labels: Sequence[str]) -> None:
+        """Makes classes that have no samples yet, in this order.
+
+        Raises InputError for a label that is repeated, known or malformed; then none is added.
+        """
+
+    @abstractmethod
     def integrate(
         self,
         quantised_Bd: QuantisedBd,
@@ -55,9 +64,10 @@ class Memory(ABC):
         origin: Origin | None = None,
         logits_BC: npt.NDArray[np.float32] | None = None,
     ) -> None:
-        """Learns a batch; B may be 0. Raises InputError where lengths disagree.
+        """Learns a batch; B may be 0. Raises InputError where lengths disagree; nothing is learned then.
 
-        `logits_BC`: the live scores of the batch over the labels known before it, for memories that keep them.
+        `logits_BC`: the live scores of the batch over the first C of the labels known before it, for memories that keep
+        them; others leave them.
         """
 
     @abstractmethod
@@ -66,13 +76,66 @@ class Memory(ABC):
 
     @property
     @abstractmethod
+    def dim(self) -> int:
+        """d."""
+
+    @property
+    @abstractmethod
+    def labels(self) -> list[str]:
+        """In order of arrival; append-only."""
+
+    @property
+    @abstractmethod
+    def seen_C(self) -> npt.NDArray[np.int64]:  # noqa: N802  # axes
+        """Samples integrated of each class, whether or not anything of them is still kept; none of a forgotten one."""
+
+    @property
+    def seen(self) -> int:
+        """Samples integrated, of all classes."""
+        return int(self.seen_C.sum())
+
+    @property
+    @abstractmethod
+    def is_exact(self) -> bool:
+        """Whether `sums` are, bit for bit, those of all that was integrated: so that order leaves no trace, and heads
+        equal joint training."""
+
+    @property
+    @abstractmethod
     def sums(self) -> Sums:
-        """What the closed-form heads need, over all that is kept; live where the memory is sums. Its labels are the
-        memory's, in order of arrival."""
+        """What the closed-form heads need, over all that is kept; live where the memory is sums, otherwise made of the
+        rows. Its labels are the memory's, in order of arrival. Not to be changed by the caller."""
 
     @abstractmethod
     def configure(self, declared: Declared) -> None:
-        """Takes options that change in place (capacity, decay, ttl_s ...); drops at once what is no longer allowed."""
+        """Takes options that change in place (capacity, decay, ttl_s ...); drops at once what is no longer allowed.
+
+        Raises InvalidError for what does not change in place (kind, precision).
+        """
+
+    def expire(self, now_s: float) -> int:
+        """Drops what is older than declared, and says how many rows. `integrate` does so by itself; this is for streams
+        that rest. Not abstract, because most memories keep nothing that has an age.
+        """
+        return 0
+
+    def forget_class(self, label: str) -> None:
+        """Deletes a class: nothing of its samples is kept, and where `is_exact`, what remains is bit for bit a memory
+        that was declared the label and never met a sample of it. The label keeps its place: heads and scores go by it.
+
+        Raises InputError for an unknown label, PreconditionError (reason NOT_SEPARABLE) where the memory cannot: not
+        abstract, because most cannot.
+        """
+        if label not in self.labels:
+            raise InputError(f"no class {label!r} here", field="label")
+        raise PreconditionError(
+            f"this memory adds all classes up and cannot take {label!r} out again; per_class_statistics can",
+            reason="NOT_SEPARABLE",
+        )
+
+    def digest(self) -> str:
+        """sha256 of the state, to tell whether it has changed; memories of exact sums forgive another order."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
 
     @abstractmethod
     def to_bytes(self) -> bytes:

@@ -3,27 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
+from typing import Final, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from everlearn.memories import _state
+from everlearn.memories._gaussian import GaussianReplay
 from everlearn.memories.base import Memory, Origin, Replayed
 from everlearn.spec.model import Memory as Declared
 from everlearn.sums import Sums
 from everlearn.values import QuantisedBd
 
+KIND: Final = "statistics"
+
 
 class Statistics(Memory):
-    """n[C], S[C, d] and G[d, d]. Its size depends on features and classes, never on samples; order leaves no trace."""
+    """n[C], S[C, d] and G[d, d] (streaming LDA, Hayes & Kanan 2020; exact as in ACIL, Zhuang et al. 2022).
 
-    def __init__(self, sums: Sums) -> None:
+    Its size depends on features and classes, never on samples; order leaves no trace. With `decay` below 1 each batch
+    first multiplies them by it (recursive least squares with a forgetting factor; Haykin, Adaptive Filter Theory, ch.
+    10): for drift. Order matters then, and from the first such batch on `is_exact` is false for good.
+    """
+
+    def __init__(
+        self, sums: Sums, declared: Declared | None = None, *, seen_C: npt.NDArray[np.int64] | None = None
+    ) -> None:
+        """`seen_C`: samples integrated of each class, where decayed sums no longer tell."""
         self._sums = sums
+        self._declared = _state.declared_as(KIND, declared)
+        self._seen_C = seen_C
+        self._replay = GaussianReplay()
 
     @classmethod
     def create(cls, dim: int, labels: Sequence[str], declared: Declared | None = None) -> Self:
         """See Memory."""
-        return cls(Sums(dim, labels))
+        return cls(Sums(dim, labels), declared)
+
+    def declare(self, labels: Sequence[str]) -> None:
+        """See Memory."""
+        self._sums.declare(labels)
 
     def integrate(
         self,
@@ -34,25 +53,71 @@ class Statistics(Memory):
         logits_BC: npt.NDArray[np.float32] | None = None,
     ) -> None:
         """See Memory. PreconditionError (reason MEMORY_FULL) where sums would stop being exact."""
-        self._sums.add(quantised_Bd, labels)
+        keep = _state.filled(self._declared.decay)
+        if keep == 1 and self._seen_C is None:
+            self._sums.add(quantised_Bd, labels)
+            return
+        before_C = self.seen_C
+        self._sums.add(quantised_Bd, labels, keep=keep)
+        self._seen_C = np.bincount(self._sums.index_of(labels), minlength=self._sums.count_C.size)
+        self._seen_C[: before_C.size] += before_C
 
     def draw(self, count: int, random: np.random.Generator) -> Replayed:
-        """See Memory."""
-        return Replayed(quantised_Rd=np.empty((0, self._sums.dim), np.int16), class_R=np.empty(0, np.int64))
+        """See Memory; rows that never were, made of the sums: see GaussianReplay."""
+        return self._replay.draw(self._sums, self.seen, count, random, bits=self._declared.bits)
 
-    def configure(self, declared: Declared) -> None:
+    @property
+    def dim(self) -> int:
         """See Memory."""
+        return self._sums.dim
+
+    @property
+    def labels(self) -> list[str]:
+        """See Memory."""
+        return self._sums.labels
+
+    @property
+    def seen_C(self) -> npt.NDArray[np.int64]:  # noqa: N802  # axes
+        """See Memory."""
+        seen_C = self._sums.count_C if self._seen_C is None else self._seen_C
+        return np.pad(seen_C.astype(np.int64), (0, self._sums.count_C.size - seen_C.size))
+
+    @property
+    def is_exact(self) -> bool:
+        """See Memory; false once anything has decayed."""
+        return self._sums.is_exact
 
     @property
     def sums(self) -> Sums:
-        """See Memory."""
+        """See Memory; live."""
         return self._sums
 
+    def configure(self, declared: Declared) -> None:
+        """See Memory. Another decay holds from the next batch on; what has decayed never becomes exact again."""
+        self._declared = _state.declared_as(KIND, declared)
+
+    def digest(self) -> str:
+        """See Memory; of the sums alone."""
+        return self._sums.digest()
+
     def to_bytes(self) -> bytes:
-        """See Memory; the format is that of `Sums.to_bytes`."""
-        return self._sums.to_bytes()
+        """See Memory; exact sums without decay lie in the format of `Sums.to_bytes`, as ever.
+
+        Those bytes do not name `bits`, which only bound what is drawn: `configure` brings them.
+        """
+        if self._sums.is_exact and self._declared.decay == 1:
+            return self._sums.to_bytes()
+        state = {"declared": self._declared.model_dump(mode="json", exclude_none=True)}
+        sums = np.frombuffer(self._sums.to_bytes(), np.uint8)
+        return _state.dump(KIND, state, {"sums": sums, "seen": self.seen_C})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
         """See Memory."""
-        return cls(Sums.from_bytes(data))
+        if not data.startswith(_state.MAGIC):
+            return cls(Sums.from_bytes(data))
+        state, arrays = _state.parse(KIND, data)
+        with _state.sealed():
+            sums = Sums.from_bytes(arrays["sums"].tobytes())
+            seen_C = _state.column(arrays, "seen", np.int64, sums.count_C.shape)
+            return cls(sums, _state.declared_from(KIND, state), seen_C=None if sums.is_exact else seen_C)
