@@ -154,7 +154,7 @@ class TestEveryRegularizer:
             made(kind).restore({**made(kind).state(), "momentum/weight": torch.ones(2)})
         assert caught.value.field == "state"
 
-    def test_survives_growth_and_leaves_new_rows_free(self, kind, model_of) -> None:
+    def test_survives_growth_and_leaves_new_rows_free_at_first(self, kind, model_of) -> None:
         model = model_of()
         regularizer = learned(kind, model)
         step(model, [regularizer], batch(seed=20))
@@ -177,7 +177,7 @@ class TestEveryRegularizer:
         inputs_Bd, _ = batch(seed=99)
         penalty = regularizer.penalty(model, inputs_Bd, model(inputs_Bd))
         (gradient,) = torch.autograd.grad(penalty, head)
-        assert bool(gradient[3:].any()) == (kind != "l2sp")
+        assert gradient[3:].any()
 
     def test_a_head_that_lost_rows_is_refused(self, kind, model_of) -> None:
         regularizer = learned(kind, model_of())

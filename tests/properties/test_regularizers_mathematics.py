@@ -12,7 +12,7 @@ from tests.trained_models import batch, grown, linear, step, tailed
 from torch.nn import functional
 
 from everlearn.regularizers import regularizer_for
-from everlearn.regularizers.base import Regularizer
+from everlearn.regularizers.base import LinearScores, Regularizer
 from everlearn.regularizers.si import XI
 from everlearn.spec.recipe import Regularizer as Declared
 
@@ -104,6 +104,35 @@ def test_the_head_behind_a_tail_is_exact_too(kind, by_hand) -> None:
     expected = by_hand(model, inputs_Bd)
     for name in ("head.weight", "head.bias"):
         torch.testing.assert_close(of_state(regularizer, "importance")[name], expected[name], rtol=1e-4, atol=1e-6)
+
+
+class Directed(torch.nn.Module):
+    """A head that judges directions: linear in x / |x|, with no `nn.Linear` in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        random = torch.Generator().manual_seed(3)
+        self.weight = torch.nn.Parameter(torch.randn(3, 5, generator=random))
+
+    def forward(self, inputs_Bd: torch.Tensor) -> torch.Tensor:
+        return 4 * functional.normalize(inputs_Bd) @ self.weight.T
+
+
+class Spelled(Directed):
+    def linear_scores(self, inputs_Bd: torch.Tensor) -> LinearScores:
+        scaled_Bd = 4 * functional.normalize(inputs_Bd)
+        return LinearScores(scaled_Bd @ self.weight.T, scaled_Bd, self.weight, None)
+
+
+@pytest.mark.parametrize(("kind", "by_hand"), [("ewc", fisher_by_hand), ("mas", sensitivity_by_hand)])
+def test_a_head_that_spells_its_product_out_is_exact(kind, by_hand) -> None:
+    inputs_Bd, _ = batch()
+    expected = by_hand(Directed(), inputs_Bd)["weight"]
+    spelled, unspelled = made(kind), made(kind)
+    observed(spelled, Spelled(), inputs_Bd)
+    observed(unspelled, Directed(), inputs_Bd)
+    torch.testing.assert_close(of_state(spelled, "importance")["weight"], expected, rtol=1e-4, atol=1e-6)
+    assert float((of_state(unspelled, "importance")["weight"] - expected).norm() / expected.norm()) > 0.1
 
 
 def test_ewc_of_a_tail_is_the_models_fisher_on_average_without_a_gradient_per_sample() -> None:

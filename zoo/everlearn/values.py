@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -162,6 +162,10 @@ class Trunk:
     def feature_digest(self) -> str:
         """Names what a feature means: trunk, front and scale. Sums of different ones never merge."""
         return hashlib.sha256(f"{self.digest}:{self.front.digest}:{self.scale.digest}".encode()).hexdigest()
+
+
+NEVER: Final = -1e30
+"""Bias of a class without samples: finite, because ONNX runtimes and JSON are not at ease with -inf."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,12 +17,10 @@ import numpy.typing as npt
 from everlearn.errors import InvalidError, PreconditionError
 from everlearn.linalg import add_gram
 from everlearn.sums import Sums
-from everlearn.values import FeatureScale, LinearHead
+from everlearn.values import NEVER, FeatureScale, LinearHead
 
 Float = npt.NDArray[np.float64]
 
-NEVER: Final = -1e30
-"""Bias of a class without samples: finite, because ONNX runtimes and JSON are not at ease with -inf."""
 ROUNDING: Final = 1e-12
 """Scatter below this share of the raw second moment is rounding error of its subtraction, not spread."""
 

@@ -2,8 +2,9 @@
 
 For logits z = W x + b of a linear layer the gradient of a sample is an outer product, so that per-sample squares or
 absolute values sum up to one matrix product, at the cost of the forward pass. It is used wherever the logits are what
-an `nn.Linear` returns. Everything below that layer would need a gradient per sample; one gradient a batch stands for
-them (each kind says what that estimates), for one more forward and backward pass a step.
+an `nn.Linear` returns, or where the model spells the product out (`base.SpelledOut`). Everything below that layer
+would need a gradient per sample; one gradient a batch stands for them (each kind says what that estimates), for one
+more forward and backward pass a step.
 
 Axes: B samples in a step, C classes, d inputs of the last layer.
 """
@@ -12,25 +13,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 
 from everlearn.errors import InputError
 from everlearn.regularizers._anchored import Anchored
 from everlearn.regularizers._weights import grouped, named, padded, trained
-from everlearn.regularizers.base import State
+from everlearn.regularizers.base import LinearScores, SpelledOut, State
 from everlearn.spec.recipe import Regularizer as Declared
 
 _SUM, _COUNTS = "sum", "counts"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Last:
-    """The linear layer that the logits come from."""
-
-    layer: torch.nn.Linear
-    input_Bd: torch.Tensor
 
 
 class Observed(Anchored):
@@ -51,12 +43,12 @@ class Observed(Anchored):
         if not len(inputs_Bd):
             return
         with torch.enable_grad():
-            again_BC, last = _forward(model, inputs_Bd)
+            again_BC, linear = _forward(model, inputs_Bd)
             names = {id(weight): name for name, weight in trained(model)}
             added = {}
-            if last is not None:
-                of_weight_Cd, of_bias_C = self.of_head(again_BC.detach().float(), last.input_Bd.detach().float())
-                for weight, value in ((last.layer.weight, of_weight_Cd), (last.layer.bias, of_bias_C)):
+            if linear is not None:
+                of_weight_Cd, of_bias_C = self.of_head(again_BC.detach().float(), linear.input_Bd.detach().float())
+                for weight, value in ((linear.weight_Cd, of_weight_Cd), (linear.bias_C, of_bias_C)):
                     if id(weight) in names:
                         added[names.pop(id(weight))] = value
             rest = [weight for _, weight in trained(model) if id(weight) in names]
@@ -111,13 +103,15 @@ class Observed(Anchored):
                     self.sum[name] = added[name] if before is None else padded(before, weight, name).add_(added[name])
 
 
-def _forward(model: torch.nn.Module, inputs_Bd: torch.Tensor) -> tuple[torch.Tensor, Last | None]:
+def _forward(model: torch.nn.Module, inputs_Bd: torch.Tensor) -> tuple[torch.Tensor, LinearScores | None]:
     """Logits with a graph of their own, and the linear layer that gave them, if one did."""
     calls: list[tuple[torch.nn.Linear, torch.Tensor, torch.Tensor]] = []
 
     def note(layer: torch.nn.Linear, given: tuple[torch.Tensor, ...], result: torch.Tensor) -> None:
         calls.append((layer, given[0], result))
 
+    if isinstance(model, SpelledOut) and (spelled := model.linear_scores(inputs_Bd.detach())) is not None:
+        return spelled.logits_BC, spelled
     # Not a subclass: an adapter's output is more than W x + b.
     layers = [layer for layer in model.modules() if type(layer) is torch.nn.Linear]
     hooks = [layer.register_forward_hook(note) for layer in layers]
@@ -130,5 +124,5 @@ def _forward(model: torch.nn.Module, inputs_Bd: torch.Tensor) -> tuple[torch.Ten
             hook.remove()
     for layer, given_Bd, result in calls:
         if result is logits_BC and given_Bd.ndim == 2:
-            return logits_BC, Last(layer=layer, input_Bd=given_Bd)
+            return logits_BC, LinearScores(logits_BC, given_Bd, layer.weight, layer.bias)
     return logits_BC, None

@@ -12,12 +12,33 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 
 from everlearn.spec.recipe import Regularizer as Declared
 
 State = dict[str, torch.Tensor]
+
+
+class LinearScores(NamedTuple):
+    """logits = input W^T + b, spelled out."""
+
+    logits_BC: torch.Tensor
+    """As the model's forward pass gives them."""
+    input_Bd: torch.Tensor
+    """Scaled as it enters the product."""
+    weight_Cd: torch.nn.Parameter
+    bias_C: torch.nn.Parameter | None
+
+
+@runtime_checkable
+class SpelledOut(Protocol):
+    """A model whose scores are linear in something that is no `nn.Linear`'s input: it may say so, and `ewc` and `mas`
+    are then exact for its head."""
+
+    def linear_scores(self, inputs_Bd: torch.Tensor) -> LinearScores | None:
+        """A forward pass with its graph; None where scores are not linear in the head's weights."""
 
 
 class Regularizer(ABC):

@@ -2,9 +2,9 @@
 
     penalty = strength / 2 * ||weight - start||^2
 
-(Xuhong Li 2018, eq. 3, over the weights that the start has.) The start is taken at the first consolidation, or by the
-first penalty where there was none, and never again: later consolidations change nothing. Rows of a head that came
-since have no start and are free; give them weight decay where the paper's beta is wanted.
+(Xuhong Li 2018, eq. 3; with the same strength for weights that the pretrained network does not have, which start at
+zero.) The start is taken at the first consolidation, or by the first penalty where there was none, and never again:
+later consolidations change nothing. Rows of a head that came since start where they came, at the next of either.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import torch
 
-from everlearn.regularizers._weights import fits, grouped, known_rows, named, trained
+from everlearn.regularizers._weights import fits, grouped, named, trained
 from everlearn.regularizers.base import Regularizer, State
 from everlearn.spec.recipe import Regularizer as Declared
 
@@ -31,22 +31,22 @@ class L2sp(Regularizer):
     def penalty(self, model: torch.nn.Module, inputs_Bd: torch.Tensor, logits_BC: torch.Tensor) -> torch.Tensor:
         """As above."""
         self.consolidate(model)
-        parts = []
-        for name, weight in trained(model):
-            start = self.start.get(name)
-            if start is not None:
-                fits(start, weight, name)
-                start = self.start[name] = start.to(weight.device)
-                parts.append((known_rows(weight, start) - start).square().sum())
+        parts = [(weight - self.start[name]).square().sum() for name, weight in trained(model)]
         if not parts:
             return torch.zeros((), device=logits_BC.device)
         return 0.5 * self.strength * torch.stack(parts).sum()
 
     def consolidate(self, model: torch.nn.Module) -> None:
-        """Takes the weights as the start, the first time."""
-        if not self.start:
-            # Frozen ones too: they begin where they are should they thaw.
-            self.start = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+        """Takes as the start what has none yet."""
+        # Frozen ones too: they begin where they are should they thaw.
+        for name, weight in model.named_parameters():
+            start = self.start.get(name)
+            if start is None:
+                self.start[name] = weight.detach().clone()
+            elif start.shape != weight.shape or start.device != weight.device:
+                fits(start, weight, name)
+                start = start.to(weight.device)
+                self.start[name] = torch.cat((start, weight.detach()[len(start) :])) if weight.ndim else start
 
     def state(self) -> State:
         """The start."""

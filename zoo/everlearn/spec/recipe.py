@@ -94,7 +94,7 @@ _REGULARIZERS: Mapping[str, Mapping[str, object]] = {
     "distill": {"strength": 1.0, "temperature": 2.0, "every": 50},
     "ewc": {"strength": 100.0, **_IMPORTANCE},
     "si": {"strength": 0.5, **_IMPORTANCE},
-    "mas": {"strength": 1.0, **_IMPORTANCE},
+    "mas": {"strength": 0.1, **_IMPORTANCE},
     "l2sp": {"strength": 0.01},
 }
 
@@ -155,7 +155,7 @@ class Optimizer(Strict):
             data,
             "kind",
             {
-                "sgd": {"learning_rate": 0.1, "momentum": 0.9, "nesterov": True},
+                "sgd": {"learning_rate": 0.05, "momentum": 0.9, "nesterov": True},
                 "adam": {"learning_rate": 1e-3},
                 "adamw": {"learning_rate": 1e-3},
                 "rmsprop": {"learning_rate": 1e-3, "momentum": 0.0},

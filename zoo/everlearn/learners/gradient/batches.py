@@ -1,0 +1,136 @@
+"""The rows of a step: new ones and replayed ones in one tensor, their classes, and which classes compete.
+
+Axes: B new rows, R replayed rows, N = B + R; C classes, S classes seen, n values at the cut.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from everlearn.memories.base import Replayed
+from everlearn.values import FeatureScale, QuantisedBd
+
+Classes = npt.NDArray[np.int64]
+
+
+class Competing:
+    """Classes that have been seen. Those only declared take no part: nothing is known of them."""
+
+    def __init__(self, is_seen_C: npt.NDArray[np.bool_], device: torch.device) -> None:
+        self.count = int(is_seen_C.sum())
+        """S."""
+        self._all = self.count == len(is_seen_C)
+        self._position_C = np.cumsum(is_seen_C) - 1
+        self._column_S = None if self._all else torch.from_numpy(np.flatnonzero(is_seen_C)).to(device)
+
+    @property
+    def log_count(self) -> float:
+        """ln S: the loss of one who knows nothing."""
+        return math.log(self.count) if self.count else 0.0
+
+    def columns(self, values_NC: torch.Tensor) -> torch.Tensor:
+        """Of the classes that compete: [N, S]."""
+        return values_NC if self._column_S is None else values_NC.index_select(1, self._column_S)
+
+    def positions(self, class_N: Classes) -> Classes:
+        """Each class among those that compete."""
+        return class_N if self._all else self._position_C[class_N]
+
+    def classes(self, position_N: torch.Tensor) -> torch.Tensor:
+        """The other way round, on the device."""
+        return position_N if self._column_S is None else self._column_S[position_N]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """One step's."""
+
+    inputs_Nn: torch.Tensor
+    class_N: Classes
+    """Index of each row's class; the new rows first."""
+    new: int
+    """B."""
+    stored_RC: torch.Tensor | None = None
+    """Scores that the replayed rows had."""
+    partner_N: Classes | None = None
+    """mixup: the row that each was mixed with."""
+    weight: float = 1.0
+    """mixup: share of a row itself."""
+
+
+class Table:
+    """One call's rows on the device: the new ones stay, the replayed ones are overwritten at each step."""
+
+    def __init__(
+        self, quantised_Bn: QuantisedBd, class_B: Classes, replay: int, step_n: torch.Tensor, classes: int
+    ) -> None:
+        self._step_n = step_n
+        self._class_B = class_B
+        self._classes = classes
+        self._rows_Nn = torch.empty(len(class_B) + replay, len(step_n), device=step_n.device)
+        self._fill(slice(0, len(class_B)), quantised_Bn)
+
+    @property
+    def new_Bn(self) -> torch.Tensor:  # noqa: N802  # axes
+        """The new rows."""
+        return self._rows_Nn[: len(self._class_B)]
+
+    def with_replayed(self, replayed: Replayed | None) -> Rows:
+        """The new rows and these; valid until the next call."""
+        new = len(self._class_B)
+        if replayed is None or not len(replayed.class_R):
+            return Rows(inputs_Nn=self.new_Bn, class_N=self._class_B, new=new)
+        end = new + len(replayed.class_R)
+        self._fill(slice(new, end), replayed.quantised_Rd)
+        return Rows(
+            inputs_Nn=self._rows_Nn[:end],
+            class_N=np.concatenate([self._class_B, replayed.class_R]),
+            new=new,
+            stored_RC=self._stored(replayed.logits_RC),
+        )
+
+    def _fill(self, rows: slice, quantised: QuantisedBd) -> None:
+        # int16 travels: half the bytes. Copied, because what is read from a file may be read-only.
+        integers = torch.from_numpy(np.array(quantised, np.int16, order="C"))
+        if self._step_n.is_cuda:
+            integers = integers.pin_memory().to(self._step_n.device, non_blocking=True)
+        torch.mul(integers, self._step_n, out=self._rows_Nn[rows])
+
+    def _stored(self, logits_RC: npt.NDArray[np.float32] | None) -> torch.Tensor | None:
+        if logits_RC is None:
+            return None
+        stored_RC = np.full((len(logits_RC), self._classes), np.nan, np.float32)
+        stored_RC[:, : logits_RC.shape[1]] = logits_RC
+        return torch.from_numpy(stored_RC).to(self._step_n.device)
+
+
+def mixed(rows: Rows, alpha: float, random: np.random.Generator) -> Rows:
+    """Each row mixed with another: a new one with a new one, a replayed one with a replayed one (manifold mixup at
+    the cut, Verma et al. 2019), by one share from Beta(alpha, alpha)."""
+    if not alpha:
+        return rows
+    weight = float(random.beta(alpha, alpha))
+    replayed = len(rows.class_N) - rows.new
+    partner_N = np.concatenate([random.permutation(rows.new), rows.new + random.permutation(replayed)])
+    index_N = torch.from_numpy(partner_N).to(rows.inputs_Nn.device)
+    stored_RC = rows.stored_RC
+    if stored_RC is not None:
+        stored_RC = torch.lerp(stored_RC[index_N[rows.new :] - rows.new], stored_RC, weight)
+    return Rows(
+        inputs_Nn=torch.lerp(rows.inputs_Nn[index_N], rows.inputs_Nn, weight),
+        class_N=rows.class_N,
+        new=rows.new,
+        stored_RC=stored_RC,
+        partner_N=partner_N,
+        weight=weight,
+    )
+
+
+def steps_of(scale: FeatureScale, device: torch.device) -> torch.Tensor:
+    """Size of an integer step of each value at the cut, on the device."""
+    return torch.from_numpy(np.array(scale.step_d, np.float32)).to(device)

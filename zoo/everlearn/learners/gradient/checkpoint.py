@@ -1,0 +1,92 @@
+"""Everything that a gradient learner is, as one value: to write, and to go back to where a call must not count."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from everlearn.errors import DataLossError, InputError, InvalidError
+from everlearn.labels import Labels
+from everlearn.learners.gradient import optimizers
+from everlearn.learners.gradient.recipe import Recipe
+from everlearn.learners.gradient.state import State
+from everlearn.regularizers import regularizer_for
+from everlearn.values import FeatureScale
+
+if TYPE_CHECKING:
+    from everlearn.learners.gradient.learner import GradientLearner
+
+
+def capture(learner: GradientLearner, *, memory: bytes = b"") -> State:
+    """The state now: live tensors, valid until the next step; `copied` makes them last."""
+    stepper = learner.stepper
+    tensors = {f"weights.{name}": value.detach() for name, value in learner.network.moving()}
+    kept = optimizers.state_of(stepper.optimizer, learner.network)
+    tensors |= {f"optimizer.{name}": value for name, value in kept.items()}
+    for regularizer in learner.regularizers:
+        tensors |= {f"regularizer.{regularizer.declared.kind}.{key}": it for key, it in regularizer.state().items()}
+    tensors |= learner.served.tensors()
+    tensors["drops"] = learner.drops.get_state()
+    header: dict[str, Any] = {
+        **learner.recipe.kinds(),
+        "optimizer": learner.recipe.train.optimizer.kind,
+        "dim": learner.network.top.weight.shape[1],
+        "scale": learner.scale_digest,
+        "labels": learner.labels,
+        "counts": learner.count_C.tolist(),
+        "steps": stepper.done,
+        "shares": stepper.share_C.tolist(),
+        "refused": learner.refused,
+        "random": learner.random.bit_generator.state,
+        "patience": learner.patience.numbers(),
+        "served": learner.served.numbers(),
+    }
+    return State(tensors=tensors, header=header, memory=memory)
+
+
+def copied(state: State) -> State:
+    """One that later steps leave as it is."""
+    return State(tensors={name: value.clone() for name, value in state.tensors.items()}, header=state.header)
+
+
+def check(state: State, recipe: Recipe, scale: FeatureScale) -> None:
+    """Raises InvalidError where the state is of another head, memory or feature scale: it would mean nothing here."""
+    for key, value in {**recipe.kinds(), "scale": scale.digest}.items():
+        if state.header[key] != value:
+            field = "scale" if key == "scale" else f"spec.{key}.kind"
+            raise InvalidError(f"the stored learner has {key} {state.header[key]!r}, not {value!r}", field=field)
+
+
+def restore(learner: GradientLearner, state: State) -> None:
+    """Puts a learner where `capture` found it. Raises DataLossError for a state that contradicts itself."""
+    header, device = state.header, learner.device
+    try:
+        learner.network.load(state.part("weights."))
+        learner.stepper.renew()
+        if header["optimizer"] == learner.recipe.train.optimizer.kind:
+            optimizers.restore(learner.stepper.optimizer, learner.network, state.part("optimizer."))
+        for place, regularizer in enumerate(learner.regularizers):
+            # Anew, because one that had nothing yet has no state to take up.
+            fresh = learner.regularizers[place] = regularizer_for(regularizer.declared)
+            kept = state.part(f"regularizer.{fresh.declared.kind}.")
+            if kept:
+                fresh.restore(_on(kept, device))
+        learner.served.restore(_on(state.part("ema."), device), _on(state.part("soup."), device), header["served"])
+        learner.drops.set_state(state.tensors["drops"].cpu())
+        learner.table = Labels(header["labels"])
+        learner.count_C = np.array(header["counts"], np.int64)
+        learner.stepper.done = int(header["steps"])
+        learner.stepper.share_C = np.array(header["shares"], np.float64)
+        learner.refused = int(header["refused"])
+        learner.random.bit_generator.state = header["random"]
+        learner.patience.restore(header["patience"])
+    except (KeyError, TypeError, ValueError, IndexError, RuntimeError, InputError) as error:
+        raise DataLossError(f"a stored learner that contradicts itself: {error!r}") from error
+    if not learner.network.classes == len(learner.table) == len(learner.count_C):
+        raise DataLossError(f"a stored learner of {learner.network.classes} rows and {len(learner.table)} labels")
+
+
+def _on(tensors: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    return {name: value.to(device) for name, value in tensors.items()}

@@ -1,0 +1,280 @@
+"""Learns a classifier from a stream by gradient steps on new and replayed features, and can stop and go on anywhere.
+
+Axes: B samples in a batch, C classes, n values at the cut, d features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from everlearn.errors import InvalidError, PreconditionError
+from everlearn.labels import Labels
+from everlearn.learners.gradient import checkpoint, state
+from everlearn.learners.gradient.batches import Classes, Competing, Table, mixed, steps_of
+from everlearn.learners.gradient.guards import REASON, Figures
+from everlearn.learners.gradient.network import TOPS, Network
+from everlearn.learners.gradient.optimizers import follow
+from everlearn.learners.gradient.recipe import Recipe
+from everlearn.learners.gradient.serving import Served
+from everlearn.learners.gradient.step import Stepper
+from everlearn.learners.gradient.stopping import Patience
+from everlearn.memories import memory_for
+from everlearn.memories.base import Memory, Origin
+from everlearn.regularizers import regularizer_for
+from everlearn.values import NEVER, FeatureScale, LinearHead, QuantisedBd
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """What one call of `learn` did."""
+
+    steps: int = 0
+    """Taken; 0 for no rows, or where early stopping rests."""
+    loss: float | None = None
+    """Mean over the steps, penalties included."""
+    first_loss: float | None = None
+    """Of the first step, to be held against `log_classes`: far above it, a learner is confidently wrong."""
+    log_classes: float = 0.0
+    """ln of the number of classes seen: the loss of one who knows nothing."""
+    gradient_norm: float | None = None
+    """Largest of the steps, before clipping."""
+    update_ratio: float | None = None
+    """|change of weights| / |weights| a step, over the head's rows and the tail that were there before; about 1e-3 is
+    healthy once training is under way, None where there were none."""
+    learning_rate: float = 0.0
+    """The head's, in the last step."""
+    tested: int = 0
+    """Rows that were predicted before they were learned; where early stopping or a soup asked for it."""
+    correct: int = 0
+    """Of these, predicted right."""
+
+
+class GradientLearner:
+    """A head, a tail below it where there is one, and all that moving them takes. Owns the tail from here on.
+
+    Every call is whole or not at all: a step with a loss or gradient that is not finite, or a memory that refuses, and
+    the learner is as it was before. All that is random comes from generators of its own.
+    """
+
+    def __init__(self, *, recipe: Recipe, scale: FeatureScale, memory: Memory, network: Network) -> None:
+        """Use `create` or `from_bytes`."""
+        self.recipe = recipe
+        self.scale = scale
+        self.scale_digest = scale.digest
+        self.memory = memory
+        self.network = network
+        self.device = network.top.weight.device
+        self.regularizers = [regularizer_for(declared) for declared in recipe.regularize]
+        self.stepper = Stepper(network, recipe, self.regularizers)
+        self.served = Served(network, recipe.train)
+        self.patience = Patience(recipe.train.early_stop)
+        self.random = np.random.default_rng(recipe.train.seed)
+        self.drops = torch.Generator(self.device)
+        self.drops.manual_seed(recipe.train.seed)
+        self.table = Labels()
+        self.count_C: npt.NDArray[np.int64] = np.zeros(0, np.int64)
+        """Samples learned, a class."""
+        self.refused = 0
+        """Calls that were taken back because a step was not finite."""
+        self._step_n = steps_of(scale, self.device)
+
+    @classmethod
+    def create(
+        cls,
+        *,
+        dim: int,
+        labels: Sequence[str],
+        scale: FeatureScale,
+        recipe: Recipe,
+        tail: torch.nn.Module | None = None,
+        device: str = "cpu",
+    ) -> Self:
+        """One that has learned nothing. `dim`: features that the head sees; without a tail, the scale's.
+
+        Raises InvalidError where `dim` is not the scale's and there is no tail, InputError for malformed labels.
+        """
+        if tail is None and dim != scale.step_d.size:
+            raise InvalidError(f"dim is {dim}; without a tail it must be the scale's {scale.step_d.size}", field="dim")
+        network = Network(TOPS[recipe.head](dim), tail).to(device)
+        memory = memory_for(recipe.memory.kind).create(scale.step_d.size, labels, recipe.memory)
+        learner = cls(recipe=recipe, scale=scale, memory=memory, network=network)
+        learner.table.declare(labels)
+        learner._grow(torch.zeros(len(labels), dim, device=learner.device))
+        return learner
+
+    @property
+    def labels(self) -> list[str]:
+        """In order of arrival; append-only."""
+        return list(self.table)
+
+    @property
+    def samples(self) -> int:
+        """Learned, of all classes."""
+        return int(self.count_C.sum())
+
+    @property
+    def steps(self) -> int:
+        """Taken so far: where the schedule stands."""
+        return self.stepper.done
+
+    def learn(self, quantised_Bd: QuantisedBd, labels: Sequence[str], *, origin: Origin | None = None) -> StepReport:
+        """Steps on a batch and on what the memory gives, then the memory takes the batch. B may be 0: nothing is done.
+
+        Raises InputError for wrong shapes, dtypes or labels, PreconditionError (reason NOT_FINITE) where a step would
+        lose the weights, and what the memory raises. Nothing is learned then.
+        """
+        self.table.check_batch(quantised_Bd, labels, self.scale.step_d.size)
+        if not len(labels):
+            return StepReport()
+        before = checkpoint.copied(checkpoint.capture(self))
+        try:
+            return self._learn(quantised_Bd, labels, origin, before.part("weights."))
+        except Exception as error:
+            refused = self.refused + (isinstance(error, PreconditionError) and error.reason == REASON)
+            checkpoint.restore(self, before)
+            self.refused = refused
+            raise
+
+    def head(self) -> LinearHead:
+        """The classifier to serve, over unit features: of the running mean of weights or their soup, where declared.
+
+        Raises PreconditionError (reason EMPTY_MEMORY) where nothing has been learned.
+        """
+        if not self.samples:
+            raise PreconditionError("no sample has been learned; stream some first", reason="EMPTY_MEMORY")
+        weights = {name.removeprefix("top."): value for name, value in self.served.weights().items()}
+        weight_dC, bias_C = (part.cpu().contiguous().numpy().copy() for part in self.network.top.folded(weights))
+        bias_C[self.count_C == 0] = NEVER
+        labels = tuple(self.table)
+        return LinearHead(weight_dC=weight_dC, bias_C=bias_C, normalise=True, labels=labels, regularization=0.0)
+
+    def tail_state(self) -> Mapping[str, torch.Tensor] | None:
+        """The tail's state dict to serve with `head`, on the CPU; None without a tail."""
+        if self.network.tail is None:
+            return None
+        served = self.served.weights()
+        return {
+            name: served.get(f"tail.{name}", value).detach().cpu().clone()
+            for name, value in self.network.tail.state_dict().items()
+        }
+
+    def to_bytes(self) -> bytes:
+        """Everything; `from_bytes` of it goes on as if nothing had happened, bit for bit."""
+        return state.pack(checkpoint.capture(self, memory=self.memory.to_bytes()))
+
+    @classmethod
+    def from_bytes(
+        cls,
+        data: bytes,
+        *,
+        scale: FeatureScale,
+        recipe: Recipe,
+        tail: torch.nn.Module | None = None,
+        device: str = "cpu",
+    ) -> Self:
+        """What `to_bytes` wrote. `tail`: of the same architecture and start; its moving weights are replaced.
+
+        A recipe that differs in options applies from here on; another optimizer or regulariser begins without state.
+        Raises DataLossError for damaged bytes, InvalidError where head, memory or scale are others.
+        """
+        stored = state.unpack(data)
+        checkpoint.check(stored, recipe, scale)
+        memory = memory_for(recipe.memory.kind).from_bytes(stored.memory)
+        memory.configure(recipe.memory)
+        network = Network(TOPS[recipe.head](int(stored.header["dim"])), tail).to(device)
+        learner = cls(recipe=recipe, scale=scale, memory=memory, network=network)
+        checkpoint.restore(learner, stored)
+        return learner
+
+    def _learn(
+        self,
+        quantised_Bd: QuantisedBd,
+        labels: Sequence[str],
+        origin: Origin | None,
+        before: Mapping[str, torch.Tensor],
+    ) -> StepReport:
+        train, known = self.recipe.train, len(self.table)
+        knew = Competing(self.count_C > 0, self.device)
+        class_B = self.table.take(labels).astype(np.int64)
+        table = Table(quantised_Bd, class_B, train.replay, self._step_n, len(self.table))
+        tested = len(labels) if train.early_stop is not None or train.soup else 0
+        correct = self.served.test(table.new_Bn, torch.from_numpy(class_B).to(self.device), knew) if tested else 0
+        self._grow(self._directions(table.new_Bn, class_B, known))
+        # A class without a sample is always learned.
+        rests = self.patience.rests(correct, len(labels)) and bool((self.count_C[class_B] > 0).all())
+        more_C = np.bincount(class_B, minlength=len(self.table))
+        competing = Competing(self.count_C + more_C > 0, self.device)
+        scores_BC = self._scores(table.new_Bn, known)
+        self.stepper.watch.clear()
+        for _ in range(0 if rests else train.steps):
+            self._step(table, competing)
+        figures = self.stepper.watch.read()
+        report = self._report(figures, competing, before, tested=tested, correct=correct)
+        self.memory.integrate(quantised_Bd, labels, origin=origin, logits_BC=scores_BC)
+        self.count_C += more_C
+        return report
+
+    def _step(self, table: Table, competing: Competing) -> None:
+        replay = self.recipe.train.replay
+        replayed = self.memory.draw(replay, self.random) if replay else None
+        rows = mixed(table.with_replayed(replayed), self.recipe.train.mixup, self.random)
+        self.stepper.step(rows, competing, self.drops)
+        self.served.moved(self.stepper.done)
+
+    def _grow(self, direction_Kd: torch.Tensor) -> None:
+        """A row for each label that has none."""
+        if not len(direction_Kd):
+            return
+        follow(self.stepper.optimizer, self.network.grow(direction_Kd))
+        self.count_C = np.pad(self.count_C, (0, len(direction_Kd)))
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]  # torch's types are skipped, see pyproject
+    def _directions(self, inputs_Bn: torch.Tensor, class_B: Classes, known: int) -> torch.Tensor:
+        """Mean unit features [K, d] of the classes that came with this batch."""
+        arrived = len(self.table) - known
+        if not arrived:
+            return inputs_Bn[:0]
+        rows = np.flatnonzero(class_B >= known)
+        features_Bd = self.network.features(inputs_Bn[torch.from_numpy(rows).to(self.device)])
+        unit_Bd = torch.nn.functional.normalize(features_Bd)
+        index_B = torch.from_numpy(class_B[rows] - known).to(self.device)
+        sum_Kd = unit_Bd.new_zeros(arrived, unit_Bd.shape[1]).index_add_(0, index_B, unit_Bd)
+        return sum_Kd / torch.bincount(index_B, minlength=arrived)[:, None]
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]  # torch's types are skipped, see pyproject
+    def _scores(self, inputs_Bn: torch.Tensor, known: int) -> npt.NDArray[np.float32] | None:
+        """The live scores over the labels known before the batch; only for a memory that keeps them."""
+        if not self.recipe.memory.logits:
+            return None
+        return np.asarray(self.network(inputs_Bn)[:, :known].cpu().numpy(), np.float32)
+
+    def _report(
+        self, figures: Figures, competing: Competing, before: Mapping[str, torch.Tensor], *, tested: int, correct: int
+    ) -> StepReport:
+        steps = len(figures.losses)
+        return StepReport(
+            steps=steps,
+            loss=sum(figures.losses) / steps if steps else None,
+            first_loss=figures.losses[0] if steps else None,
+            log_classes=competing.log_count,
+            gradient_norm=max(figures.gradient_norms, default=None),
+            update_ratio=self._moved_since(before, steps) if steps else None,
+            learning_rate=self.stepper.rate if steps else 0.0,
+            tested=tested,
+            correct=correct,
+        )
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]  # torch's types are skipped, see pyproject
+    def _moved_since(self, before: Mapping[str, torch.Tensor], steps: int) -> float | None:
+        pairs = [(now, before[name]) for name, now in self.network.moving() if now.ndim > 1 and len(before[name])]
+        if not pairs:
+            return None
+        change = torch.stack([(now[: len(old)] - old).square().sum() for now, old in pairs]).sum()
+        size = torch.stack([now[: len(old)].square().sum() for now, old in pairs]).sum()
+        return float((change / size.clamp_min(1e-24)).sqrt()) / steps

@@ -1,0 +1,158 @@
+"""What moves: an optional tail of the backbone, and a head whose rows grow as labels arrive.
+
+Features are judged by their direction: logits = 20 * W x / |x| + b. That needs no statistics of data still to come,
+makes one learning rate fit any backbone (a step's size depends on |x|^2 = 400 alone), and is folded into the served
+head without loss. Measured on pooled EfficientNet-Lite0 features of digits, 5 x 2 classes, one pass, four steps a
+batch: 94 %, where running mean and variance give 93 % and raw features 57 %.
+
+Axes: B rows, C classes, K new classes, n values at the cut, d features.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+LENGTH = 20.0
+"""Of the feature vectors that the linear head sees, and the cosine head's first gain."""
+_SHORTEST = 1e-12
+"""As `LinearHead.scores` has it."""
+
+
+class Top(nn.Module):  # type: ignore[misc]  # torch's types are skipped, see pyproject
+    """A head: a row of weights a class, over feature vectors of unit length."""
+
+    weight: nn.Parameter
+    """[C, d]"""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(0, dim))
+
+    @abstractmethod
+    def score(self, features_Bd: torch.Tensor, inverse_B1: torch.Tensor) -> torch.Tensor:
+        """Logits [B, C]; `inverse_B1` is 1 / |x|."""
+
+    @abstractmethod
+    def rows(self, direction_Kd: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        """What is appended to each growing parameter for new classes whose mean unit features are given."""
+
+    @abstractmethod
+    def folded(self, weights: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """weight_dC and bias_C over unit features, of these parameters."""
+
+
+class LinearTop(Top):
+    """20 * W x / |x| + b. New rows are zero: a new class starts without opinion (rows along the class's mean direction
+    were tried: within noise of this)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.bias = nn.Parameter(torch.zeros(0))
+
+    def score(self, features_Bd: torch.Tensor, inverse_B1: torch.Tensor) -> torch.Tensor:
+        """See Top. The products are scaled, not the features: C numbers a row and not d."""
+        return torch.addcmul(self.bias, features_Bd @ self.weight.T, inverse_B1, value=LENGTH)
+
+    def rows(self, direction_Kd: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        """See Top."""
+        return {"weight": torch.zeros_like(direction_Kd), "bias": direction_Kd.new_zeros(len(direction_Kd))}
+
+    def folded(self, weights: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """See Top."""
+        return LENGTH * weights["weight"].T, weights["bias"]
+
+
+class CosineTop(Top):
+    """gain * cos(w, x), with one learned gain (LUCIR, Hou et al. 2019, eq. 3). New rows are the class's mean direction
+    (weight imprinting, Qi et al. 2018)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.gain = nn.Parameter(torch.tensor(LENGTH))
+
+    def score(self, features_Bd: torch.Tensor, inverse_B1: torch.Tensor) -> torch.Tensor:
+        """See Top."""
+        return features_Bd @ functional.normalize(self.weight, eps=_SHORTEST).T * (inverse_B1 * self.gain)
+
+    def rows(self, direction_Kd: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        """See Top."""
+        return {"weight": functional.normalize(direction_Kd, eps=_SHORTEST)}
+
+    def folded(self, weights: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """See Top."""
+        weight_Cd = functional.normalize(weights["weight"], eps=_SHORTEST)
+        return weights["gain"] * weight_Cd.T, weight_Cd.new_zeros(len(weight_Cd))
+
+
+TOPS: Mapping[str, type[Top]] = {"linear": LinearTop, "cosine": CosineTop}
+
+
+class Network(nn.Module):  # type: ignore[misc]  # torch's types are skipped, see pyproject
+    """Values at the cut [B, n] -> logits [B, C].
+
+    The tail stays in evaluation mode: batch norm keeps its statistics (a stream's batches are small and not
+    independent), and nothing in it draws from the global generator. Its parameters move all the same.
+    """
+
+    def __init__(self, top: Top, tail: nn.Module | None = None) -> None:
+        super().__init__()
+        self.top = top
+        self.tail = None if tail is None else tail.eval()
+
+    @property
+    def classes(self) -> int:
+        """C."""
+        return len(self.top.weight)
+
+    def train(self, mode: bool = True) -> Network:
+        """Never changes the tail's mode, see the class."""
+        self.training = mode
+        return self
+
+    def moving(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Parameters that learn, by stable names."""
+        return ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
+
+    def features(self, inputs_Bn: torch.Tensor) -> torch.Tensor:
+        """What the head sees: [B, d]. On CUDA the tail computes in bfloat16; what follows does not."""
+        if self.tail is None:
+            return inputs_Bn
+        with torch.autocast("cuda", torch.bfloat16, enabled=inputs_Bn.is_cuda):
+            return self.tail(inputs_Bn).float()
+
+    def score(self, features_Bd: torch.Tensor, kept_Bd: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits [B, C]. `kept_Bd`: dropout's mask, already scaled."""
+        inverse_B1 = torch.linalg.vector_norm(features_Bd, dim=1, keepdim=True).clamp_min(_SHORTEST).reciprocal()
+        return self.top.score(features_Bd if kept_Bd is None else features_Bd * kept_Bd, inverse_B1)
+
+    def forward(self, inputs_Bn: torch.Tensor) -> torch.Tensor:
+        """See the class."""
+        return self.score(self.features(inputs_Bn))
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]  # torch's types are skipped, see pyproject
+    def grow(self, direction_Kd: torch.Tensor) -> dict[nn.Parameter, nn.Parameter]:
+        """Appends a row a new class; what each replaced parameter is now."""
+        replaced = {}
+        for name, more in self.top.rows(direction_Kd).items():
+            old = getattr(self.top, name)
+            grown = nn.Parameter(torch.cat([old.detach(), more.to(old)]))
+            setattr(self.top, name, grown)
+            replaced[old] = grown
+        return replaced
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]  # torch's types are skipped, see pyproject
+    def load(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Takes up these values of `moving`, of however many classes. KeyError where one is missing."""
+        for name, parameter in list(self.moving()):
+            value = weights[name].to(parameter)
+            if value.shape == parameter.shape:
+                parameter.copy_(value)
+            elif name.startswith("top.") and value.shape[1:] == parameter.shape[1:]:
+                setattr(self.top, name.removeprefix("top."), nn.Parameter(value.clone()))
+            else:
+                raise ValueError(f"{name} has shape {tuple(value.shape)}; here it has {tuple(parameter.shape)}")

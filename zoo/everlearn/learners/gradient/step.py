@@ -1,0 +1,123 @@
+"""One gradient step, from top to bottom: forward, loss and penalties, backward, guard, clip, move, consolidate.
+
+Axes: N rows of a step, C classes, S classes seen, n values at the cut, d features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from everlearn.learners.gradient import optimizers
+from everlearn.learners.gradient.batches import Competing, Rows
+from everlearn.learners.gradient.guards import Watch
+from everlearn.learners.gradient.losses import loss_for
+from everlearn.learners.gradient.losses.base import Scored
+from everlearn.learners.gradient.network import Network
+from everlearn.learners.gradient.recipe import Recipe
+from everlearn.learners.gradient.schedules import share_of_rate
+from everlearn.regularizers.base import Regularizer
+
+SHARE_MEMORY = 0.9
+"""What a step leaves of the class shares that logits are adjusted by: they follow some ten steps."""
+LEAST_SHARE = 1e-3
+"""Of a class that was not trained on lately: its logarithm stays finite."""
+
+
+class Stepper:
+    """Moves a network's weights; holds what that takes from step to step."""
+
+    def __init__(self, network: Network, recipe: Recipe, regularizers: Sequence[Regularizer]) -> None:
+        self.network = network
+        self.regularizers = regularizers
+        self.watch = Watch()
+        self.done = 0
+        """Steps so far: where the schedule stands."""
+        self.rate = 0.0
+        """The head's, in the last step."""
+        self.share_C: npt.NDArray[np.float64] = np.zeros(0)
+        """Of each class in what was trained on lately; where logits are adjusted."""
+        self._train = recipe.train
+        self.renew()
+        self._loss = loss_for(recipe.loss)
+        self._adjusts = recipe.loss.logit_adjustment > 0
+
+    def renew(self) -> None:
+        """An optimizer without state, over the network's parameters as they are now."""
+        self.optimizer = optimizers.optimizer_for(self._train.optimizer, self.network)
+
+    def step(self, rows: Rows, competing: Competing, drops: torch.Generator) -> None:
+        """One step. Raises PreconditionError (reason NOT_FINITE) before weights move; on a GPU `watch.read` does."""
+        self.optimizer.zero_grad(set_to_none=True)
+        logits_NC = self._forward(rows.inputs_Nn, drops)
+        loss = self._loss(self._scored(rows, logits_NC, competing))
+        for regularizer in self.regularizers:
+            loss = loss + regularizer.penalty(self.network, rows.inputs_Nn, logits_NC)
+        loss = self._with_l1(loss)
+        loss.backward()
+        parameters = [parameter for _, parameter in self.network.moving() if parameter.grad is not None]
+        norm = get_total_norm([parameter.grad for parameter in parameters])
+        self.watch.admit(loss, norm)
+        clip = self._train.optimizer.clip_norm
+        if clip:
+            clip_grads_with_norm_(parameters, clip, norm)
+        self._move(rows, logits_NC)
+
+    def _forward(self, inputs_Nn: torch.Tensor, drops: torch.Generator) -> torch.Tensor:
+        features_Nd = self.network.features(inputs_Nn)
+        dropped = self._train.dropout
+        if not dropped:
+            return self.network.score(features_Nd)
+        kept_Nd = torch.empty_like(features_Nd).bernoulli_(1 - dropped, generator=drops).div_(1 - dropped)
+        return self.network.score(features_Nd, kept_Nd)
+
+    def _scored(self, rows: Rows, logits_NC: torch.Tensor, competing: Competing) -> Scored:
+        device = logits_NC.device
+        class_N = competing.positions(rows.class_N)
+        present_S = None
+        if self._loss.needs_present:
+            is_present_S = np.zeros(competing.count, np.bool_)
+            is_present_S[class_N[: rows.new]] = True
+            present_S = torch.from_numpy(is_present_S).to(device)
+        return Scored(
+            logits_BS=competing.columns(logits_NC),
+            class_B=torch.from_numpy(class_N).to(device),
+            new=rows.new,
+            partner_B=None if rows.partner_N is None else torch.from_numpy(class_N[rows.partner_N]).to(device),
+            weight=rows.weight,
+            present_S=present_S,
+            stored_RS=None if rows.stored_RC is None else competing.columns(rows.stored_RC),
+            log_share_S=self._log_share(rows, competing, device) if self._adjusts else None,
+        )
+
+    def _log_share(self, rows: Rows, competing: Competing, device: torch.device) -> torch.Tensor:
+        now_C = np.bincount(rows.class_N, minlength=self.network.classes) / len(rows.class_N)
+        before_C = np.pad(self.share_C, (0, len(now_C) - len(self.share_C)))
+        # The first step has no past to weigh against.
+        self.share_C = SHARE_MEMORY * before_C + (1 - SHARE_MEMORY) * now_C if before_C.any() else now_C
+        log_1C = torch.from_numpy(np.log(np.maximum(self.share_C, LEAST_SHARE))[None].astype(np.float32))
+        return competing.columns(log_1C.to(device))[0]
+
+    def _with_l1(self, loss: torch.Tensor) -> torch.Tensor:
+        strength = self._train.optimizer.l1
+        if not strength:
+            return loss
+        weights = (parameter for _, parameter in self.network.moving() if parameter.ndim > 1)
+        return loss + strength * torch.stack([weight.abs().sum() for weight in weights]).sum()
+
+    def _move(self, rows: Rows, logits_NC: torch.Tensor) -> None:
+        share = share_of_rate(self._train.schedule, self.done)
+        self.rate = optimizers.set_rate(self.optimizer, self._train.optimizer, share=share, rows=len(rows.class_N))
+        detached_NC = logits_NC.detach()
+        for regularizer in self.regularizers:
+            regularizer.observe(self.network, rows.inputs_Nn, detached_NC)
+        self.optimizer.step()
+        self.done += 1
+        for regularizer in self.regularizers:
+            regularizer.moved(self.network)
+            if regularizer.declared.every is not None and self.done % regularizer.declared.every == 0:
+                regularizer.consolidate(self.network)
