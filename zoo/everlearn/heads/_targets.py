@@ -37,11 +37,11 @@ import numpy as np
 import numpy.typing as npt
 
 from everlearn.errors import InvalidError, PreconditionError
-from everlearn.heads._classes import NEVER, ROUNDING, add_outer
+from everlearn.heads._classes import ROUNDING, add_outer
 from everlearn.heads._ridge import ALPHAS, FLOOR, search
 from everlearn.linalg import factor_cholesky, solve_cholesky
 from everlearn.target_sums import TargetSums
-from everlearn.values import FeatureScale, LinearHead
+from everlearn.values import NEVER, FeatureScale, LinearHead
 
 Float = npt.NDArray[np.float64]
 
