@@ -20,9 +20,11 @@ from everlearn.errors import DataLossError, InputError, InvalidError
 from everlearn.metrics.confusion import MAX_CLASSES, MAX_PAIRS, NO_PREDICTION, OTHER_LABELS, Confusion
 from everlearn.metrics.curve import LearningCurve
 from everlearn.metrics.drift import FeatureMoments
+from everlearn.metrics.record import Record
 from everlearn.metrics.report import figures, report
 from everlearn.metrics.scores import ScoreCounts, ScoredBatch, count
 from everlearn.metrics.window import Window
+from everlearn.truth import Truth, single_labels
 from everlearn.values import FeaturesBd
 
 __all__ = [
@@ -58,7 +60,7 @@ class ClientRecord:
         return self.correct / self.tested if self.tested else 0.0
 
 
-class Prequential:
+class Prequential(Record):
     """Accuracy so far, over the last `window` samples, per class and per client; and the report of what was learned.
 
     A sample of a class that the head does not know yet counts as wrong: that is what a caller would have met.
@@ -126,6 +128,18 @@ class Prequential:
                 self._count_features(features_Bd)
             self._curve.extend(self._tested, self._correct)
             self._panes.turn()
+
+    def test(
+        self,
+        truth: Truth,
+        client: str,
+        *,
+        scores_BC: npt.NDArray[np.float32] | None,
+        known: tuple[str, ...],
+        features_Bd: FeaturesBd,
+    ) -> None:
+        """See Record and `update`."""
+        self.update(single_labels(truth), None, client, scores_BC=scores_BC, known=known, features_Bd=features_Bd)
 
     def merge(self, other: Prequential) -> None:
         """Adds another record's counts. For the window, the other's samples are the newer ones.
