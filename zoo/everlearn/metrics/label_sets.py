@@ -74,7 +74,7 @@ class LabelSetCounts:
             counts.correct = int((((scores_BC >= THRESHOLD) == has_BC).all(axis=1) & ~unknown_B).sum())
         said_BC = scores_BC >= THRESHOLD
         hit_C, miss_C, alarm_C = (has_BC & said_BC).sum(0), (has_BC & ~said_BC).sum(0), (~has_BC & said_BC).sum(0)
-        for column in np.flatnonzero(hit_C + miss_C + alarm_C):
+        for column in np.flatnonzero(hit_C + miss_C + alarm_C).tolist():
             counts._add(known[column], int(hit_C[column]), int(miss_C[column]), int(alarm_C[column]))
         return counts
 

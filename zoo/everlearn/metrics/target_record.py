@@ -37,7 +37,7 @@ class _Pane(Generic[C]):
 
     def __init__(self, counts: C) -> None:
         self.samples = 0
-        self.counts = counts
+        self.counts: C = counts
         self.moments = FeatureMoments()
 
 
@@ -57,7 +57,7 @@ class TargetRecord(Record, Generic[C]):
         if window < 1:
             raise InvalidError(f"window is {window}; it must be at least 1 sample", field="window")
         self.window = window
-        self._kind = counts
+        self._kind: type[C] = counts
         self._lock = threading.Lock()
         self._tested = 0
         self._total: C = counts()
@@ -126,7 +126,11 @@ class TargetRecord(Record, Generic[C]):
         """See Record."""
         with self._lock:
             recent = self._recent()
-            told = {"total": self._total.figures(), "window": recent.figures(), "drift": self._drift(recent)}
+            told: dict[str, Any] = {
+                "total": self._total.figures(),
+                "window": recent.figures(),
+                "drift": self._drift(recent),
+            }
             told |= self._total.details(MAX_CLASSES, recent)
             if self._kind is LabelSetCounts:  # of values no share is right
                 points = self._curve.rows(self._tested, self._total.correct)
