@@ -136,7 +136,7 @@ class TargetRecord(Record, Generic[C]):
                 points = self._curve.rows(self._tested, self._total.correct)
                 names = ("samples", "accuracy", "accuracy_since")
                 told["curve"] = [dict(zip(names, point, strict=True)) for point in points]
-            clients = [(client, *counts) for client, counts in self._clients.items() if counts[0]]
+            clients = [(client, tested, right) for client, (tested, right) in self._clients.items()]
             clients.sort(key=lambda each: (-each[1], each[0]))
             told["clients"] = [
                 {"client": client, "samples": tested, "accuracy": correct / tested}
