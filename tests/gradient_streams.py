@@ -9,17 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from sklearn.datasets import load_digits
-from tests.kept_rows import KeptRows
 
-from everlearn.learners.gradient import learner as module
 from everlearn.learners.gradient.learner import GradientLearner
 from everlearn.learners.gradient.recipe import Recipe
 from everlearn.spec.model import Memory
 from everlearn.spec.recipe import Loss, Optimizer, Regularizer, Schedule, Training
 from everlearn.values import FeatureScale, QuantisedBd
-
-# Until the memory `latents` is there.
-module.memory_for = lambda kind: KeptRows
 
 DIM = 64
 SCALE = FeatureScale(step_d=np.full(DIM, 16 / 2047, np.float32))
