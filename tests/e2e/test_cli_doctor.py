@@ -9,10 +9,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import yaml
 from sklearn.datasets import load_digits
 from tests import tiny
 from tests.e2e.server_calls import encoded
@@ -63,12 +65,24 @@ def test_a_sound_model_and_sound_data_have_nothing_bad_and_the_model_is_left_as_
     assert result.exit_code == exit_codes.OK, result.output
     found = levels(result)
     assert found["baseline"] == found["labels"] == found["duplicates"] == found["range"] == "ok"
-    assert found["one batch"] == found["gradient steps"] == "ok"
+    assert found["one batch"] == found["gradient steps"] == found["regularization"] == "ok"
     assert set(found.values()) <= {"ok", "warn"}
     after = client.models.get("sound")
     assert (after.etag, after.status.memory_digest) == (before.etag, before.status.memory_digest)
     assert [version.number for version in client.models.versions("sound")] == versions
     assert names(client) == models
+
+
+def test_a_declared_regularization_that_is_far_off_is_found(run: Run, server: RealServer, tmp_path: Path) -> None:
+    head = {"kind": "ridge", "regularization": 1000.0}
+    server.declare(tiny.declaration(tiny.write_backbone(tmp_path, 64), "stiff", head=head))
+    images, labels = digits(400)
+    save(tmp_path / "digits.npz", images, labels[:400])
+    result = run("doctor stiff digits.npz --samples 400 -o json")
+    finding = next(each for each in json.loads(result.stdout)["findings"] if each["check"] == "regularization")
+    assert finding["level"] == "warn"
+    assert "1e+03, declared" in finding["found"]
+    assert finding["advice"].startswith("leave head.regularization out, or write ")
 
 
 def test_what_is_wrong_with_the_data_is_found(run: Run, server: RealServer, backbone: Path, tmp_path: Path) -> None:
@@ -110,7 +124,51 @@ def test_features_are_refused_because_they_are_of_one_backbone(
     np.savez(tmp_path / "features.npz", features=np.zeros((50, 16), np.float32), labels=np.arange(50) % 2)
     refused = run("doctor images-only features.npz")
     assert refused.exit_code == exit_codes.INVALID
-    assert "give the images themselves" in refused.stderr
+    assert "give the samples themselves" in refused.stderr
+
+
+TABLE: dict[str, Any] = {
+    "apiVersion": "everlearn/v1",
+    "kind": "Model",
+    "spec": {"backbone": {"source": "identity"}, "input": {"modality": "tensor", "shape": [4], "range": [-10, 10]}},
+}
+
+
+def table_of(path: Path, *, unit: float = 1.0) -> None:
+    """A CSV of three classes around centres of their own."""
+    rng = np.random.default_rng(0)
+    rows = [(rng.normal(3 * label, 1, 4) * unit, label) for label in rng.integers(0, 3, 120).tolist()]
+    lines = [",".join([*(f"{value:.4f}" for value in values), f"c{label}"]) for values, label in rows]
+    path.write_text("a,b,c,d,label\n" + "\n".join(lines))
+
+
+def test_a_table_is_examined_as_numbers(run: Run, server: RealServer, client: Client, tmp_path: Path) -> None:
+    server.declare(yaml.safe_dump({**TABLE, "metadata": {"name": "table"}}))
+    before = names(client)
+    table_of(tmp_path / "sound.csv")
+    sound = run("doctor table sound.csv -o json")
+    assert sound.exit_code == exit_codes.OK, sound.output
+    found = levels(sound)
+    assert found["range"] == found["resolution"] == found["baseline"] == found["regularization"] == "ok"
+    assert "brightness" not in found
+    table_of(tmp_path / "thousandths.csv", unit=0.001)
+    assert levels(run("doctor table thousandths.csv -o json"))["resolution"] == "bad"
+    assert names(client) == before
+
+
+def test_tables_rank_random_features_beside_none(run: Run, tmp_path: Path) -> None:
+    plain = {**TABLE, "metadata": {"name": "plain"}}
+    lifted = {**TABLE, "metadata": {"name": "lifted"}, "spec": {**TABLE["spec"], "projection": {"dim": 64}}}
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump_all([plain, lifted]))
+    table_of(tmp_path / "table.csv")
+    result = run("backbones rank two.yaml table.csv -o json")
+    assert result.exit_code == exit_codes.OK, result.output
+    assert [each["feature_dim"] for each in json.loads(result.stdout)["candidates"]] in ([4, 64], [64, 4])
+    mixed = tmp_path / "mixed.yaml"
+    mixed.write_text(yaml.safe_dump_all([plain, {**plain, "spec": {"backbone": {"source": "folder:/x.onnx"}}}]))
+    refused = run("backbones rank mixed.yaml table.csv")
+    assert refused.exit_code == exit_codes.INVALID
+    assert "different kinds" in refused.stderr
 
 
 def digits(count: int) -> tuple[Images, list[str]]:

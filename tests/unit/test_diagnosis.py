@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from everlearn_client import diagnosis
-from everlearn_client.diagnosis import CurvePoint, Expected, Finding, ImageFigures, Level
+from everlearn_client.choosing import diagnosis
+from everlearn_client.choosing.diagnosis import CurvePoint
+from everlearn_client.choosing.duplicates import repeats
+from everlearn_client.choosing.findings import Finding, Level
+from everlearn_client.choosing.input_checks import Expected, ImageFigures, check_images, check_tensors
+from everlearn_client.choosing.trial import block_edges
 from everlearn_client.errors import InvalidArgument
 from everlearn_client.samples import Batch
-from everlearn_client.trial import block_edges, repeats
 
 PHOTO = ImageFigures(height=300, width=400, mean=0.45, std=0.24, greatest=1.0, colour=0.2)
 EXPECTED = Expected(mean=0.449, std=0.226, side=224)
 
 
 def inputs(*images: ImageFigures) -> dict[str, Finding]:
-    return {finding.check: finding for finding in diagnosis.check_inputs(images, EXPECTED)}
+    return {finding.check: finding for finding in check_images(images, EXPECTED)}
 
 
 def test_photographs_are_what_a_backbone_expects() -> None:
@@ -134,3 +138,75 @@ def test_blocks_double_and_a_single_sample_is_refused() -> None:
     assert block_edges(500) == [0, 31, 62, 125, 250, 500]
     with pytest.raises(InvalidArgument, match="at least 2"):
         block_edges(1)
+
+
+def numbers(*columns: list[float]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    return np.array(columns, np.float32).T
+
+
+def tensors(
+    values: np.ndarray[tuple[int, ...], np.dtype[np.float32]], *ranges: tuple[float, float]
+) -> dict[str, Finding]:
+    return {finding.check: finding for finding in check_tensors(values, ranges, bits=12)}
+
+
+def test_numbers_within_their_range_are_sound() -> None:
+    found = tensors(numbers([0, 1, 0.5], [10, 0, 3]), (0, 1), (0, 10))
+    assert {finding.level for finding in found.values()} == {Level.OK}
+
+
+@pytest.mark.parametrize(
+    ("values", "ranges", "check", "level", "words"),
+    [
+        (numbers([0, 1, 2]), [(0.0, 1.0)], "range", Level.WARN, "33.3% of the values outside"),
+        (numbers([0, 1, 9]), [(0.0, 1.0)], "range", Level.BAD, "beyond 4 times they saturate"),
+        (numbers([0, 1, 0], [3, 3, 3]), [(0.0, 1.0), (0.0, 3.0)], "constant", Level.WARN, "1 of 2 places"),
+        (numbers([0, 1, 0]), [(0.0, 400.0)], "resolution", Level.WARN, "less than 4 steps of 12 bits"),
+        (numbers([0, 1, 0]), [(0.0, 4000.0)], "resolution", Level.BAD, "places 0 vary"),
+    ],
+)
+def test_what_is_odd_about_numbers_is_named(
+    values: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
+    ranges: list[tuple[float, float]],
+    check: str,
+    level: Level,
+    words: str,
+) -> None:
+    finding = tensors(values, *ranges)[check]
+    assert finding.level is level
+    assert words in finding.found
+    assert finding.advice
+
+
+def test_where_a_network_stands_before_the_features_a_coarse_range_costs_nothing() -> None:
+    assert [finding.check for finding in check_tensors(numbers([0, 1]), [(0, 4000)], bits=None)] == [
+        "range",
+        "constant",
+    ]
+
+
+@pytest.mark.parametrize(("log_loss", "level"), [(0.3, Level.OK), (0.65, Level.WARN), (0.7, Level.BAD)])
+def test_the_loss_is_judged_against_guessing(log_loss: float, level: Level) -> None:
+    found = diagnosis.check_loss(log_loss=log_loss, classes=2, samples=100)
+    assert found.level is level
+    assert "ln 2 = 0.69" in found.found
+
+
+def right(count: int) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+    return np.arange(200) < count
+
+
+def test_the_range_test_warns_only_where_another_regularization_is_better_beyond_the_noise() -> None:
+    def check(declared: int, other: int, *, is_declared: bool = True) -> Finding:
+        return diagnosis.check_regularization(
+            chosen=100.0,
+            is_declared=is_declared,
+            correct_N=right(declared),
+            others={0.1: right(other), 10.0: right(20)},
+        )
+
+    assert check(100, 104).level is Level.OK
+    worse = check(100, 150)
+    assert (worse.level, "25.0 points more at 0.1" in worse.found) == (Level.WARN, True)
+    assert worse.advice == "leave head.regularization out, or write 0.1"
+    assert check(100, 150, is_declared=False).advice == "write head.regularization: 0.1"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from everlearn_client.choosing.comparison import difference
+from everlearn_client.choosing.ranking import Candidate, by_accuracy, recommend
 from everlearn_client.cli.backbones import parse_candidates
 from everlearn_client.errors import InvalidArgument
-from everlearn_client.ranking import Candidate, by_accuracy, difference, recommend
 
 
 def of(name: str, right: int, *, ms: float = 1.0, size: int = 1_000_000, count: int = 1000) -> Candidate:
@@ -53,10 +54,10 @@ def test_one_candidate_is_taken_and_says_that_it_was_alone() -> None:
 
 def test_noise_is_of_the_samples_on_which_two_disagree() -> None:
     shifted = Candidate(**{**vars(of("b", 0)), "correct_N": np.arange(1000) >= 100})
-    ahead, error = difference(shifted, of("a", 900))
+    ahead, error = difference(shifted.correct_N, of("a", 900).correct_N)
     assert ahead == 0
     assert error == pytest.approx(np.sqrt(200) / 1000)
-    assert difference(of("a", 900), of("b", 900)) == (0, 0.001)
+    assert difference(of("a", 900).correct_N, of("b", 900).correct_N) == (0, 0.001)
 
 
 def test_the_order_of_candidates_does_not_matter() -> None:

@@ -10,14 +10,14 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from everlearn_client import trial
+from everlearn_client.choosing import trial
+from everlearn_client.choosing.ranking import Candidate, Recommendation, by_accuracy, recommend
 from everlearn_client.cli import exit_codes
 from everlearn_client.cli.connection import DEFAULT_SERVER, ServerOption, connect, read_declaration
 from everlearn_client.cli.output import Output, OutputOption, put, put_data, put_table, report, say
 from everlearn_client.cli.sampling import DataArgument, Sample, SamplesOption, Stages, draw, interruptible
 from everlearn_client.client import Client
 from everlearn_client.errors import EverlearnClientError, InvalidArgument, Unavailable
-from everlearn_client.ranking import Candidate, Recommendation, by_accuracy, recommend
 
 backbones = typer.Typer(name="backbones", help="Choose a backbone.", no_args_is_help=True)
 
@@ -52,7 +52,8 @@ def rank(
     Ctrl-C. Exit code 9 if some could not be tried.
     """
     entries = parse_candidates(read_declaration(str(candidates)))
-    sample = draw(data, samples)
+    modality, shape = _input_of(entries)
+    sample = draw(data, samples, modality=modality, shape=shape)
     tried: list[Candidate] = []
     failed: list[tuple[Entry, EverlearnClientError]] = []
     with connect(ctx, server) as client, interruptible():
@@ -101,6 +102,15 @@ def _declarations(document: object, index: int) -> Iterator[dict[str, Any]]:
         yield {**document, "spec": {"backbone": part, **document["spec"]}}
 
 
+def _input_of(entries: list[Entry]) -> tuple[str, tuple[int, ...]]:
+    """Modality and shape of a sample, the same for all. Raises InvalidArgument."""
+    inputs = [entry.declaration["spec"].get("input") or {} for entry in entries]
+    kinds = {(str(each.get("modality", "image")), tuple(each.get("shape") or ())) for each in inputs}
+    if len(kinds) > 1:
+        raise InvalidArgument("candidates take samples of different kinds; give one kind", field="spec.input")
+    return kinds.pop()
+
+
 def _name(declaration: dict[str, Any]) -> str:
     """What tells candidates apart for people: the end of the source, or the architecture with it."""
     backbone = declaration["spec"].get("backbone")
@@ -117,9 +127,11 @@ def _try(client: Client, entry: Entry, sample: Sample) -> Candidate:
     # A candidate may name a branch: what is compared is what it is now.
     locked = client.models.lock(declaration).declaration
     say(f"{entry.name}: trying on {len(sample)} samples")
-    with trial.temporary(client, locked, name, progress=Stages(entry.name)):
-        shown = trial.run(client, name, sample.batches, len(sample))
-    probe = shown.probe
+    with trial.temporary(client, locked, name, progress=Stages(entry.name)) as model:
+        (shown,) = trial.run(client, [model], trial.embed(client, [model], sample.batches()))
+        if shown.failure is not None:
+            raise shown.failure
+        probe = client.models.probe(name)
     return Candidate(
         name=entry.name,
         correct_N=shown.correct_N,

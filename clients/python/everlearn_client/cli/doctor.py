@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,16 @@ import typer
 import yaml
 from rich.table import Table
 
-from everlearn_client import diagnosis, trial
+from everlearn_client.choosing import diagnosis, trial
+from everlearn_client.choosing.duplicates import Repeats, repeats
+from everlearn_client.choosing.findings import Finding, Level
+from everlearn_client.choosing.input_checks import Expected, ImageFigures, check_images, check_tensors
 from everlearn_client.cli import exit_codes
 from everlearn_client.cli.connection import DEFAULT_SERVER, ModelArgument, ServerOption, connect
 from everlearn_client.cli.output import Output, OutputOption, put_data, put_table, say, stdout
 from everlearn_client.cli.sampling import DataArgument, Sample, SamplesOption, Stages, draw, interruptible
 from everlearn_client.client import Client
-from everlearn_client.diagnosis import Expected, Finding, ImageFigures, Level
-from everlearn_client.errors import InvalidArgument
-from everlearn_client.samples import split_batch
+from everlearn_client.samples import Tensors, split_batch
 from everlearn_protos.v1 import models_pb2
 
 LOOKED_AT = 64
@@ -27,6 +29,14 @@ LOOKED_AT = 64
 ONE_BATCH = 32
 _OVERFIT = {"kind": "ridge", "regularization": 1e-6}
 """Nearly without penalty, so that only features that are alike keep it from being right about what it has learned."""
+_PENALTIES, _SHRINKAGES = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0), (1e-3, 1e-2, 0.1, 0.5, 1.0)
+_RANGE_TEST = {
+    "balanced_ridge": _PENALTIES,
+    "ridge": _PENALTIES,
+    "lda": _SHRINKAGES,
+    "balanced_lda": _PENALTIES,
+}
+"""Regularizations that are tried beside the model's own, by head."""
 _STYLE = {Level.OK: "green", Level.WARN: "yellow", Level.BAD: "bold red"}
 
 
@@ -43,13 +53,10 @@ def doctor(
     MODEL itself is left alone: a model with the same declaration is taught for the moment and deleted again.
     Exit code 0 if nothing is bad, 1 if something is.
     """
-    sample = draw(data, samples)
     with connect(ctx, server) as client, interruptible():
         found = client.models.get(model)
-        if found.status.input.modality not in ("", "image"):
-            raise InvalidArgument(
-                f"{model} takes {found.status.input.modality}s; doctor knows models of images", field="MODEL"
-            )
+        contract = found.status.input
+        sample = draw(data, samples, modality=contract.modality, shape=contract.shape)
         findings = examine(client, yaml.safe_load(found.declaration), sample)
     _put(model, findings, output)
     bad = any(finding.level is Level.BAD for finding in findings)
@@ -59,22 +66,67 @@ def doctor(
 def examine(client: Client, declaration: Mapping[str, Any], sample: Sample) -> list[Finding]:
     """All findings, in the order in which to mend them."""
     counts = Counter(sample.labels)
-    repeats = trial.repeats(sample.batches(0, len(sample)))
+    alike = repeats(sample.batches())
     name = trial.temporary_name("doctor")
+    head = str(declaration["spec"].get("head", {}).get("kind", ""))
+    values = _RANGE_TEST.get(head, ())
+    others = [_OVERFIT if values else {}, *({"kind": head, "regularization": value} for value in values)]
     say(f"trying the declaration on {len(sample)} samples")
-    with trial.temporary(client, _named(declaration, name), name, progress=Stages(name)) as model:
-        findings = diagnosis.check_inputs(*_look(client, name, sample))
+    with ExitStack() as stack:
+        model = stack.enter_context(trial.temporary(client, _named(declaration, name), name, progress=Stages(name)))
+        findings = _look(client, name, declaration["spec"], sample)
         findings.append(diagnosis.check_labels(counts))
-        findings.append(diagnosis.check_duplicates(len(sample), repeats.duplicates, repeats.conflicts))
+        findings.append(diagnosis.check_duplicates(len(sample), alike.duplicates, alike.conflicts))
         if len(counts) < 2:
             return findings  # nothing to tell apart: the rest would be empty words
-        shown = trial.run(client, name, sample.batches, len(sample))
-    head = str(declaration["spec"].get("head", {}).get("kind", ""))
+        models = [model]
+        for number, changed in enumerate(others, start=1):
+            each = f"{name}-{number}"
+            text = _named(declaration, each, **({"head": changed} if changed else {}))
+            models.append(stack.enter_context(trial.temporary(client, text, each)))
+        embedded = trial.embed(client, models, sample.batches())
+        return findings + _learn(client, models, embedded, head, values, alike, declaration["spec"])
+
+
+def _learn(
+    client: Client,
+    models: list[models_pb2.Model],
+    sample: trial.Embedded,
+    head: str,
+    values: tuple[float, ...],
+    alike: Repeats,
+    spec: Mapping[str, Any],
+) -> list[Finding]:
+    """`models`: as declared, to be overfitted, and one for each of `values` of the regularization."""
+    chosen = 0.0
+
+    def hear(known: int, _: int) -> None:
+        nonlocal chosen
+        chosen = client.models.version(models[0].name, "latest").regularization if known else 0.0
+
+    (shown,) = trial.run(client, models[:1], sample, on_block=hear)
+    if shown.failure is not None:
+        raise shown.failure
     last = shown.points[-1]
+    status, probe = client.models.get(models[0].name).status, client.models.probe(models[0].name)
+    classes, findings = len(set(sample.labels)), []
+    if status.report.total.HasField("log_loss"):
+        total = status.report.total
+        loss = diagnosis.check_loss(log_loss=total.log_loss, classes=classes, samples=total.announced)
+        findings.append(loss)
     majority = Counter(sample.labels[last.known :]).most_common(1)[0][1] / last.tested
-    probe = shown.probe
     findings.append(diagnosis.check_baseline(last, majority))
-    findings.append(_one_batch(client, declaration, sample, repeats.first_of_kind, model.status.feature_dim, head))
+    findings.append(_one_batch(client, models[1], sample, alike))
+    if values:
+        right = trial.hold_out(client, models[2:], sample, last.known)
+        findings.append(
+            diagnosis.check_regularization(
+                chosen=chosen,
+                is_declared=spec["head"].get("regularization", "auto") != "auto",
+                correct_N=shown.correct_N[-last.tested :],
+                others=dict(zip(values, right, strict=True)),
+            )
+        )
     findings.append(diagnosis.check_gradient(head))
     findings.append(
         diagnosis.check_fit(
@@ -85,13 +137,22 @@ def examine(client: Client, declaration: Mapping[str, Any], sample: Sample) -> l
             per_class=probe.samples / probe.classes,
         )
     )
-    findings.append(diagnosis.check_curve(shown.points, len(counts)))
+    findings.append(diagnosis.check_curve(shown.points, classes))
     return findings
 
 
-def _look(client: Client, name: str, sample: Sample) -> tuple[list[ImageFigures], Expected]:
+def _look(client: Client, name: str, spec: Mapping[str, Any], sample: Sample) -> list[Finding]:
+    some = sample.batches(0, min(LOOKED_AT, len(sample)))
+    declared = spec["input"]
+    if declared["modality"] == "tensor":
+        # All of it: a place that seldom varies would seem constant in a few.
+        values = [batch.samples.values_N for batch in sample.batches() if isinstance(batch.samples, Tensors)]
+        bits = spec["memory"]["bits"] if spec["backbone"]["source"] == "identity" else None
+        return check_tensors(np.concatenate(values), declared["range"], bits=bits)
+    if declared["modality"] != "image":
+        return []
     images: list[ImageFigures] = []
-    for whole in sample.batches(0, min(LOOKED_AT, len(sample))):
+    for whole in some:
         for batch in split_batch(whole):
             answer = client.models.probe_inputs(name, batch.samples)
             images += [_figures(each) for each in answer.images]
@@ -100,7 +161,7 @@ def _look(client: Client, name: str, sample: Sample) -> tuple[list[ImageFigures]
         std=float(np.mean(answer.expected_std)),
         side=min(answer.height, answer.width),
     )
-    return images, expected
+    return check_images(images, expected)
 
 
 def _figures(image: models_pb2.ImageFigures) -> ImageFigures:
@@ -114,30 +175,24 @@ def _figures(image: models_pb2.ImageFigures) -> ImageFigures:
     )
 
 
-def _one_batch(
-    client: Client,
-    declaration: Mapping[str, Any],
-    sample: Sample,
-    first_of_kind: tuple[int, ...],
-    feature_dim: int,
-    head: str,
-) -> Finding:
-    """Teaches a second model a handful of different samples and asks it about just those."""
+def _one_batch(client: Client, model: models_pb2.Model, sample: trial.Embedded, alike: Repeats) -> Finding:
+    """Teaches a model a handful of different samples and asks it about just those."""
     # A linear head can be right about any d + 1 samples in general position: half of that leaves no excuse.
-    count = min(ONE_BATCH, max(2, feature_dim // 2))
-    positions = np.array(first_of_kind[:count], np.int64)
-    name = trial.temporary_name("doctor")
-    overfit = {"head": _OVERFIT} if head in diagnosis.CLOSED_FORM_HEADS else {}
-    changed = {**declaration, "spec": {**declaration["spec"], **overfit}}
-    with trial.temporary(client, _named(changed, name), name):
-        trial.teach(client, name, sample.of(positions))
-        hits = trial.hits(client, name, sample.of(positions))
-    return diagnosis.check_one_batch(sum(hits), len(hits))
+    count = min(ONE_BATCH, max(2, model.status.feature_dim // 2))
+    rows = np.array(alike.first_of_kind[:count], np.int64)
+    batch = sample.part(model.status.input.feature_digest, rows)
+    trial.teach(client, model, batch)
+    right = trial.hits(client, model, batch)
+    return diagnosis.check_one_batch(sum(right), len(right))
 
 
-def _named(declaration: Mapping[str, Any], name: str) -> str:
-    metadata = {**declaration["metadata"], "name": name}
-    return yaml.safe_dump({**declaration, "metadata": metadata}, sort_keys=False, allow_unicode=True)
+def _named(declaration: Mapping[str, Any], name: str, **changes: object) -> str:
+    changed = {
+        **declaration,
+        "metadata": {**declaration["metadata"], "name": name},
+        "spec": {**declaration["spec"], **changes},
+    }
+    return yaml.safe_dump(changed, sort_keys=False, allow_unicode=True)
 
 
 def _put(model: str, findings: list[Finding], output: Output) -> None:

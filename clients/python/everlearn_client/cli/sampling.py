@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,9 @@ _SEED = 0
 DataArgument = Annotated[
     Path,
     typer.Argument(
-        metavar="DATA", help="Folder with one subfolder a class, .csv of path,label, or .npz with images and labels."
+        metavar="DATA",
+        help="Images: folder with one subfolder a class, .csv of path,label, or .npz with images and labels. Tensors: "
+        ".csv of numbers and a label, or .npz with x and labels.",
     ),
 ]
 SamplesOption = Annotated[int, typer.Option("--samples", "-n", min=32, help="Largest sample to use, drawn at random.")]
@@ -47,20 +49,19 @@ class Sample:
         """Of each sample, in order."""
         return [self.dataset.labels[row] for row in self.order]
 
-    def batches(self, first: int, last: int) -> Iterator[Batch]:
-        """Batches of samples first..last-1; see `trial.BatchesOf`."""
+    def batches(self, first: int = 0, last: int | None = None) -> Iterator[Batch]:
+        """Batches of samples first..last-1, each small enough for a message."""
         return self.dataset.batches(self.order[first:last], batch=BATCH)
 
-    def of(self, positions: npt.NDArray[np.int64]) -> Iterator[Batch]:
-        """Batches of the samples at these positions."""
-        return self.dataset.batches(self.order[positions], batch=BATCH)
 
+def draw(path: Path, samples: int, *, modality: str = "image", shape: Sequence[int] = ()) -> Sample:
+    """At most `samples` labelled samples at random, for models of this modality and shape of a sample.
 
-def draw(path: Path, samples: int) -> Sample:
-    """At most `samples` labelled images at random. Raises InvalidArgument for what is no image, and for too few."""
-    dataset = open_dataset(path)
+    Raises InvalidArgument for what is no such data, for features, and for too few.
+    """
+    dataset = open_dataset(path, "tensor" if modality == "tensor" else "image", shape)
     if dataset.is_features:
-        raise InvalidArgument(f"{path} holds features of one backbone; give the images themselves", field="DATA")
+        raise InvalidArgument(f"{path} holds features of one backbone; give the samples themselves", field="DATA")
     sample = Sample(dataset, dataset.order(shuffle_seed=_SEED, limit=samples))
     if len(sample) < 2:
         raise InvalidArgument(f"{path} has {len(sample)} samples; at least 2 are needed", field="DATA")

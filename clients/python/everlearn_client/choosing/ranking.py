@@ -1,20 +1,15 @@
 """Which of several backbones to take: the cheapest of those that are as good as the best, as far as a sample can tell.
 
-Pure functions of figures. All candidates have answered the same N samples, so two of them are compared sample by sample
-(McNemar 1947): only those count on which exactly one is right.
+Pure functions of figures. All candidates have answered the same N samples, so two are compared sample by sample.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
+from everlearn_client.choosing.comparison import Correct, difference, is_noise, noise_errors, points
 
-NOISE_ERRORS = 2.0
-"""Standard errors that a difference must exceed to count."""
 SAME_COST = 1.1
 """Two times whose ratio is below this are alike: timings vary that much from run to run."""
 
@@ -24,7 +19,7 @@ class Candidate:
     """A backbone and what it has shown."""
 
     name: str
-    correct_N: npt.NDArray[np.bool_]
+    correct_N: Correct
     """Whether each sample was predicted right before it was learned; the same samples for all candidates."""
     log_me: float
     h_score: float
@@ -49,23 +44,6 @@ class Recommendation:
     why: str
 
 
-def difference(better: Candidate, other: Candidate) -> tuple[float, float]:
-    """How much more accurate `better` is on the same samples, and the standard error of that; at least one sample's
-    worth, because a few samples on which they agree prove nothing.
-
-    >>> def of(name, *correct):
-    ...     return Candidate(name=name, correct_N=np.array(correct, bool), log_me=0, h_score=0, gcv_residual=0,
-    ...                      feature_dim=1, ms_per_image=1, size_bytes=1)
-    >>> difference(of("a", 1, 1, 1, 0), of("b", 1, 0, 0, 0))
-    (0.5, 0.25)
-    """
-    count = len(better.correct_N)
-    gained = int(np.count_nonzero(better.correct_N & ~other.correct_N))
-    lost = int(np.count_nonzero(other.correct_N & ~better.correct_N))
-    variance = max(gained + lost - (gained - lost) ** 2 / count, 1.0)
-    return (gained - lost) / count, math.sqrt(variance) / count
-
-
 def by_accuracy(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Best first; of equals the cheaper."""
     return sorted(candidates, key=lambda each: (-each.accuracy, each.ms_per_image, each.size_bytes, each.name))
@@ -75,7 +53,9 @@ def recommend(candidates: Sequence[Candidate]) -> Recommendation:
     """The cheapest of those that the sample cannot tell from the most accurate. `candidates` must not be empty."""
     ranked = by_accuracy(candidates)
     best = ranked[0]
-    alike = [each for each in ranked if each is best or _is_noise(*difference(best, each))]
+    rivals = len(ranked) - 1
+    alike = [each for each in ranked if is_noise(best.correct_N, each.correct_N, comparisons=rivals)]
+    noise = noise_errors(rivals)
     chosen = _cheapest(alike)
     shown = f"{chosen.accuracy:.1%} at {chosen.ms_per_image:.3g} ms an image and {chosen.size_bytes / 1e6:.1f} MB"
     if len(ranked) == 1:
@@ -83,24 +63,18 @@ def recommend(candidates: Sequence[Candidate]) -> Recommendation:
             name=chosen.name, why=f"Take {chosen.name}: {shown}; there is nothing to compare it with."
         )
     if chosen is not best:
-        ahead, error = difference(best, chosen)
+        ahead, error = difference(best.correct_N, chosen.correct_N)
         found = (
-            f"{best.name} is {_points(ahead)} better, which is within the noise of {len(best.correct_N)} samples "
-            f"(±{_points(NOISE_ERRORS * error)}), and {_dearer(best, chosen)}"
+            f"{best.name} is {points(ahead)} better, which is within the noise of {len(best.correct_N)} samples "
+            f"(±{points(noise * error)}), and {_dearer(best, chosen)}"
         )
         return Recommendation(name=chosen.name, why=f"Take {chosen.name}: {shown}; {found}.")
     if len(alike) > 1:
         found = f"{len(alike) - 1} more cannot be told from it on {len(best.correct_N)} samples and cost no less"
         return Recommendation(name=chosen.name, why=f"Take {chosen.name}: {shown}; {found}.")
-    ahead, error = difference(best, ranked[1])
-    found = (
-        f"{_points(ahead)} better than the next, {ranked[1].name}, beyond the noise (±{_points(NOISE_ERRORS * error)})"
-    )
+    ahead, error = difference(best.correct_N, ranked[1].correct_N)
+    found = f"{points(ahead)} better than the next, {ranked[1].name}, beyond the noise (±{points(noise * error)})"
     return Recommendation(name=chosen.name, why=f"Take {chosen.name}: {shown}; {found}.")
-
-
-def _is_noise(ahead: float, error: float) -> bool:
-    return ahead <= NOISE_ERRORS * error
 
 
 def _cheapest(alike: Sequence[Candidate]) -> Candidate:
@@ -113,7 +87,3 @@ def _dearer(best: Candidate, chosen: Candidate) -> str:
     if best.ms_per_image > SAME_COST * chosen.ms_per_image:
         return f"takes {best.ms_per_image / chosen.ms_per_image:.1f} times as long"
     return f"weighs {best.size_bytes / chosen.size_bytes:.1f} times as much"
-
-
-def _points(share: float) -> str:
-    return f"{100 * share:.1f} points"
