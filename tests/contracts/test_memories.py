@@ -87,9 +87,9 @@ class TestEveryMemory:
     def test_draws_rows_of_its_classes_alike_and_the_same_for_the_same_generator(self, kind: str) -> None:
         memory = memory_for(kind).create(3, ["unseen"])
         memory.integrate(np.tile(FEATURES, (8, 1)), LABELS * 8)
-        before = memory.to_bytes()
+        before = memory.digest()
         drawn = memory.draw(30, np.random.default_rng(3))
-        assert memory.to_bytes() == before
+        assert memory.digest() == before
         assert drawn.quantised_Rd.dtype == np.int16
         assert drawn.quantised_Rd.shape == (len(drawn.class_R), 3)
         if kind == "none":
@@ -149,6 +149,18 @@ class TestEveryMemory:
             each.integrate(FEATURES[::-1], LABELS, origin=Origin(client="two", time_s=2.5))
         assert loaded.sums == memory.sums
         assert loaded.to_bytes() == memory.to_bytes()
+
+    def test_saved_between_draws_it_goes_on_to_the_same_rows(self, kind: str) -> None:
+        straight, saved = (memory_for(kind).create(3, []) for _ in range(2))
+        generators = [np.random.default_rng(5) for _ in range(2)]
+        for step in range(12):
+            rows = np.random.default_rng(step).integers(-900, 900, (9, 3)).astype(np.int16)
+            for each in (straight, saved):
+                each.integrate(rows, ["a", "b", "c"] * 3)
+            drawn, again = (each.draw(8, random) for each, random in zip((straight, saved), generators, strict=True))
+            assert np.array_equal(drawn.quantised_Rd, again.quantised_Rd)
+            saved = memory_for(kind).from_bytes(saved.to_bytes())
+        assert saved.to_bytes() == straight.to_bytes()
 
     def test_refuses_lengths_that_disagree_and_learns_nothing(self, kind: str) -> None:
         memory = memory_for(kind).create(3, [])

@@ -213,6 +213,7 @@ def test_a_deleted_class_leaves_bit_for_bit_a_memory_that_never_met_it(parts: li
     memory = PerClassStatistics.create(3, ["a", "b", "e"])
     for part in parts:
         memory.integrate(*part)
+        memory.draw(2, np.random.default_rng(1))
     memory.forget_class(label)
     never = PerClassStatistics.create(3, memory.labels)
     for features, labels in parts:

@@ -17,6 +17,8 @@ from everlearn.sums import Sums
 from everlearn.values import QuantisedBd
 
 KIND: Final = "per_class_statistics"
+_CLASS: Final = "class "
+"""Begins the name of an array that holds a class's sums."""
 
 
 class PerClassStatistics(Memory):
@@ -27,12 +29,19 @@ class PerClassStatistics(Memory):
     (about 1 ms at d = 1280).
     """
 
-    def __init__(self, total: Sums, of: dict[str, Sums], declared: Declared | None = None) -> None:
+    def __init__(
+        self,
+        total: Sums,
+        of: dict[str, Sums],
+        declared: Declared | None = None,
+        *,
+        replay: GaussianReplay | None = None,
+    ) -> None:
         """`of`: the sums of each class with samples; `total` is what they add up to."""
         self._total = total
         self._of = of
         self._declared = _state.declared_as(KIND, declared)
-        self._replay = GaussianReplay()
+        self._replay = replay or GaussianReplay()
 
     @classmethod
     def create(cls, dim: int, labels: Sequence[str], declared: Declared | None = None) -> Self:
@@ -116,8 +125,9 @@ class PerClassStatistics(Memory):
         labels = self._total.labels
         declared = self._declared.model_dump(mode="json", exclude_none=True)
         state = {"declared": declared, "dim": self._total.dim, "labels": labels}
-        parts = {label: np.frombuffer(self._of[label].to_bytes(), np.uint8) for label in labels if label in self._of}
-        return _state.dump(KIND, state, parts)
+        of = [label for label in labels if label in self._of]
+        parts = {f"{_CLASS}{label}": np.frombuffer(self._of[label].to_bytes(), np.uint8) for label in of}
+        return _state.dump(KIND, state, parts | self._replay.arrays)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -125,12 +135,14 @@ class PerClassStatistics(Memory):
         state, parts = _state.parse(KIND, data)
         with _state.sealed():
             total = Sums(int(state["dim"]), state["labels"])
-            of = {label: Sums.from_bytes(part.tobytes()) for label, part in parts.items()}
+            names = [name for name in parts if name.startswith(_CLASS)]
+            of = {name.removeprefix(_CLASS): Sums.from_bytes(parts[name].tobytes()) for name in names}
             if any(sums.labels != [label] or label not in total.labels for label, sums in of.items()):
                 raise ValueError("its header contradicts itself")
             for sums in of.values():
                 total.merge(sums)
-            return cls(total, of, _state.declared_from(KIND, state))
+            replay = GaussianReplay.restored(parts, total.dim)
+            return cls(total, of, _state.declared_from(KIND, state), replay=replay)
 
     def _check_known(self, label: str) -> None:
         if label not in self._total.labels:

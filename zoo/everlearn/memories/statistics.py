@@ -27,13 +27,18 @@ class Statistics(Memory):
     """
 
     def __init__(
-        self, sums: Sums, declared: Declared | None = None, *, seen_C: npt.NDArray[np.int64] | None = None
+        self,
+        sums: Sums,
+        declared: Declared | None = None,
+        *,
+        seen_C: npt.NDArray[np.int64] | None = None,
+        replay: GaussianReplay | None = None,
     ) -> None:
         """`seen_C`: samples integrated of each class, where decayed sums no longer tell."""
         self._sums = sums
         self._declared = _state.declared_as(KIND, declared)
         self._seen_C = seen_C
-        self._replay = GaussianReplay()
+        self._replay = replay or GaussianReplay()
 
     @classmethod
     def create(cls, dim: int, labels: Sequence[str], declared: Declared | None = None) -> Self:
@@ -101,15 +106,16 @@ class Statistics(Memory):
         return self._sums.digest()
 
     def to_bytes(self) -> bytes:
-        """See Memory; exact sums without decay lie in the format of `Sums.to_bytes`, as ever.
+        """See Memory; exact sums without decay, of which no rows were drawn, lie in the format of `Sums.to_bytes`.
 
         Those bytes do not name `bits`, which only bound what is drawn: `configure` brings them.
         """
-        if self._sums.is_exact and self._declared.decay == 1:
+        replay = self._replay.arrays
+        if self._sums.is_exact and self._declared.decay == 1 and not replay:
             return self._sums.to_bytes()
         state = {"declared": self._declared.model_dump(mode="json", exclude_none=True)}
         sums = np.frombuffer(self._sums.to_bytes(), np.uint8)
-        return _state.dump(KIND, state, {"sums": sums, "seen": self.seen_C})
+        return _state.dump(KIND, state, {"sums": sums, "seen": self.seen_C, **replay})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -120,4 +126,9 @@ class Statistics(Memory):
         with _state.sealed():
             sums = Sums.from_bytes(arrays["sums"].tobytes())
             seen_C = _state.column(arrays, "seen", np.int64, sums.count_C.shape)
-            return cls(sums, _state.declared_from(KIND, state), seen_C=None if sums.is_exact else seen_C)
+            return cls(
+                sums,
+                _state.declared_from(KIND, state),
+                seen_C=None if sums.is_exact else seen_C,
+                replay=GaussianReplay.restored(arrays, sums.dim),
+            )
