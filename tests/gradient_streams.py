@@ -16,6 +16,9 @@ from everlearn.spec.model import Memory
 from everlearn.spec.recipe import Loss, Optimizer, Regularizer, Schedule, Training
 from everlearn.values import FeatureScale, QuantisedBd
 
+# As a learner's own process has it; more only fight over tensors as small as these.
+torch.set_num_threads(1)
+
 DIM = 64
 SCALE = FeatureScale(step_d=np.full(DIM, 16 / 2047, np.float32))
 """Of pixels of 0 to 16."""

@@ -46,17 +46,19 @@ def targets(rows: int = 6, classes: int = 4) -> torch.Tensor:
 
 def augmented(options: dict[str, float], pixels: torch.Tensor, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     augmenter, random = Augmenter(Augment.model_validate(options)), seeded(seed)
-    return augmenter.mix(augmenter(pixels, random), targets(len(pixels)), random)
+    mixed, partner_B, share_B = augmenter.blend(augmenter(pixels, random), random)
+    target_BC = targets(len(pixels))
+    return mixed, target_BC if partner_B is None else augment.blended(target_BC, partner_B, share_B)
 
 
 def test_all_off_is_the_very_same_tensors_and_draws_nothing() -> None:
     augmenter, random = Augmenter(Augment()), seeded()
     before = random.get_state()
-    pixels, target = images(), targets()
+    pixels = images()
     assert augmenter(pixels, random) is pixels
-    mixed, mixed_target = augmenter.mix(pixels, target, random)
+    mixed, partner_B, share_B = augmenter.blend(pixels, random)
     assert mixed is pixels
-    assert mixed_target is target
+    assert partner_B is share_B is None
     assert torch.equal(random.get_state(), before)
 
 
@@ -195,7 +197,8 @@ def test_partners_are_a_permutation() -> None:
 @pytest.mark.parametrize("shape", [(3, 12, 9), (7,)], ids=["pixels", "features"])
 def test_mixup_blends_values_and_targets_by_the_same_share(shape) -> None:
     values, target = torch.rand(6, *shape, generator=seeded(2)), torch.eye(6)
-    mixed, mixed_target = augment.mixup(values, target, 1.0, seeded())
+    mixed, partner_B, share_B = augment.mixup(values, 1.0, seeded())
+    mixed_target = augment.blended(target, partner_B, share_B)
     # One-hot rows tell who was mixed with whom, and how much.
     expected = torch.einsum("bp,p...->b...", mixed_target, values)
     torch.testing.assert_close(mixed, expected, atol=1e-6, rtol=0)
@@ -206,7 +209,8 @@ def test_cutmix_targets_are_the_shares_of_pixels_by_their_origin() -> None:
     # Each image is one colour, its row's number: a pixel tells where it is from.
     rows = 32
     pixels = (torch.arange(rows) / rows)[:, None, None, None].expand(rows, 3, 16, 10).contiguous()
-    mixed, target = augment.cutmix(pixels, torch.eye(rows), 1.0, seeded())
+    mixed, partner_B, share_B = augment.cutmix(pixels, 1.0, seeded())
+    target = augment.blended(torch.eye(rows), partner_B, share_B)
     origin = (mixed[:, 0] * rows).round().long().flatten(1)
     by_hand = torch.stack([torch.bincount(row, minlength=rows) for row in origin]) / 160
     torch.testing.assert_close(target, by_hand, atol=1e-6, rtol=0)

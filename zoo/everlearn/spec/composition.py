@@ -73,6 +73,16 @@ def _of_gradients(spec: ModelSpec) -> str | None:
         )
     if spec.loss is not None and spec.loss.kind == "der" and not (memory == "latents" and spec.memory.logits):
         return "loss der needs the scores that replayed samples had; write memory: {kind: latents, logits: true}"
-    if spec.train is not None and spec.train.augment is not None and adapt != "full":
+    return _of_craft(spec)
+
+
+def _of_craft(spec: ModelSpec) -> str | None:
+    train, adapt = spec.train, spec.adapt.kind
+    if train is None:
+        return None
+    if train.augment is not None and adapt != "full":
         return f"train.augment varies pixels, and with adapt {adapt} the learner meets features; leave it out"
+    for name in ("stochastic_depth", "freeze_blocks", "freeze_until"):
+        if getattr(train, name) and adapt not in MOVING:
+            return f"train.{name} is of blocks that learn, and with adapt {adapt} none does; leave it out"
     return None

@@ -102,28 +102,39 @@ _REGULARIZERS: Mapping[str, Mapping[str, object]] = {
 class Loss(Strict):
     """What a gradient step minimises."""
 
-    kind: Literal["cross_entropy", "er_ace", "der"] = "cross_entropy"
+    kind: Literal["cross_entropy", "er_ace", "der", "binary_cross_entropy", "mse", "huber", "cosine"] = "cross_entropy"
     """`er_ace`: the stream's own samples compete only within the batch's classes (Caccia 2022). `der`: DER++, replayed
-    samples also keep the scores they had (Buzzega 2020)."""
-    label_smoothing: Share = 0.0
-    """Share of the target that goes to all classes alike (Szegedy 2016)."""
-    logit_adjustment: float = Field(default=0.0, ge=0, le=4)
-    """tau: scores are raised by tau * log of the class's share while training, so that rare classes are not given up
-    (Menon 2021); 0 is off, 1 the paper's."""
+    samples also keep the scores they had (Buzzega 2020). Those after it judge each score by itself, or their direction:
+    `binary_cross_entropy`, squared error `mse`, `huber`, and `cosine` (Barz & Denzler 2020)."""
+    label_smoothing: Share | None = None
+    """cross_entropy, er_ace, der: share of the target that goes to all classes alike (Szegedy 2016).
+    binary_cross_entropy: to yes and no alike. By default 0."""
+    logit_adjustment: Annotated[float, Field(ge=0, le=4)] | None = None
+    """cross_entropy, er_ace, der: tau: scores are raised by tau * log of the class's share while training, so that rare
+    classes are not given up (Menon 2021). By default 0, which is off; 1 is the paper's."""
     alpha: Rate | None = None
     """der: weight of the squared difference to stored scores; by default 0.3."""
     beta: Rate | None = None
     """der: weight of the cross-entropy of replayed samples; by default 0.8."""
+    delta: Rate | None = None
+    """huber: the error from which on the loss grows in a line; by default 1."""
 
     @model_validator(mode="before")
     @classmethod
     def _of_its_kind(cls, data: Any) -> Any:
-        return filled(
-            data,
-            "kind",
-            {"cross_entropy": {}, "er_ace": {}, "der": {"alpha": 0.3, "beta": 0.8}},
-            default="cross_entropy",
-        )
+        return filled(data, "kind", _LOSSES, default="cross_entropy")
+
+
+_SOFTMAX = {"label_smoothing": 0.0, "logit_adjustment": 0.0}
+_LOSSES: Mapping[str, Mapping[str, object]] = {
+    "cross_entropy": _SOFTMAX,
+    "er_ace": _SOFTMAX,
+    "der": {**_SOFTMAX, "alpha": 0.3, "beta": 0.8},
+    "binary_cross_entropy": {"label_smoothing": 0.0},
+    "mse": {},
+    "huber": {"delta": 1.0},
+    "cosine": {},
+}
 
 
 class Optimizer(Strict):
@@ -246,6 +257,14 @@ class Training(Strict):
     """alpha of Beta(alpha, alpha), between rows at the cut (Zhang 2018, Verma 2019); 0 is off."""
     dropout: Share = 0.0
     """Before the head."""
+    stochastic_depth: Share = 0.0
+    """Share of rows for which the highest residual block of the tail is left out in a step, lower ones less in
+    proportion (Huang 2016); 0 is off."""
+    freeze_blocks: int = Field(default=0, ge=0, le=1000)
+    """Of the blocks above the cut the lowest so many stay as they are."""
+    freeze_until: int = Field(default=0, ge=0, le=1_000_000)
+    """Steps in which only the head learns, before the tail does: it does not spoil good features for a head that knows
+    nothing yet (Kumar 2022)."""
     ema: Share = 0.0
     """Decay of the running mean of weights that is served instead of the last ones; 0 is off."""
     soup: int = Field(default=0, ge=0, le=32)
@@ -256,6 +275,12 @@ class Training(Strict):
     """How images are varied; only where the pixels reach the learner, which is adapt: full."""
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
     """Of everything random."""
+
+    @model_validator(mode="after")
+    def _mixed_once(self) -> Self:
+        if self.mixup and self.augment is not None and (self.augment.mixup or self.augment.cutmix):
+            raise ValueError("mixup at the cut and in augment both mix the labels of a batch; leave one out")
+        return self
 
 
 def filled(

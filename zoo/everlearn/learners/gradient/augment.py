@@ -69,15 +69,18 @@ class Augmenter:
             pixels_B3HW = colour.hue(pixels_B3HW, uniform(rows, -told.hue, told.hue, random))
         return pixels_B3HW
 
-    def mix(
-        self, pixels_B3HW: torch.Tensor, target_BC: torch.Tensor, random: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows and targets mixed as declared, by mixup or cutmix; both unchanged where neither is."""
+    def blend(
+        self, pixels_B3HW: torch.Tensor, random: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Rows mixed as declared, by mixup or cutmix; the row that each was mixed with and its own share in the
+        target. Unchanged and None where neither is declared."""
+        if not len(pixels_B3HW):
+            return pixels_B3HW, None, None
         if self.declared.mixup:
-            return mixup(pixels_B3HW, target_BC, self.declared.mixup, random)
+            return mixup(pixels_B3HW, self.declared.mixup, random)
         if self.declared.cutmix:
-            return cutmix(pixels_B3HW, target_BC, self.declared.cutmix, random)
-        return pixels_B3HW, target_BC
+            return cutmix(pixels_B3HW, self.declared.cutmix, random)
+        return pixels_B3HW, None, None
 
 
 def uniform(rows: int, low: float, high: float, random: torch.Generator) -> torch.Tensor:
@@ -170,25 +173,25 @@ def cutout(pixels_B3HW: torch.Tensor, inside_BHW: torch.Tensor) -> torch.Tensor:
 
 
 def mixup(
-    values: torch.Tensor, target_BC: torch.Tensor, alpha: float, random: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows and targets blended with those of a random partner, share ~ Beta(alpha, alpha) a row (Zhang 2018); `values`
-    [B, ...] may be pixels or features (Verma 2019)."""
+    values: torch.Tensor, alpha: float, random: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows blended with a random partner, share ~ Beta(alpha, alpha) a row (Zhang 2018); `values` [B, ...] may be
+    pixels or features (Verma 2019). Returns the partners and the shares too, by which targets are to be blended."""
     share_B, partner_B = draw_beta(len(values), alpha, random), draw_partners(len(values), random)
-    return blended(values, partner_B, share_B), blended(target_BC, partner_B, share_B)
+    return blended(values, partner_B, share_B), partner_B, share_B
 
 
 def cutmix(
-    pixels_B3HW: torch.Tensor, target_BC: torch.Tensor, alpha: float, random: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """A box of a random partner in each row, 1 - Beta(alpha, alpha) of its area before it is cut off at the border;
-    targets are mixed by the area that is left (Yun 2019)."""
+    pixels_B3HW: torch.Tensor, alpha: float, random: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A box of a random partner in each row, 1 - Beta(alpha, alpha) of its area before it is cut off at the border.
+    Returns the partners and the share of area that is left, by which targets are to be blended (Yun 2019)."""
     rows, _, height, width = pixels_B3HW.shape
     share_B, partner_B = draw_beta(rows, alpha, random), draw_partners(rows, random)
     centre_B2 = torch.rand(rows, 2, device=random.device, generator=random)
     inside_BHW = boxes(centre_B2, (1 - share_B).sqrt(), height, width)
     mixed = torch.where(inside_BHW[:, None], pixels_B3HW[partner_B], pixels_B3HW)
-    return mixed, blended(target_BC, partner_B, 1 - inside_BHW.float().mean((1, 2)))
+    return mixed, partner_B, 1 - inside_BHW.float().mean((1, 2))
 
 
 def blended(values: torch.Tensor, partner_B: torch.Tensor, share_B: torch.Tensor) -> torch.Tensor:

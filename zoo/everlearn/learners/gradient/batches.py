@@ -6,7 +6,8 @@ Axes: B new rows, R replayed rows, N = B + R; C classes, S classes seen, n value
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,12 @@ from everlearn.values import FeatureScale, QuantisedBd
 Classes = npt.NDArray[np.int64]
 
 
+def sent(values: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
+    """On the device. A GPU's host does not wait: it copies from pinned memory while it goes on."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
 class Competing:
     """Classes that have been seen. Those only declared take no part: nothing is known of them."""
 
@@ -26,7 +33,7 @@ class Competing:
         """S."""
         self._all = self.count == len(is_seen_C)
         self._position_C = np.cumsum(is_seen_C) - 1
-        self._column_S = None if self._all else torch.from_numpy(np.flatnonzero(is_seen_C)).to(device)
+        self._column_S = None if self._all else sent(np.flatnonzero(is_seen_C), device)
 
     @property
     def log_count(self) -> float:
@@ -57,10 +64,10 @@ class Rows:
     """B."""
     stored_RC: torch.Tensor | None = None
     """Scores that the replayed rows had."""
-    partner_N: Classes | None = None
-    """mixup: the row that each was mixed with."""
-    weight: float = 1.0
-    """mixup: share of a row itself."""
+    partner_N: torch.Tensor | None = None
+    """mixup: the row that each was mixed with, int64 on the inputs' device."""
+    weight: float | torch.Tensor = 1.0
+    """mixup: share of a row itself; of each row, [N], where they differ."""
 
 
 class Table:
@@ -95,18 +102,16 @@ class Table:
         )
 
     def _fill(self, rows: slice, quantised: QuantisedBd) -> None:
-        # int16 travels: half the bytes. Copied, because what is read from a file may be read-only.
-        integers = torch.from_numpy(np.array(quantised, np.int16, order="C"))
-        if self._step_n.is_cuda:
-            integers = integers.pin_memory().to(self._step_n.device, non_blocking=True)
-        torch.mul(integers, self._step_n, out=self._rows_Nn[rows])
+        # int16 travels: half the bytes. Where torch would not take it as it is, a copy: what was read may be read-only.
+        integers = np.require(quantised, np.int16, ("C", "W"))
+        torch.mul(sent(integers, self._step_n.device), self._step_n, out=self._rows_Nn[rows])
 
     def _stored(self, logits_RC: npt.NDArray[np.float32] | None) -> torch.Tensor | None:
         if logits_RC is None:
             return None
         stored_RC = np.full((len(logits_RC), self._classes), np.nan, np.float32)
         stored_RC[:, : logits_RC.shape[1]] = logits_RC
-        return torch.from_numpy(stored_RC).to(self._step_n.device)
+        return sent(stored_RC, self._step_n.device)
 
 
 def mixed(rows: Rows, alpha: float, random: np.random.Generator) -> Rows:
@@ -117,18 +122,12 @@ def mixed(rows: Rows, alpha: float, random: np.random.Generator) -> Rows:
     weight = float(random.beta(alpha, alpha))
     replayed = len(rows.class_N) - rows.new
     partner_N = np.concatenate([random.permutation(rows.new), rows.new + random.permutation(replayed)])
-    index_N = torch.from_numpy(partner_N).to(rows.inputs_Nn.device)
+    index_N = sent(partner_N, rows.inputs_Nn.device)
     stored_RC = rows.stored_RC
     if stored_RC is not None:
         stored_RC = torch.lerp(stored_RC[index_N[rows.new :] - rows.new], stored_RC, weight)
-    return Rows(
-        inputs_Nn=torch.lerp(rows.inputs_Nn[index_N], rows.inputs_Nn, weight),
-        class_N=rows.class_N,
-        new=rows.new,
-        stored_RC=stored_RC,
-        partner_N=partner_N,
-        weight=weight,
-    )
+    inputs_Nn = torch.lerp(rows.inputs_Nn[index_N], rows.inputs_Nn, weight)
+    return replace(rows, inputs_Nn=inputs_Nn, stored_RC=stored_RC, partner_N=index_N, weight=weight)
 
 
 def steps_of(scale: FeatureScale, device: torch.device) -> torch.Tensor:

@@ -19,16 +19,20 @@ if TYPE_CHECKING:
     from everlearn.learners.gradient.learner import GradientLearner
 
 
-def capture(learner: GradientLearner, *, memory: bytes = b"") -> State:
-    """The state now: live tensors, valid until the next step; `copied` makes them last."""
+def capture(learner: GradientLearner, *, memory: bytes | None = None) -> State:
+    """The state now: live tensors, valid until the next step; `copied` makes them last.
+
+    With the memory's bytes it is whole; without, it is what a call can change.
+    """
     stepper = learner.stepper
-    tensors = {f"weights.{name}": value.detach() for name, value in learner.network.moving()}
+    weights = learner.network.moving() if memory is None else learner.network.moved()
+    tensors = {f"weights.{name}": value.detach() for name, value in weights}
     kept = optimizers.state_of(stepper.optimizer, learner.network)
     tensors |= {f"optimizer.{name}": value for name, value in kept.items()}
     for regularizer in learner.regularizers:
         tensors |= {f"regularizer.{regularizer.declared.kind}.{key}": it for key, it in regularizer.state().items()}
     tensors |= learner.served.tensors()
-    tensors["drops"] = learner.drops.get_state()
+    tensors["drops"] = learner.draws.random.get_state()
     header: dict[str, Any] = {
         **learner.recipe.kinds(),
         "optimizer": learner.recipe.train.optimizer.kind,
@@ -43,12 +47,15 @@ def capture(learner: GradientLearner, *, memory: bytes = b"") -> State:
         "patience": learner.patience.numbers(),
         "served": learner.served.numbers(),
     }
-    return State(tensors=tensors, header=header, memory=memory)
+    return State(tensors=tensors, header=header, memory=memory or b"")
 
 
 def copied(state: State) -> State:
     """One that later steps leave as it is."""
-    return State(tensors={name: value.clone() for name, value in state.tensors.items()}, header=state.header)
+    # What is listed is a copy already, or is replaced and never written.
+    lasting = ("regularizer.", "soup.", "drops")
+    tensors = {name: value if name.startswith(lasting) else value.clone() for name, value in state.tensors.items()}
+    return State(tensors=tensors, header=state.header)
 
 
 def check(state: State, recipe: Recipe, scale: FeatureScale) -> None:
@@ -74,7 +81,7 @@ def restore(learner: GradientLearner, state: State) -> None:
             if kept:
                 fresh.restore(_on(kept, device))
         learner.served.restore(_on(state.part("ema."), device), _on(state.part("soup."), device), header["served"])
-        learner.drops.set_state(state.tensors["drops"].cpu())
+        learner.draws.random.set_state(state.tensors["drops"].cpu())
         learner.table = Labels(header["labels"])
         learner.count_C = np.array(header["counts"], np.int64)
         learner.stepper.done = int(header["steps"])

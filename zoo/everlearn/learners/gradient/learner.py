@@ -16,10 +16,12 @@ import torch
 from everlearn.errors import InvalidError, PreconditionError
 from everlearn.labels import Labels
 from everlearn.learners.gradient import checkpoint, state
-from everlearn.learners.gradient.batches import Classes, Competing, Table, mixed, steps_of
+from everlearn.learners.gradient.batches import Classes, Competing, Table, mixed, sent, steps_of
+from everlearn.learners.gradient.depth import Draws, leave_out
 from everlearn.learners.gradient.guards import REASON, Figures
 from everlearn.learners.gradient.network import TOPS, Network
 from everlearn.learners.gradient.optimizers import follow
+from everlearn.learners.gradient.pixels import Pixels
 from everlearn.learners.gradient.recipe import Recipe
 from everlearn.learners.gradient.serving import Served
 from everlearn.learners.gradient.step import Stepper
@@ -27,7 +29,7 @@ from everlearn.learners.gradient.stopping import Patience
 from everlearn.memories import memory_for
 from everlearn.memories.base import Memory, Origin
 from everlearn.regularizers import regularizer_for
-from everlearn.values import NEVER, FeatureScale, LinearHead, QuantisedBd
+from everlearn.values import NEVER, FeatureScale, Front, LinearHead, QuantisedBd
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +64,11 @@ class GradientLearner:
     the learner is as it was before. All that is random comes from generators of its own.
     """
 
-    def __init__(self, *, recipe: Recipe, scale: FeatureScale, memory: Memory, network: Network) -> None:
+    def __init__(
+        self, *, recipe: Recipe, scale: FeatureScale, memory: Memory, network: Network, front: Front | None = None
+    ) -> None:
         """Use `create` or `from_bytes`."""
+        train = recipe.train
         self.recipe = recipe
         self.scale = scale
         self.scale_digest = scale.digest
@@ -71,12 +76,16 @@ class GradientLearner:
         self.network = network
         self.device = network.top.weight.device
         self.regularizers = [regularizer_for(declared) for declared in recipe.regularize]
-        self.stepper = Stepper(network, recipe, self.regularizers)
-        self.served = Served(network, recipe.train)
-        self.patience = Patience(recipe.train.early_stop)
-        self.random = np.random.default_rng(recipe.train.seed)
-        self.drops = torch.Generator(self.device)
-        self.drops.manual_seed(recipe.train.seed)
+        self.draws = Draws(torch.Generator(self.device).manual_seed(train.seed))
+        self.pixels = Pixels.where_declared(front, train.augment, self.draws, values=scale.step_d.size)
+        if train.freeze_blocks:
+            network.freeze(train.freeze_blocks)
+        if train.stochastic_depth:
+            leave_out(network.tail, train.stochastic_depth, self.draws)
+        self.stepper = Stepper(network, recipe, self.regularizers, self.draws)
+        self.served = Served(network, train)
+        self.patience = Patience(train.early_stop)
+        self.random = np.random.default_rng(train.seed)
         self.table = Labels()
         self.count_C: npt.NDArray[np.int64] = np.zeros(0, np.int64)
         """Samples learned, a class."""
@@ -94,16 +103,19 @@ class GradientLearner:
         recipe: Recipe,
         tail: torch.nn.Module | None = None,
         device: str = "cpu",
+        front: Front | None = None,
     ) -> Self:
-        """One that has learned nothing. `dim`: features that the head sees; without a tail, the scale's.
+        """One that has learned nothing. `dim`: features that the head sees; without a tail, the scale's. `front`: of
+        the pixels, where they are what is learned from and are to be varied.
 
-        Raises InvalidError where `dim` is not the scale's and there is no tail, InputError for malformed labels.
+        Raises InvalidError where `dim` is not the scale's and there is no tail, and for options that this tail has no
+        place for; InputError for malformed labels.
         """
         if tail is None and dim != scale.step_d.size:
             raise InvalidError(f"dim is {dim}; without a tail it must be the scale's {scale.step_d.size}", field="dim")
         network = Network(TOPS[recipe.head](dim), tail).to(device)
         memory = memory_for(recipe.memory.kind).create(scale.step_d.size, labels, recipe.memory)
-        learner = cls(recipe=recipe, scale=scale, memory=memory, network=network)
+        learner = cls(recipe=recipe, scale=scale, memory=memory, network=network, front=front)
         learner.table.declare(labels)
         learner._grow(torch.zeros(len(labels), dim, device=learner.device))
         return learner
@@ -177,6 +189,7 @@ class GradientLearner:
         recipe: Recipe,
         tail: torch.nn.Module | None = None,
         device: str = "cpu",
+        front: Front | None = None,
     ) -> Self:
         """What `to_bytes` wrote. `tail`: of the same architecture and start; its moving weights are replaced.
 
@@ -188,7 +201,7 @@ class GradientLearner:
         memory = memory_for(recipe.memory.kind).from_bytes(stored.memory)
         memory.configure(recipe.memory)
         network = Network(TOPS[recipe.head](int(stored.header["dim"])), tail).to(device)
-        learner = cls(recipe=recipe, scale=scale, memory=memory, network=network)
+        learner = cls(recipe=recipe, scale=scale, memory=memory, network=network, front=front)
         checkpoint.restore(learner, stored)
         return learner
 
@@ -204,7 +217,7 @@ class GradientLearner:
         class_B = self.table.take(labels).astype(np.int64)
         table = Table(quantised_Bd, class_B, train.replay, self._step_n, len(self.table))
         tested = len(labels) if train.early_stop is not None or train.soup else 0
-        correct = self.served.test(table.new_Bn, torch.from_numpy(class_B).to(self.device), knew) if tested else 0
+        correct = self.served.test(table.new_Bn, sent(class_B, self.device), knew) if tested else 0
         self._grow(self._directions(table.new_Bn, class_B, known))
         # A class without a sample is always learned.
         rests = self.patience.rests(correct, len(labels)) and bool((self.count_C[class_B] > 0).all())
@@ -223,8 +236,11 @@ class GradientLearner:
     def _step(self, table: Table, competing: Competing) -> None:
         replay = self.recipe.train.replay
         replayed = self.memory.draw(replay, self.random) if replay else None
-        rows = mixed(table.with_replayed(replayed), self.recipe.train.mixup, self.random)
-        self.stepper.step(rows, competing, self.drops)
+        rows = table.with_replayed(replayed)
+        if self.pixels is not None:
+            rows = self.pixels.varied(rows)
+        rows = mixed(rows, self.recipe.train.mixup, self.random)
+        self.stepper.step(rows, competing)
         self.served.moved(self.stepper.done)
 
     def _grow(self, direction_Kd: torch.Tensor) -> None:
@@ -241,9 +257,9 @@ class GradientLearner:
         if not arrived:
             return inputs_Bn[:0]
         rows = np.flatnonzero(class_B >= known)
-        features_Bd = self.network.features(inputs_Bn[torch.from_numpy(rows).to(self.device)])
+        features_Bd = self.network.features(inputs_Bn[sent(rows, self.device)])
         unit_Bd = torch.nn.functional.normalize(features_Bd)
-        index_B = torch.from_numpy(class_B[rows] - known).to(self.device)
+        index_B = sent(class_B[rows] - known, self.device)
         sum_Kd = unit_Bd.new_zeros(arrived, unit_Bd.shape[1]).index_add_(0, index_B, unit_Bd)
         return sum_Kd / torch.bincount(index_B, minlength=arrived)[:, None]
 

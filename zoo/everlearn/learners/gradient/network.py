@@ -11,11 +11,14 @@ Axes: B rows, C classes, K new classes, n values at the cut, d features.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+from everlearn.errors import InvalidError
 
 LENGTH = 20.0
 """Of the feature vectors that the linear head sees, and the cosine head's first gain."""
@@ -92,6 +95,16 @@ class CosineTop(Top):
 TOPS: Mapping[str, type[Top]] = {"linear": LinearTop, "cosine": CosineTop}
 
 
+@runtime_checkable
+class Layered(Protocol):
+    """A tail that knows how its parameters lie."""
+
+    cut_blocks: tuple[str, ...]
+
+    def depth_of(self, parameter: str) -> int:
+        """How far above the cut a parameter lies: 0 for the lowest block, len(cut_blocks) above the last."""
+
+
 class Network(nn.Module):  # type: ignore[misc]  # torch's types are skipped, see pyproject
     """Values at the cut [B, n] -> logits [B, C].
 
@@ -103,6 +116,8 @@ class Network(nn.Module):  # type: ignore[misc]  # torch's types are skipped, se
         super().__init__()
         self.top = top
         self.tail = None if tail is None else tail.eval()
+        self._moving: list[tuple[str, nn.Parameter]] | None = None
+        self._loaded: set[str] = set()
 
     @property
     def classes(self) -> int:
@@ -114,9 +129,33 @@ class Network(nn.Module):  # type: ignore[misc]  # torch's types are skipped, se
         self.training = mode
         return self
 
-    def moving(self) -> Iterator[tuple[str, nn.Parameter]]:
+    def moving(self) -> list[tuple[str, nn.Parameter]]:
         """Parameters that learn, by stable names."""
-        return ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
+        if self._moving is None:
+            self._moving = [(name, found) for name, found in self.named_parameters() if found.requires_grad]
+        return self._moving
+
+    def moved(self) -> list[tuple[str, nn.Parameter]]:
+        """Those that learn or once did, and are frozen by now."""
+        learn = {name for name, _ in self.moving()} | self._loaded
+        return [(name, found) for name, found in self.named_parameters() if name in learn]
+
+    def freeze(self, blocks: int) -> None:
+        """Keeps the tail's lowest `blocks` blocks as they are, and what lies below them.
+
+        Raises InvalidError for a tail that has no more blocks than that, or does not know them.
+        """
+        known = len(self.tail.cut_blocks) if isinstance(self.tail, Layered) else 0
+        if blocks >= known:
+            raise InvalidError(
+                f"train.freeze_blocks is {blocks}, and {known} blocks learn; freeze fewer than learn",
+                field="spec.train.freeze_blocks",
+            )
+        assert isinstance(self.tail, nn.Module)
+        for name, parameter in self.tail.named_parameters():
+            if self.tail.depth_of(name) < blocks:
+                parameter.requires_grad_(False)
+        self._moving = None
 
     def features(self, inputs_Bn: torch.Tensor) -> torch.Tensor:
         """What the head sees: [B, d]. On CUDA the tail computes in bfloat16; what follows does not."""
@@ -143,16 +182,27 @@ class Network(nn.Module):  # type: ignore[misc]  # torch's types are skipped, se
             grown = nn.Parameter(torch.cat([old.detach(), more.to(old)]))
             setattr(self.top, name, grown)
             replaced[old] = grown
+        self._moving = None
         return replaced
 
     @torch.no_grad()  # type: ignore[untyped-decorator]  # torch's types are skipped, see pyproject
     def load(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Takes up these values of `moving`, of however many classes. KeyError where one is missing."""
-        for name, parameter in list(self.moving()):
-            value = weights[name].to(parameter)
+        """Takes up what was `moving` or `moved`, of however many classes; the rest of a tail stays as it is.
+
+        Raises KeyError where a head's part is missing or one is unknown, ValueError for another shape.
+        """
+        known = dict(self.named_parameters())
+        missing = {name for name in known if name.startswith("top.")} - weights.keys() or weights.keys() - known.keys()
+        if missing:
+            raise KeyError(f"{sorted(missing)[:5]} on one side only")
+        self._loaded |= weights.keys()
+        for name, given in weights.items():
+            parameter = known[name]
+            value = given.to(parameter)
             if value.shape == parameter.shape:
                 parameter.copy_(value)
             elif name.startswith("top.") and value.shape[1:] == parameter.shape[1:]:
                 setattr(self.top, name.removeprefix("top."), nn.Parameter(value.clone()))
             else:
                 raise ValueError(f"{name} has shape {tuple(value.shape)}; here it has {tuple(parameter.shape)}")
+        self._moving = None

@@ -34,11 +34,7 @@ class Served:
         live = self._live()
         if not self.ema.weights:
             return live
-        # A class that was only just added, and not yet learned, has its row in the live weights alone.
-        return {
-            name: torch.cat([mean, live[name][len(mean) :]]) if mean.ndim else mean
-            for name, mean in self.ema.weights.items()
-        }
+        return {name: self._as_long(self.ema.weights.get(name), value) for name, value in live.items()}
 
     def weights(self) -> Weights:
         """Of every moving parameter, by name."""
@@ -76,16 +72,27 @@ class Served:
 
     def restore(self, ema: Weights, soup: Weights, numbers: Mapping[str, Any]) -> None:
         """What `tensors` (by their prefixes) and `numbers` gave; what the recipe no longer declares is left out."""
+        moving = {name for name, _ in self._network.moving()}
         if self.ema.decay:
-            self.ema.weights, self.ema.updates = ema, int(numbers["ema_updates"])
+            self.ema.weights = {name: value for name, value in ema.items() if name in moving}
+            self.ema.updates = int(numbers["ema_updates"])
         if self.soup.capacity:
             snapshots: list[Weights] = [{} for _ in range(int(numbers["snapshots"]))]
             for full_name, value in soup.items():
                 position, _, name = full_name.partition(".")
                 snapshots[int(position)][name] = value
+            # Of what moves now; those of other blocks are of another time.
+            snapshots = [snapshot for snapshot in snapshots if snapshot.keys() == moving]
             self.soup.snapshots = snapshots[-self.soup.capacity :]
             self.soup.hits = {key: float(value) for key, value in numbers["soup_hits"].items()}
             self.soup.refresh()
+
+    @staticmethod
+    def _as_long(mean: torch.Tensor | None, live: torch.Tensor) -> torch.Tensor:
+        if mean is None:
+            return live
+        # A class that was only just added, and not yet learned, has its row in the live weights alone.
+        return mean if mean.shape == live.shape else torch.cat([mean, live[len(mean) :]])
 
     def _live(self) -> Weights:
         return {name: parameter.detach() for name, parameter in self._network.moving()}

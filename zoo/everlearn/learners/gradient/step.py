@@ -13,7 +13,8 @@ import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from everlearn.learners.gradient import optimizers
-from everlearn.learners.gradient.batches import Competing, Rows
+from everlearn.learners.gradient.batches import Competing, Rows, sent
+from everlearn.learners.gradient.depth import Draws
 from everlearn.learners.gradient.guards import Watch
 from everlearn.learners.gradient.losses import loss_for
 from everlearn.learners.gradient.losses.base import Scored
@@ -31,7 +32,7 @@ LEAST_SHARE = 1e-3
 class Stepper:
     """Moves a network's weights; holds what that takes from step to step."""
 
-    def __init__(self, network: Network, recipe: Recipe, regularizers: Sequence[Regularizer]) -> None:
+    def __init__(self, network: Network, recipe: Recipe, regularizers: Sequence[Regularizer], draws: Draws) -> None:
         self.network = network
         self.regularizers = regularizers
         self.watch = Watch()
@@ -42,24 +43,36 @@ class Stepper:
         self.share_C: npt.NDArray[np.float64] = np.zeros(0)
         """Of each class in what was trained on lately; where logits are adjusted."""
         self._train = recipe.train
-        self.renew()
+        self._draws = draws
         self._loss = loss_for(recipe.loss)
-        self._adjusts = recipe.loss.logit_adjustment > 0
+        self._adjusts = bool(recipe.loss.logit_adjustment)
+        self.renew()
 
     def renew(self) -> None:
         """An optimizer without state, over the network's parameters as they are now."""
         self.optimizer = optimizers.optimizer_for(self._train.optimizer, self.network)
 
-    def step(self, rows: Rows, competing: Competing, drops: torch.Generator) -> None:
+    @property
+    def is_head_alone(self) -> bool:
+        """Whether the tail rests in the next step."""
+        return self.done < self._train.freeze_until
+
+    def step(self, rows: Rows, competing: Competing) -> None:
         """One step. Raises PreconditionError (reason NOT_FINITE) before weights move; on a GPU `watch.read` does."""
-        self.optimizer.zero_grad(set_to_none=True)
-        logits_NC = self._forward(rows.inputs_Nn, drops)
+        moving = self.network.moving()
+        for _, parameter in moving:
+            parameter.grad = None
+        logits_NC = self._forward(rows.inputs_Nn)
         loss = self._loss(self._scored(rows, logits_NC, competing))
         for regularizer in self.regularizers:
             loss = loss + regularizer.penalty(self.network, rows.inputs_Nn, logits_NC)
         loss = self._with_l1(loss)
         loss.backward()
-        parameters = [parameter for _, parameter in self.network.moving() if parameter.grad is not None]
+        if self.is_head_alone and self.network.tail is not None:
+            # Of penalties, and of decay, which an optimizer takes where there is any gradient.
+            for parameter in self.network.tail.parameters():
+                parameter.grad = None
+        parameters = [parameter for _, parameter in moving if parameter.grad is not None]
         norm = get_total_norm([parameter.grad for parameter in parameters])
         self.watch.admit(loss, norm)
         clip = self._train.optimizer.clip_norm
@@ -67,27 +80,33 @@ class Stepper:
             clip_grads_with_norm_(parameters, clip, norm)
         self._move(rows, logits_NC)
 
-    def _forward(self, inputs_Nn: torch.Tensor, drops: torch.Generator) -> torch.Tensor:
-        features_Nd = self.network.features(inputs_Nn)
+    def _forward(self, inputs_Nn: torch.Tensor) -> torch.Tensor:
+        self._draws.is_on = True
+        try:
+            with torch.set_grad_enabled(not self.is_head_alone):
+                features_Nd = self.network.features(inputs_Nn)
+        finally:
+            self._draws.is_on = False
         dropped = self._train.dropout
         if not dropped:
             return self.network.score(features_Nd)
-        kept_Nd = torch.empty_like(features_Nd).bernoulli_(1 - dropped, generator=drops).div_(1 - dropped)
-        return self.network.score(features_Nd, kept_Nd)
+        kept_Nd = torch.empty_like(features_Nd).bernoulli_(1 - dropped, generator=self._draws.random)
+        return self.network.score(features_Nd, kept_Nd.div_(1 - dropped))
 
     def _scored(self, rows: Rows, logits_NC: torch.Tensor, competing: Competing) -> Scored:
         device = logits_NC.device
-        class_N = competing.positions(rows.class_N)
+        position_N = competing.positions(rows.class_N)
         present_S = None
         if self._loss.needs_present:
             is_present_S = np.zeros(competing.count, np.bool_)
-            is_present_S[class_N[: rows.new]] = True
-            present_S = torch.from_numpy(is_present_S).to(device)
+            is_present_S[position_N[: rows.new]] = True
+            present_S = sent(is_present_S, device)
+        class_B = sent(position_N, device)
         return Scored(
             logits_BS=competing.columns(logits_NC),
-            class_B=torch.from_numpy(class_N).to(device),
+            class_B=class_B,
             new=rows.new,
-            partner_B=None if rows.partner_N is None else torch.from_numpy(class_N[rows.partner_N]).to(device),
+            partner_B=None if rows.partner_N is None else class_B[rows.partner_N],
             weight=rows.weight,
             present_S=present_S,
             stored_RS=None if rows.stored_RC is None else competing.columns(rows.stored_RC),
@@ -99,8 +118,8 @@ class Stepper:
         before_C = np.pad(self.share_C, (0, len(now_C) - len(self.share_C)))
         # The first step has no past to weigh against.
         self.share_C = SHARE_MEMORY * before_C + (1 - SHARE_MEMORY) * now_C if before_C.any() else now_C
-        log_1C = torch.from_numpy(np.log(np.maximum(self.share_C, LEAST_SHARE))[None].astype(np.float32))
-        return competing.columns(log_1C.to(device))[0]
+        log_1C = sent(np.log(np.maximum(self.share_C, LEAST_SHARE))[None].astype(np.float32), device)
+        return competing.columns(log_1C)[0]
 
     def _with_l1(self, loss: torch.Tensor) -> torch.Tensor:
         strength = self._train.optimizer.l1

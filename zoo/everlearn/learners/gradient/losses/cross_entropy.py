@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from everlearn.learners.gradient.losses.base import Loss, Scored
+from everlearn.learners.gradient.losses.base import Scored, SoftmaxLoss
 
 
-class CrossEntropy(Loss):
+class CrossEntropy(SoftmaxLoss):
     """The mean over a step's rows (experience replay, Chaudhry et al. 2019)."""
 
     def __call__(self, scored: Scored) -> torch.Tensor:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from everlearn.learners.gradient.losses.base import Loss, Scored
+from everlearn.learners.gradient.losses.base import Scored, SoftmaxLoss
 
 
-class Der(Loss):
+class Der(SoftmaxLoss):
     """Buzzega et al. 2020, "Dark experience for general continual learning", eq. 6.
 
     One draw serves both terms where the paper draws twice: rows of features are what a step costs.

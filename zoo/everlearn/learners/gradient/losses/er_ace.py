@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from everlearn.learners.gradient.losses.base import Loss, Scored
+from everlearn.learners.gradient.losses.base import Scored, SoftmaxLoss
 
 
-class ErAce(Loss):
+class ErAce(SoftmaxLoss):
     """Caccia et al. 2022, "New insights on reducing abrupt representation change", eq. 4: the sum of two means."""
 
     needs_present = True
