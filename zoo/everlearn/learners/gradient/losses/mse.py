@@ -1,4 +1,7 @@
-"""Squared error: scores are to be numbers (regression)."""
+"""Squared error: scores are to be numbers (regression).
+
+Its curvature over weights is that of features of length 20 (see `network.LENGTH`): sgd wants a rate of about 0.002.
+"""
 
 from __future__ import annotations
 
