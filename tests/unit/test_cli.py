@@ -202,6 +202,7 @@ def test_lock_in_place_pins_the_file_that_a_link_leads_to_and_keeps_its_mode(run
 def test_predictions_are_a_table_or_json(run: Run, tmp_path: Path) -> None:
     for name, data in {"a.png": b"\x89PNG", "b.png": b"\x89PNG", "bad.png": b"GIF"}.items():
         (tmp_path / name).write_bytes(data)
+    assert run("apply -f -", stdin=DECLARATION).exit_code == exit_codes.OK
     table = run("predict digits a.png b.png --top 2")
     assert table.exit_code == exit_codes.OK
     assert table.stdout.splitlines()[1].split() == ["a.png", "cat", "0.7500", "dog", "0.2500"]

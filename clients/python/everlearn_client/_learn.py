@@ -8,7 +8,6 @@ sequence once, so each batch has its effect exactly once.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from everlearn_client import events
@@ -30,9 +29,10 @@ from everlearn_client.samples import (
     checked_rows,
     cuts,
 )
+from everlearn_client.targets import Targets, Truth
 from everlearn_protos.v1 import learn_pb2
 
-BatchInput = Batch | tuple[SampleInput, Sequence[str]]
+BatchInput = Batch | tuple[SampleInput, Truth]
 REPORTED_REJECTIONS = 100
 """A report names this many and counts the rest: a learner may stream for months."""
 
@@ -77,7 +77,7 @@ class LearnSession:
         self._feature_digest, self._timeline, self._epoch = feature_digest, timeline, 0
         self._max_samples = 0
         self._pending: deque[_Pending] = deque()
-        self._parts: deque[tuple[Rows, list[str]]] = deque()
+        self._parts: deque[tuple[Rows, Targets]] = deque()
         self._finished = False
         # Of the present connection:
         self._opened, self._half_closed = False, False
@@ -220,32 +220,33 @@ class LearnSession:
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
-    def _cut(self, batch: Batch) -> list[tuple[Rows, list[str]]]:
-        rows, labels = checked_rows(batch), list(batch.labels)
+    def _cut(self, batch: Batch) -> list[tuple[Rows, Targets]]:
+        rows, targets = checked_rows(batch)
         numbered = self._first is not None
         target = MESSAGE_LIMIT_BYTES if numbered else MESSAGE_TARGET_BYTES
-        ranges = list(cuts(rows, labels, target_bytes=target, limit_bytes=MESSAGE_LIMIT_BYTES, rows=self._max_samples))
+        ranges = list(cuts(rows, targets, target_bytes=target, limit_bytes=MESSAGE_LIMIT_BYTES, rows=self._max_samples))
         if numbered and len(ranges) > 1:
             raise InvalidArgument(
                 f"batch {self._next} needs {len(ranges)} messages; with first_sequence each batch is one, so that "
                 "numbers mean the same after a restart: cut it with everlearn_client.split_batch first",
                 field="samples",
             )
-        return [(rows.part(first, last), labels[first:last]) for first, last in ranges]
+        return [(rows.part(first, last), targets.part(first, last)) for first, last in ranges]
 
     def _prepare(self) -> bool:
         """Turns the next part into a pending message, if there is one and the window has room."""
         if not self._parts or len(self._pending) >= self.window:
             return False
-        rows, labels = self._parts.popleft()
+        rows, targets = self._parts.popleft()
         try:
             samples = rows.message()
         except OSError as error:
             self._parts.clear()
             self.finish(InvalidArgument(f"{error.filename} cannot be read: {error.strerror}", field="samples"))
             return False
-        batch = learn_pb2.Batch(sequence=self._next, labels=labels, samples=samples)
-        self._pending.append(_Pending(self._next, learn_pb2.LearnRequest(batch=batch), len(labels)))
+        batch = learn_pb2.Batch(sequence=self._next, samples=samples)
+        targets.put(batch)
+        self._pending.append(_Pending(self._next, learn_pb2.LearnRequest(batch=batch), len(targets)))
         self._next += 1
         return True
 

@@ -178,10 +178,14 @@ class Client:
         samples: SampleInput,
         *,
         version: str | int | None = None,
-        top_k: int = 1,
+        top_k: int = 0,
         scores: bool = False,
     ) -> Predictions:
-        """The best classes of each sample, by the `stable` version unless another is named."""
+        """The best classes of each sample, by the `stable` version unless another is named.
+
+        `top_k`: how many; 0 is the best one, or of a multilabel model the labels that the sample has. Of a regression
+        the answer is `values_NK`.
+        """
         request = predict_request(model, samples, version=version, top_k=top_k, scores=scores)
         return Predictions.of(self.call(self._predict.Predict, request))
 
@@ -191,7 +195,7 @@ class Client:
         batches: Iterable[SampleInput],
         *,
         version: str | int | None = None,
-        top_k: int = 1,
+        top_k: int = 0,
         scores: bool = False,
     ) -> Iterator[Predictions | EverlearnClientError]:
         """Answers in the order of `batches`. An error of one batch is yielded in its place and the stream goes on."""

@@ -33,19 +33,22 @@ class Predictions:
     version: str
     """`models/{model}/versions/{number}` that answered."""
     top: tuple[tuple[ScoredLabel, ...], ...]
-    """For each sample the best classes, best first."""
+    """For each sample the best classes, best first; of a multilabel model asked with top_k=0, the labels it has."""
     labels: tuple[str, ...]
     """Columns of `scores_NC`."""
     scores_NC: npt.NDArray[np.float32] | None
     queue_ms: float
     trunk_ms: float
+    values_NK: npt.NDArray[np.float32] | None = None
+    """Of a regression; columns are `labels`, and `top` is empty."""
 
     @classmethod
     def of(cls, response: predict_pb2.PredictResponse) -> Predictions:
         """From the wire."""
         scores = from_tensor(response.scores).astype(np.float32) if response.HasField("scores") else None
         top = tuple(tuple(ScoredLabel(s.label, s.index, s.score) for s in p.top) for p in response.predictions)
-        return cls(response.version, top, tuple(response.labels), scores, response.queue_ms, response.trunk_ms)
+        values = from_tensor(response.values).astype(np.float32) if response.HasField("values") else None
+        return cls(response.version, top, tuple(response.labels), scores, response.queue_ms, response.trunk_ms, values)
 
 
 @dataclass(frozen=True, eq=False)

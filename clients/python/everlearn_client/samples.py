@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from everlearn_client.errors import InvalidArgument
+from everlearn_client.targets import Targets, Truth, to_targets
 from everlearn_protos.arrays import to_tensor
 from everlearn_protos.v1 import tensor_pb2
 
@@ -52,10 +53,10 @@ SampleInput = Sequence[bytes | str | os.PathLike[str]] | npt.NDArray[np.uint8] |
 
 @dataclass(frozen=True)
 class Batch:
-    """Labelled samples: one label for each."""
+    """Labelled samples: one label for each, or several, or values (see `targets.Truth`)."""
 
     samples: SampleInput
-    labels: Sequence[str]
+    labels: Truth
 
 
 class Rows:
@@ -142,32 +143,24 @@ def split_batch(
 
     `max_samples` 0 = no limit. Raises InvalidArgument where a single sample is above `limit_bytes`.
     """
-    rows = checked_rows(batch)
-    for first, last in cuts(rows, batch.labels, target_bytes=target_bytes, limit_bytes=limit_bytes, rows=max_samples):
+    rows, targets = checked_rows(batch)
+    for first, last in cuts(rows, targets, target_bytes=target_bytes, limit_bytes=limit_bytes, rows=max_samples):
         yield Batch(_take(batch.samples, first, last), batch.labels[first:last])
 
 
-def checked_rows(batch: Batch) -> Rows:
-    """The batch's rows. Raises InvalidArgument unless there is one label, a str, for each sample."""
+def checked_rows(batch: Batch) -> tuple[Rows, Targets]:
+    """The batch's rows and what is true of each. Raises InvalidArgument unless there is one for each sample."""
     rows = to_rows(batch.samples)
-    if isinstance(batch.labels, str) or len(batch.labels) != len(rows):
-        count = "one str" if isinstance(batch.labels, str) else str(len(batch.labels))
-        raise InvalidArgument(f"{len(rows)} samples and {count} as labels; one label each is needed", field="labels")
-    for row, label in enumerate(batch.labels):
-        if not isinstance(label, str):
-            raise InvalidArgument(
-                f"labels[{row}] is a {type(label).__name__}; labels are names: use str(label)", field=f"labels[{row}]"
-            )
-    return rows
+    return rows, to_targets(batch.labels, len(rows))
 
 
 def cuts(
-    all_rows: Rows, labels: Sequence[str], *, target_bytes: int, limit_bytes: int, rows: int = 0
+    all_rows: Rows, targets: Targets, *, target_bytes: int, limit_bytes: int, rows: int = 0
 ) -> Iterator[tuple[int, int]]:
     """Ranges [first, last) whose messages stay below `target_bytes` where one sample alone does."""
     first, filled = 0, 0
     for row in range(len(all_rows)):
-        size = all_rows.size_bytes(row) + len(labels[row].encode()) + 8
+        size = all_rows.size_bytes(row) + targets.size_bytes(row)
         if size > limit_bytes:
             raise InvalidArgument(
                 f"sample {row} takes {size:,} bytes; one message holds {limit_bytes:,}: make it smaller",

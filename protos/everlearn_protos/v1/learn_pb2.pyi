@@ -154,27 +154,57 @@ class Batch(google.protobuf.message.Message):
     SEQUENCE_FIELD_NUMBER: builtins.int
     LABELS_FIELD_NUMBER: builtins.int
     SAMPLES_FIELD_NUMBER: builtins.int
+    LABEL_SETS_FIELD_NUMBER: builtins.int
+    VALUES_FIELD_NUMBER: builtins.int
     sequence: builtins.int
     """1 for a client's first batch ever, then one more for each. A sequence already durable is acknowledged again and
     has no effect; one that leaves a gap is refused.
     """
     @property
     def labels(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """One label a sample, any non-empty text up to 256 bytes; a new one is a new class."""
+        """One label a sample, any non-empty text up to 256 bytes; a new one is a new class. For task `classification`."""
 
     @property
     def samples(self) -> everlearn_protos.v1.tensor_pb2.Samples: ...
+    @property
+    def label_sets(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___LabelSet]:
+        """One set of labels a sample; a new label is a new column. For task `multilabel`."""
+
+    @property
+    def values(self) -> everlearn_protos.v1.tensor_pb2.Tensor:
+        """float32 [N, K], a value for each of InputContract.outputs, within its range. For task `regression`."""
+
     def __init__(
         self,
         *,
         sequence: builtins.int = ...,
         labels: collections.abc.Iterable[builtins.str] | None = ...,
         samples: everlearn_protos.v1.tensor_pb2.Samples | None = ...,
+        label_sets: collections.abc.Iterable[Global___LabelSet] | None = ...,
+        values: everlearn_protos.v1.tensor_pb2.Tensor | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["samples", b"samples"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["labels", b"labels", "samples", b"samples", "sequence", b"sequence"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["samples", b"samples", "values", b"values"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["label_sets", b"label_sets", "labels", b"labels", "samples", b"samples", "sequence", b"sequence", "values", b"values"]) -> None: ...
 
 Global___Batch: typing_extensions.TypeAlias = Batch
+
+@typing.final
+class LabelSet(google.protobuf.message.Message):
+    """The labels that one sample has; may be empty."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LABELS_FIELD_NUMBER: builtins.int
+    @property
+    def labels(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        labels: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["labels", b"labels"]) -> None: ...
+
+Global___LabelSet: typing_extensions.TypeAlias = LabelSet
 
 @typing.final
 class LearnResponse(google.protobuf.message.Message):

@@ -166,7 +166,7 @@ class ModelStatus(google.protobuf.message.Message):
     def conditions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Condition]: ...
     @property
     def labels(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Class labels, in the order of their index in scores and exports. Append-only."""
+        """Class labels, in the order of their index in scores and exports. Append-only. Of a regression, its outputs."""
 
     @property
     def samples_per_class(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
@@ -259,6 +259,8 @@ class InputContract(google.protobuf.message.Message):
     FEATURE_DIGEST_FIELD_NUMBER: builtins.int
     MODALITY_FIELD_NUMBER: builtins.int
     SHAPE_FIELD_NUMBER: builtins.int
+    TASK_FIELD_NUMBER: builtins.int
+    OUTPUTS_FIELD_NUMBER: builtins.int
     height: builtins.int
     """Input height and width of the trunk in pixels; 0 where samples are no images."""
     width: builtins.int
@@ -269,6 +271,8 @@ class InputContract(google.protobuf.message.Message):
     """Digest of trunk + feature scale; a learner that streams features must name it."""
     modality: builtins.str
     """`image` or `tensor`."""
+    task: builtins.str
+    """`classification` (one label a sample), `multilabel` (a set of labels) or `regression` (a value for each output)."""
     @property
     def encodings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Accepted encodings, e.g. "jpeg", "png", "webp"."""
@@ -276,6 +280,10 @@ class InputContract(google.protobuf.message.Message):
     @property
     def shape(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Sizes of one sample's axes as the trunk takes it; of an image [3, height, width]."""
+
+    @property
+    def outputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Output]:
+        """Of a regression, in the order of Batch.values."""
 
     def __init__(
         self,
@@ -288,14 +296,43 @@ class InputContract(google.protobuf.message.Message):
         feature_digest: builtins.str = ...,
         modality: builtins.str = ...,
         shape: collections.abc.Iterable[builtins.int] | None = ...,
+        task: builtins.str = ...,
+        outputs: collections.abc.Iterable[Global___Output] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["encodings", b"encodings", "feature_digest", b"feature_digest", "height", b"height", "max_batch_samples", b"max_batch_samples", "max_image_bytes", b"max_image_bytes", "modality", b"modality", "shape", b"shape", "width", b"width"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["encodings", b"encodings", "feature_digest", b"feature_digest", "height", b"height", "max_batch_samples", b"max_batch_samples", "max_image_bytes", b"max_image_bytes", "modality", b"modality", "outputs", b"outputs", "shape", b"shape", "task", b"task", "width", b"width"]) -> None: ...
 
 Global___InputContract: typing_extensions.TypeAlias = InputContract
 
 @typing.final
+class Output(google.protobuf.message.Message):
+    """What a regression predicts."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    MIN_FIELD_NUMBER: builtins.int
+    MAX_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    min: builtins.float
+    """Least and greatest value that a learner may send, in the user's own unit."""
+    max: builtins.float
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        min: builtins.float = ...,
+        max: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["max", b"max", "min", b"min", "name", b"name"]) -> None: ...
+
+Global___Output: typing_extensions.TypeAlias = Output
+
+@typing.final
 class Prequential(google.protobuf.message.Message):
-    """Test-then-train accuracy (Gama et al. 2013, "On evaluating stream learning algorithms")."""
+    """Test-then-train accuracy (Gama et al. 2013, "On evaluating stream learning algorithms"). Of one label a sample, the
+    share predicted right; of sets of labels, the share whose whole set was (subset accuracy); of values, R2, mean over the
+    outputs and 0 where that is negative, with `correct` 0.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -420,6 +457,11 @@ class LearningFigures(google.protobuf.message.Message):
     ECE_FIELD_NUMBER: builtins.int
     OVERCONFIDENCE_FIELD_NUMBER: builtins.int
     ANNOUNCED_FIELD_NUMBER: builtins.int
+    MICRO_PRECISION_FIELD_NUMBER: builtins.int
+    MICRO_RECALL_FIELD_NUMBER: builtins.int
+    MICRO_F1_FIELD_NUMBER: builtins.int
+    R2_FIELD_NUMBER: builtins.int
+    OUTPUTS_FIELD_NUMBER: builtins.int
     samples: builtins.int
     accuracy: builtins.float
     balanced_accuracy: builtins.float
@@ -441,6 +483,16 @@ class LearningFigures(google.protobuf.message.Message):
     ece: builtins.float
     overconfidence: builtins.float
     announced: builtins.int
+    micro_precision: builtins.float
+    """Of sets of labels, over all pairs of a sample and a label; `announced` counts such pairs, and accuracy is that of
+    whole sets.
+    """
+    micro_recall: builtins.float
+    micro_f1: builtins.float
+    r2: builtins.float
+    """Of values, mean over the outputs; left out where the true values do not vary."""
+    @property
+    def outputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___OutputFigures]: ...
     def __init__(
         self,
         *,
@@ -458,9 +510,14 @@ class LearningFigures(google.protobuf.message.Message):
         ece: builtins.float | None = ...,
         overconfidence: builtins.float | None = ...,
         announced: builtins.int = ...,
+        micro_precision: builtins.float | None = ...,
+        micro_recall: builtins.float | None = ...,
+        micro_f1: builtins.float | None = ...,
+        r2: builtins.float | None = ...,
+        outputs: collections.abc.Iterable[Global___OutputFigures] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_auc_macro", b"_auc_macro", "_auc_pooled", b"_auc_pooled", "_ece", b"_ece", "_log_loss", b"_log_loss", "_overconfidence", b"_overconfidence", "_temperature", b"_temperature", "auc_macro", b"auc_macro", "auc_pooled", b"auc_pooled", "ece", b"ece", "log_loss", b"log_loss", "overconfidence", b"overconfidence", "temperature", b"temperature"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_auc_macro", b"_auc_macro", "_auc_pooled", b"_auc_pooled", "_ece", b"_ece", "_log_loss", b"_log_loss", "_overconfidence", b"_overconfidence", "_temperature", b"_temperature", "accuracy", b"accuracy", "announced", b"announced", "auc_macro", b"auc_macro", "auc_pooled", b"auc_pooled", "balanced_accuracy", b"balanced_accuracy", "ece", b"ece", "log_loss", b"log_loss", "macro_f1", b"macro_f1", "macro_precision", b"macro_precision", "overconfidence", b"overconfidence", "samples", b"samples", "temperature", b"temperature", "worst_class", b"worst_class", "worst_recall", b"worst_recall"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_auc_macro", b"_auc_macro", "_auc_pooled", b"_auc_pooled", "_ece", b"_ece", "_log_loss", b"_log_loss", "_micro_f1", b"_micro_f1", "_micro_precision", b"_micro_precision", "_micro_recall", b"_micro_recall", "_overconfidence", b"_overconfidence", "_r2", b"_r2", "_temperature", b"_temperature", "auc_macro", b"auc_macro", "auc_pooled", b"auc_pooled", "ece", b"ece", "log_loss", b"log_loss", "micro_f1", b"micro_f1", "micro_precision", b"micro_precision", "micro_recall", b"micro_recall", "overconfidence", b"overconfidence", "r2", b"r2", "temperature", b"temperature"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_auc_macro", b"_auc_macro", "_auc_pooled", b"_auc_pooled", "_ece", b"_ece", "_log_loss", b"_log_loss", "_micro_f1", b"_micro_f1", "_micro_precision", b"_micro_precision", "_micro_recall", b"_micro_recall", "_overconfidence", b"_overconfidence", "_r2", b"_r2", "_temperature", b"_temperature", "accuracy", b"accuracy", "announced", b"announced", "auc_macro", b"auc_macro", "auc_pooled", b"auc_pooled", "balanced_accuracy", b"balanced_accuracy", "ece", b"ece", "log_loss", b"log_loss", "macro_f1", b"macro_f1", "macro_precision", b"macro_precision", "micro_f1", b"micro_f1", "micro_precision", b"micro_precision", "micro_recall", b"micro_recall", "outputs", b"outputs", "overconfidence", b"overconfidence", "r2", b"r2", "samples", b"samples", "temperature", b"temperature", "worst_class", b"worst_class", "worst_recall", b"worst_recall"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_auc_macro", b"_auc_macro"]) -> typing.Literal["auc_macro"] | None: ...
     @typing.overload
@@ -470,11 +527,49 @@ class LearningFigures(google.protobuf.message.Message):
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_log_loss", b"_log_loss"]) -> typing.Literal["log_loss"] | None: ...
     @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_micro_f1", b"_micro_f1"]) -> typing.Literal["micro_f1"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_micro_precision", b"_micro_precision"]) -> typing.Literal["micro_precision"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_micro_recall", b"_micro_recall"]) -> typing.Literal["micro_recall"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_overconfidence", b"_overconfidence"]) -> typing.Literal["overconfidence"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_r2", b"_r2"]) -> typing.Literal["r2"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_temperature", b"_temperature"]) -> typing.Literal["temperature"] | None: ...
 
 Global___LearningFigures: typing_extensions.TypeAlias = LearningFigures
+
+@typing.final
+class OutputFigures(google.protobuf.message.Message):
+    """How one output of a regression fared, in its own unit."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    MAE_FIELD_NUMBER: builtins.int
+    RMSE_FIELD_NUMBER: builtins.int
+    R2_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    mae: builtins.float
+    """Mean absolute error, and the root of the mean squared error."""
+    rmse: builtins.float
+    r2: builtins.float
+    """Share of the values' variance that was foreseen; left out where they do not vary."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        mae: builtins.float = ...,
+        rmse: builtins.float = ...,
+        r2: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_r2", b"_r2", "r2", b"r2"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_r2", b"_r2", "mae", b"mae", "name", b"name", "r2", b"r2", "rmse", b"rmse"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_r2", b"_r2"]) -> typing.Literal["r2"] | None: ...
+
+Global___OutputFigures: typing_extensions.TypeAlias = OutputFigures
 
 @typing.final
 class ClassFigures(google.protobuf.message.Message):

@@ -30,7 +30,9 @@ class PredictRequest(google.protobuf.message.Message):
     name: builtins.str
     """`models/{model}` (its `stable` version) or `models/{model}/versions/{number|stable|latest}`."""
     top_k: builtins.int
-    """Best classes to return; 0 = 1. Above the number of classes it is all of them."""
+    """Best classes to return; 0 = 1. Above the number of classes it is all of them. Of a multilabel model, 0 = the labels
+    that the sample has: those with a score of at least 0.5, which may be none. A regression takes none but 0 and 1.
+    """
     scores: builtins.bool
     """Also return the full score matrix."""
     @property
@@ -58,6 +60,7 @@ class PredictResponse(google.protobuf.message.Message):
     LABELS_FIELD_NUMBER: builtins.int
     QUEUE_MS_FIELD_NUMBER: builtins.int
     TRUNK_MS_FIELD_NUMBER: builtins.int
+    VALUES_FIELD_NUMBER: builtins.int
     version: builtins.str
     """`models/{model}/versions/{number}` that answered."""
     queue_ms: builtins.float
@@ -70,6 +73,10 @@ class PredictResponse(google.protobuf.message.Message):
 
     @property
     def labels(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    @property
+    def values(self) -> everlearn_protos.v1.tensor_pb2.Tensor:
+        """Of a regression, float32 [N, K]; columns are `labels`, and there are no predictions."""
+
     def __init__(
         self,
         *,
@@ -79,9 +86,10 @@ class PredictResponse(google.protobuf.message.Message):
         labels: collections.abc.Iterable[builtins.str] | None = ...,
         queue_ms: builtins.float = ...,
         trunk_ms: builtins.float = ...,
+        values: everlearn_protos.v1.tensor_pb2.Tensor | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["scores", b"scores"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["labels", b"labels", "predictions", b"predictions", "queue_ms", b"queue_ms", "scores", b"scores", "trunk_ms", b"trunk_ms", "version", b"version"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["scores", b"scores", "values", b"values"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["labels", b"labels", "predictions", b"predictions", "queue_ms", b"queue_ms", "scores", b"scores", "trunk_ms", b"trunk_ms", "values", b"values", "version", b"version"]) -> None: ...
 
 Global___PredictResponse: typing_extensions.TypeAlias = PredictResponse
 
@@ -92,7 +100,7 @@ class Prediction(google.protobuf.message.Message):
     TOP_FIELD_NUMBER: builtins.int
     @property
     def top(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ScoredLabel]:
-        """Best first."""
+        """Best first. Scores of a multilabel model are probabilities."""
 
     def __init__(
         self,

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from everlearn_client.cli.tables import read_table
 from everlearn_client.errors import InvalidArgument
 from everlearn_client.samples import Batch, Features, SampleInput, Tensors, split_batch
+from everlearn_client.targets import Truth
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _SAMPLES, _LABELS = ("images", "x", "features"), ("labels", "y")
@@ -28,7 +29,7 @@ _HEADERS = ({"path", "file", "filename", "image"}, {"label", "class"})
 class Dataset:
     """Labels in memory, samples on demand."""
 
-    labels: list[str]
+    labels: Truth
     take: Callable[[npt.NDArray[np.int64]], SampleInput]
     is_features: bool = False
     unit: str = "images"

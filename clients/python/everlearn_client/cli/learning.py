@@ -19,6 +19,8 @@ from everlearn_client.cli import exit_codes
 from everlearn_client.cli.connection import DEFAULT_SERVER, ModelArgument, ServerOption, connect
 from everlearn_client.cli.datasets import Dataset, open_dataset
 from everlearn_client.cli.output import Output, OutputOption, put_data, put_fields, say, stderr
+from everlearn_client.cli.reporting import figure_of
+from everlearn_client.cli.target_files import open_targets
 from everlearn_client.errors import InvalidArgument
 from everlearn_client.events import Durable, LearnEvent, LearnReport, Opened, Received, Reconnecting, Rejected
 from everlearn_client.samples import Batch
@@ -35,7 +37,8 @@ def learn(
         typer.Argument(
             metavar="PATH",
             help="Images: folder with one subfolder a class, or .csv of path,label. Tensors: .csv of numbers and a "
-            "label. Either: .npz with images|x|features and labels|y.",
+            "label. Either: .npz with images|x|features and labels|y. Several labels or values a sample: .csv with a "
+            "header of label_1,label_2 or of the outputs' names, .jsonl, or .npz.",
         ),
     ],
     server: ServerOption = DEFAULT_SERVER,
@@ -69,7 +72,7 @@ def learn(
         dataset = _open(path, model, feature_digest, contract)
         order = dataset.order(shuffle_seed=shuffle, limit=limit)
         source = dataset.batches(order, batch=batch, max_samples=contract.max_batch_samples)
-        with _Display(len(order), unit=dataset.unit) as display, _stop() as stopped:
+        with _Display(len(order), unit=dataset.unit, figure=figure_of(contract.task)) as display, _stop() as stopped:
             report = connected.learn(
                 model,
                 _until(source, stopped),
@@ -78,7 +81,7 @@ def learn(
                 feature_digest=feature_digest,
                 on_event=display.hear,
             )
-    _put_report(report, output)
+    _put_report(report, output, figure_of(contract.task))
     if stopped.is_set():
         say(f"stopped: everything up to sequence {report.durable_sequence} is durable")
         raise typer.Exit(exit_codes.INTERRUPTED)
@@ -87,7 +90,10 @@ def learn(
 
 def _open(path: Path, model: str, feature_digest: str, contract: models_pb2.InputContract) -> Dataset:
     """What lies at the path; says what of it is left out."""
-    dataset = open_dataset(path, "tensor" if contract.modality == "tensor" else "image", contract.shape)
+    if contract.task in ("multilabel", "regression"):
+        dataset = open_targets(path, contract)
+    else:
+        dataset = open_dataset(path, "tensor" if contract.modality == "tensor" else "image", contract.shape)
     if dataset.is_features and not feature_digest:
         raise InvalidArgument(
             f"{path} holds features: give --feature-digest; `everlearn get {model} -o json` has the model's own under "
@@ -133,14 +139,14 @@ def _stop() -> Iterator[threading.Event]:
 class _Display:
     """Samples, rate, accuracy, classes and durable watermark: a bar on a terminal, now and then a line elsewhere."""
 
-    def __init__(self, total: int, *, unit: str) -> None:
+    def __init__(self, total: int, *, unit: str, figure: str) -> None:
         console = stderr()
         self._bar = Progress(
             TextColumn("{task.fields[text]}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
         )
         self._live = console.is_terminal
         self._task = self._bar.add_task("learn", total=total, text="connecting")
-        self._unit, self._total = unit, total
+        self._unit, self._total, self._figure = unit, total, figure
         self._begun_s = time.monotonic()
         self._said_s = self._begun_s
         self._learned: set[int] = set()
@@ -182,7 +188,7 @@ class _Display:
         now_s = time.monotonic()
         rate = self._samples / max(now_s - self._begun_s, 1e-9)
         text = (
-            f"{rate:,.0f} {self._unit}/s  accuracy {self._accuracy:.1%}  classes {self._classes}  "
+            f"{rate:,.0f} {self._unit}/s  {self._figure} {self._accuracy:.1%}  classes {self._classes}  "
             f"durable {self._durable}"
         )
         if self._live:
@@ -192,7 +198,7 @@ class _Display:
             say(f"{self._samples}/{self._total} {self._unit}  {text}")
 
 
-def _put_report(report: LearnReport, output: Output) -> None:
+def _put_report(report: LearnReport, output: Output, figure: str) -> None:
     if output is not Output.TABLE:
         put_data(_plain_report(report), output)
         return
@@ -202,7 +208,7 @@ def _put_report(report: LearnReport, output: Output) -> None:
             "learned": f"{report.durable_samples} samples in {report.durable_batches} batches, durable",
             "skipped": f"{report.skipped_batches} batches, durable before",
             "rejected": f"{report.rejected_samples} samples in {report.rejected_batches} batches",
-            "accuracy": f"{last.prequential.accuracy:.1%} before learning each sample" if last else "-",
+            figure: f"{last.prequential.accuracy:.1%} before learning each sample" if last else "-",
             "classes": last.classes_seen if last else "-",
             "reconnects": report.reconnects,
             "learner": f"{report.client_id}, sequence {report.durable_sequence}",

@@ -10,9 +10,17 @@ _CONFUSIONS = 5
 _CLIENTS = 5
 
 
+def figure_of(task: str) -> str:
+    """What a task's accuracy is called."""
+    return {"multilabel": "whole sets right", "regression": "R2"}.get(task, "accuracy")
+
+
 def put_report(status: models_pb2.ModelStatus) -> None:
     """The report; of a server that gives none, classes and samples."""
     report = status.report
+    if status.input.task == "regression":
+        _put_outputs(report)
+        return
     if not report.total.samples:
         put_table(("class", "samples"), zip(status.labels, status.samples_per_class, strict=False))
         return
@@ -39,12 +47,28 @@ def put_report(status: models_pb2.ModelStatus) -> None:
         put(f"and {hidden} more classes, of better recall; `-o json` shows up to 1,000")
 
 
+def _put_outputs(report: models_pb2.LearningReport) -> None:
+    """Errors of each output, so far and now."""
+    now = {each.name: each for each in report.window.outputs}
+    rows = []
+    for each in report.total.outputs:
+        newest = now.get(each.name, each)
+        rows.append((each.name, *_errors(each), *_errors(newest)))
+    put(f"learned {report.total.samples:,} samples; `now` is the last {report.window.samples:,}")
+    put_table(("output", "MAE", "RMSE", "R2", "MAE now", "RMSE now", "R2 now"), rows)
+
+
+def _errors(of: models_pb2.OutputFigures) -> tuple[str, str, str]:
+    return f"{of.mae:.4g}", f"{of.rmse:.4g}", f"{of.r2:.3f}" if of.HasField("r2") else "-"
+
+
 def _lines(report: models_pb2.LearningReport) -> dict[str, str]:
     total, window = report.total, report.window
     return {
         "samples": f"{total.samples:,} so far; `now` is the last {window.samples:,}",
-        "accuracy": _pair(total.accuracy, window.accuracy),
+        "whole sets right" if total.HasField("micro_f1") else "accuracy": _pair(total.accuracy, window.accuracy),
         "balanced accuracy": _pair(total.balanced_accuracy, window.balanced_accuracy),
+        "micro F1": f"{total.micro_f1:.3f}, now {window.micro_f1:.3f}" if total.HasField("micro_f1") else "",
         "macro F1": f"{total.macro_f1:.3f}, now {window.macro_f1:.3f}",
         "worst class": f"{total.worst_class}, recall {total.worst_recall:.1%}; "
         f"now {window.worst_class}, recall {window.worst_recall:.1%}",

@@ -19,6 +19,9 @@ from everlearn_client.errors import EverlearnClientError, InvalidArgument
 from everlearn_client.results import Predictions
 from everlearn_client.samples import SampleInput, Tensors
 
+_BEST, _ALL_IT_SAYS = 3, 0
+"""Classes to show where nobody says how many; 0 is all labels that a sample has, or its values."""
+
 
 def predict(
     ctx: typer.Context,
@@ -26,18 +29,24 @@ def predict(
     files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="JPEG, PNG or WebP; or .csv of numbers.")],
     server: ServerOption = DEFAULT_SERVER,
     output: OutputOption = Output.TABLE,
-    top: Annotated[int, typer.Option("--top", "-k", min=1, help="Best classes to show.")] = 3,
+    top: Annotated[
+        int | None,
+        typer.Option("--top", "-k", min=1, help="Best classes to show: 3, or of several labels those it has."),
+    ] = None,
     version: Annotated[str | None, typer.Option(help="A number, stable or latest; stable if left out.")] = None,
 ) -> None:
     """Ask MODEL about image files, or about each row of a table. Exit code 9 if some could not be answered."""
     with connect(ctx, server) as client:
         names, batches = _questions(client, model, files)
+        if top is None:
+            task = client.models.get(model).status.input.task
+            top = _ALL_IT_SAYS if task in ("multilabel", "regression") else _BEST
         answers = list(client.predict_stream(model, batches, version=version, top_k=top))
     failed = [answer for answer in answers if isinstance(answer, EverlearnClientError)]
     if failed and len(failed) == len(answers):
         raise failed[0]
     if output is Output.TABLE:
-        _put_answers(names, answers, top)
+        _put_answers(names, answers)
     else:
         put_data([_plain_answer(name, a) for name, a in zip(names, answers, strict=True)], output)
     for name, answer in zip(names, answers, strict=True):
@@ -109,19 +118,34 @@ def _questions(client: Client, model: str, files: list[Path]) -> tuple[list[str]
     return names, iter(rows)
 
 
-def _put_answers(names: list[str], answers: list[Predictions | EverlearnClientError], top: int) -> None:
+def _put_answers(names: list[str], answers: list[Predictions | EverlearnClientError]) -> None:
+    valued = next((a for a in answers if isinstance(a, Predictions) and a.values_NK is not None), None)
+    if valued is not None:
+        put_table(
+            ["file", *valued.labels], [[name, *_values(answer)] for name, answer in zip(names, answers, strict=True)]
+        )
+        return
     rows: list[list[object]] = []
     width = max((len(a.top[0]) for a in answers if isinstance(a, Predictions)), default=0)
     for name, answer in zip(names, answers, strict=True):
         best = answer.top[0] if isinstance(answer, Predictions) else ()
         cells: list[object] = [cell for scored in best for cell in (scored.label, f"{scored.score:.4f}")]
         rows.append([name, *cells, *[""] * (2 * width - len(cells))])
-    columns = ["file", *[name for rank in range(min(top, width)) for name in (f"top {rank + 1}", "score")]]
+    columns = ["file", *[name for rank in range(width) for name in (f"top {rank + 1}", "score")]]
     put_table(columns, rows)
+
+
+def _values(answer: Predictions | EverlearnClientError) -> list[str]:
+    if isinstance(answer, EverlearnClientError) or answer.values_NK is None:
+        return []
+    return [f"{value:.6g}" for value in answer.values_NK[0]]
 
 
 def _plain_answer(name: str, answer: Predictions | EverlearnClientError) -> dict[str, object]:
     if isinstance(answer, EverlearnClientError):
         return {"file": name, "error": {"code": answer.code, "field": answer.field, "message": answer.message}}
+    if answer.values_NK is not None:
+        values = dict(zip(answer.labels, map(float, answer.values_NK[0]), strict=True))
+        return {"file": name, "version": answer.version, "values": values}
     top = [{"label": scored.label, "index": scored.index, "score": scored.score} for scored in answer.top[0]]
     return {"file": name, "version": answer.version, "top": top}

@@ -11,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from everlearn_client.cli.connection import DEFAULT_SERVER, ModelArgument, ServerOption, connect
 from everlearn_client.cli.output import Output, OutputOption, ask, plain, put, put_data, put_fields, put_table
-from everlearn_client.cli.reporting import put_report
+from everlearn_client.cli.reporting import figure_of, put_report
 from everlearn_protos.v1 import models_pb2
 
 
@@ -62,7 +62,7 @@ def _put_description(found: models_pb2.Model) -> None:
             "updated": _time(found.update_time),
             "aliases": ", ".join(f"{alias} = {number}" for alias, number in sorted(status.aliases.items())) or "none",
             "promotion": "paused" if status.promotion_paused else "as declared",
-            "accuracy": _accuracy(status.prequential),
+            figure_of(status.input.task): _accuracy(status.prequential),
             "samples": status.sample_count,
             "features": status.feature_dim,
             "trunk": status.trunk_digest,
