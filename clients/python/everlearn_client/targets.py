@@ -42,7 +42,7 @@ class Targets:
     def size_bytes(self, row: int) -> int:
         """Bytes of sample `row` in a message, nearly."""
         if self._values_NK is not None:
-            return 4 * self._values_NK.shape[1]
+            return int(4 * self._values_NK.shape[1])
         if self._sets is None:
             return len(self._labels[row].encode()) + 8
         return sum(len(label.encode()) + 8 for label in self._sets[row]) + 8
@@ -91,7 +91,7 @@ def _are_numbers(values: object) -> bool:
     return isinstance(values, list | tuple) and bool(values) and all(isinstance(each, Real) for each in values)
 
 
-def _matrix(rows: Sequence[Any]) -> npt.NDArray[np.float32]:
+def _matrix(rows: Truth) -> npt.NDArray[np.float32]:
     if len({len(row) for row in rows}) > 1:
         raise InvalidArgument("samples have different numbers of values; one for each output is needed", field="labels")
     return np.array(rows, np.float32)
