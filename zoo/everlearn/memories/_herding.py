@@ -39,7 +39,9 @@ class ClassMeans:
         """Counts a batch."""
         more = classes - len(self.count_C)
         self.sum_Cd, self.count_C = np.pad(self.sum_Cd, ((0, more), (0, 0))), np.pad(self.count_C, (0, more))
-        np.add.at(self.sum_Cd, class_B, quantised_Bd.astype(np.float64))
+        present_K, member_B = np.unique(class_B, return_inverse=True)
+        onehot_KB = (member_B == np.arange(present_K.size)[:, None]).astype(np.float64)
+        self.sum_Cd[present_K] += onehot_KB @ quantised_Bd.astype(np.float64)
         self.count_C += np.bincount(class_B, minlength=classes)
 
     def of_class(self, index: int) -> Float:

@@ -270,22 +270,24 @@ class Latents(Memory):
             while len(rows) > share_C[index]:
                 places = _herding.pool(arrival_N[rows], self._arrivals.count + len(rows))
                 drop = min(len(rows) - int(share_C[index]), max(1, len(places) // 2))
-                looked_at_pd = self._features(rows[places], quantised_Bd)
+                looked_at_pd = self._features(rows[places], quantised_Bd).astype(np.float64)
                 places = places[_herding.let_go(looked_at_pd, total_d, len(rows), self._means.of_class(index), drop)]
                 total_d -= self._total(rows[places], quantised_Bd)
                 gone_N[rows[places]] = True
                 rows = np.delete(rows, places)
 
-    def _features(self, rows: Ints, quantised_Bd: QuantisedBd) -> Float:
+    def _features(self, rows: Ints, quantised_Bd: QuantisedBd) -> QuantisedBd:
         """Of rows that are there and, after those, of a batch."""
         there = len(self._rows)
         parts = [self._rows.decode(rows[rows < there]), quantised_Bd[rows[rows >= there] - there]]
-        return np.concatenate(parts).astype(np.float64)
+        return np.concatenate(parts)
 
     def _total(self, rows: Ints, quantised_Bd: QuantisedBd) -> Float:
         """Sum of such rows, a bounded number at a time."""
-        parts = [rows[start : start + DECODED_ROWS] for start in range(0, len(rows), DECODED_ROWS)]
-        total_d: Float = np.sum([self._features(part, quantised_Bd).sum(axis=0) for part in parts], axis=0)
+        total_d = np.zeros(self.dim)
+        for start in range(0, len(rows), DECODED_ROWS):  # few enough that int32 holds their sum
+            part = rows[start : start + DECODED_ROWS]
+            total_d += self._features(part, quantised_Bd).sum(axis=0, dtype=np.int32)
         return total_d
 
     def _logits(self, rows_R: Ints) -> npt.NDArray[np.float32] | None:
