@@ -142,6 +142,15 @@ def test_a_client_without_rows_leaves_no_name_on_disk() -> None:
     assert b"still-here" in memory.to_bytes()
 
 
+def test_a_client_that_comes_back_after_its_rows_have_gone_leaves_no_trace_of_a_restart() -> None:
+    straight, restarted = latents(ttl_s=5), latents(ttl_s=5)
+    for time_s, client in ((1.0, "b"), (4.0, "a"), (8.0, "c"), (8.5, "b"), (8.6, "a")):
+        for each in (straight, restarted):
+            each.integrate(rows(int(time_s)), ["x"], origin=Origin(client=client, time_s=time_s))
+        restarted = Latents.from_bytes(restarted.to_bytes())
+        assert restarted.to_bytes() == straight.to_bytes()
+
+
 def test_many_clients_that_come_once_do_not_fill_the_memory_with_names() -> None:
     memory, twin = latents(capacity=8), latents(capacity=8)
     for index in range(3000):

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 
 from everlearn.errors import NeedsConsentError, SpecError
+from everlearn.memories import memory_for
 from everlearn.spec.changes import CLASS_OF, ChangeClass, classify
 from everlearn.spec.fields import leaf_fields, leaf_values
 from everlearn.spec.load import parse, revalidate
-from everlearn.spec.model import Model
-from everlearn.spec.plan import Download, Plan, StoredCounts, build_plan, check_consent
+from everlearn.spec.model import Memory, Model
+from everlearn.spec.plan import Download, Plan, StoredCounts, build_plan, check_consent, memory_bytes
+from everlearn.spec.recipe import Adapt
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 MODEL = parse(
@@ -222,6 +225,30 @@ def test_cost_counts_what_is_not_cached_and_the_bytes_of_the_sums() -> None:
     assert plan(None, MODEL, measured=measured).cost["trunk_build_s"] == 0
     assert "memory_bytes" not in plan(None, MODEL).cost
     assert "trunk_build_s" not in plan(None, MODEL, trunk_cached=False).cost, "unknown is left out, not guessed"
+
+
+@pytest.mark.parametrize("options", [{"precision": "fp16", "logits": True}, {"selection": "herding"}, {}])
+def test_the_bytes_of_a_memory_of_feature_vectors_are_those_it_takes(options: dict[str, Any]) -> None:
+    declared = Memory(kind="latents", capacity=300, **options)
+    memory = memory_for("latents").create(200, ["a", "b"], declared)
+    features = np.random.default_rng(0).integers(-2000, 2000, (400, 200)).astype(np.int16)
+    memory.integrate(features, ["a", "b"] * 200, logits_BC=np.ones((400, 2), np.float32))
+    assert memory_bytes(declared, 200, 2) == pytest.approx(len(memory.to_bytes()), rel=0.05)
+
+
+def test_a_memory_at_a_cut_has_no_cost_before_its_width_is_known_and_one_without_features_hardly_any() -> None:
+    none = edited("spec.memory", Memory(kind="none"))
+    assert plan(None, none, feature_dim=1280).cost["memory_bytes"] == 24
+    moving = edited("spec.adapt", Adapt(kind="last_blocks", blocks=1), none)
+    assert "memory_bytes" not in plan(None, moving, feature_dim=1280).cost
+    split = edited("spec.memory", Memory(kind="per_class_statistics"))
+    assert plan(None, split, feature_dim=100).cost["memory_bytes"] == 8 * (3 + 300 + 4 * 100**2)
+
+
+def test_replacing_feature_vectors_says_what_they_were() -> None:
+    before = edited("spec.memory", Memory(kind="latents"))
+    made = plan(before, MODEL)
+    assert made.deletions == ("the memory: feature vectors chosen of 12,345 samples in 3 classes",)
 
 
 def test_warnings_name_what_a_user_may_not_expect() -> None:

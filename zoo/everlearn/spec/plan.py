@@ -11,8 +11,9 @@ from typing import Literal
 from everlearn.errors import NeedsConsentError, SpecError
 from everlearn.spec import presets
 from everlearn.spec.changes import CLASS_OF, Change, ChangeClass, classify
+from everlearn.spec.composition import MOVING
 from everlearn.spec.defaults import front_config
-from everlearn.spec.model import Model
+from everlearn.spec.model import Memory, Model
 
 __all__ = [
     "CLASS_OF",
@@ -24,10 +25,19 @@ __all__ = [
     "build_plan",
     "check_consent",
     "classify",
+    "memory_bytes",
     "plan_id",
 ]
 
 _WARN_MEMORY_BYTES = 256 * 2**20
+_ROW_BYTES = 32
+"""Of a stored feature vector beside its numbers: class, client, number of arrival, time; and its place in an index."""
+_KEPT = {
+    "statistics": "sums over",
+    "per_class_statistics": "sums over",
+    "latents": "feature vectors chosen of",
+    "none": "counts of",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,17 +114,33 @@ def build_plan(
     changes = () if before is None else classify(before, after, seen_labels=seen_labels)
     action: Literal["create", "change", "none"] = "create" if before is None else "change" if changes else "none"
     classes = len({*after.spec.labels, *seen_labels})
-    cost = {} if action == "none" else _cost(downloads, trunk_cached, feature_dim, classes, measured or {})
+    cost = {} if action == "none" else _cost(after, downloads, trunk_cached, feature_dim, classes, measured or {})
     return Plan(
         id=plan_id(after, etag=etag, lock=resolved_lock),
         action=action,
         declaration=after,
         changes=changes,
-        deletions=_deletions(changes, after, stored),
+        deletions=_deletions(changes, before or after, after, stored),
         downloads=() if action == "none" else tuple(downloads),
         cost=cost,
         warnings=() if action == "none" else _warnings(after, downloads, cost),
     )
+
+
+def memory_bytes(memory: Memory, dim: int, classes: int) -> int:
+    """What a memory of `dim` features takes in RAM once it is full; on disk sums take about a quarter of it.
+
+    >>> memory_bytes(Memory(kind="latents", capacity=1000), 1280, 10)
+    1312080
+    """
+    sums = 8 * (classes + classes * dim + dim**2)  # n[C], S[C, d] and G[d, d]
+    if memory.kind == "latents":
+        row = dim * (1 if memory.precision == "int8" else 2) + _ROW_BYTES + (2 * classes if memory.logits else 0)
+        means = 8 * classes * (dim + 1) if memory.selection == "herding" else 0
+        return (memory.capacity or 0) * row + 8 * classes + means
+    if memory.kind == "none":
+        return 8 * classes
+    return sums + 8 * classes * dim**2 if memory.kind == "per_class_statistics" else sums
 
 
 def plan_id(completed: Model, *, etag: str, lock: Mapping[str, str]) -> str:
@@ -148,11 +174,12 @@ def _fields(changes: Sequence[Change]) -> str:
     return ", ".join(change.field for change in changes)
 
 
-def _deletions(changes: Sequence[Change], after: Model, stored: StoredCounts) -> tuple[str, ...]:
+def _deletions(changes: Sequence[Change], before: Model, after: Model, stored: StoredCounts) -> tuple[str, ...]:
     changed = {change.field for change in changes}
     words: list[str] = []
     if any(change.klass is ChangeClass.REPLACE for change in changes) and stored.samples:
-        words.append(f"the memory: sums over {stored.samples:,} samples in {stored.classes:,} classes")
+        kept = _KEPT.get(before.spec.memory.kind, "what is kept of")
+        words.append(f"the memory: {kept} {stored.samples:,} samples in {stored.classes:,} classes")
     keep_exports, keep_versions = after.spec.retention.exports, after.spec.serving.keep_versions
     if "spec.retention.exports" in changed and stored.exports > keep_exports:
         words.append(f"{stored.exports - keep_exports:,} of {stored.exports:,} exported files, the oldest")
@@ -163,6 +190,7 @@ def _deletions(changes: Sequence[Change], after: Model, stored: StoredCounts) ->
 
 
 def _cost(
+    after: Model,
     downloads: Sequence[Download],
     trunk_cached: bool,
     feature_dim: int | None,
@@ -174,9 +202,8 @@ def _cost(
         cost["trunk_build_s"] = 0.0
     elif "trunk_build_s" in measured:
         cost["trunk_build_s"] = measured["trunk_build_s"]
-    if feature_dim is not None:
-        # n[C], S[C, d] and G[d, d], eight bytes a number.
-        cost["memory_bytes"] = 8.0 * (classes + classes * feature_dim + feature_dim**2)
+    if feature_dim is not None and after.spec.adapt.kind not in MOVING:  # at a cut its width is known once it is built
+        cost["memory_bytes"] = float(memory_bytes(after.spec.memory, feature_dim, classes))
     if "head_solve_ms" in measured:
         cost["head_solve_ms"] = measured["head_solve_ms"]
     return cost
@@ -193,7 +220,7 @@ def _warnings(after: Model, downloads: Sequence[Download], cost: Mapping[str, fl
         words.append(f"the memory takes {cost['memory_bytes'] / 2**20:,.0f} MiB")
     words += _of_recipe(after)
     exact_samples = 2 ** (53 - (2 * after.spec.memory.bits - 2))
-    if exact_samples < 10**8:
+    if exact_samples < 10**8 and after.spec.memory.kind in ("statistics", "per_class_statistics"):
         words.append(f"with {after.spec.memory.bits} bits the sums are exact up to {exact_samples:,} samples")
     return tuple(words)
 
