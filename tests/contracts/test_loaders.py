@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from tests.encoders import TINY, tiny_files, tiny_tokenizer
 from tests.unit.backbone_files import ONNX, ONNX_FRONT, VIT, VIT_FRONT, onnx_files, small_onnx, vit_files
 
 from everlearn import backbones
@@ -16,13 +18,21 @@ from everlearn.errors import BackboneError, IntegrityError
 from everlearn.plugins import kinds, load
 from everlearn.runtime.session import TrunkSession
 from everlearn.spec.model import Backbone
-from everlearn.values import BackboneFiles, Front, FrontConfig, TensorFront, Trunk
+from everlearn.values import BackboneFiles, Front, FrontConfig, TensorFront, TextFront, Trunk, TrunkInput
 
 Case = tuple[Backbone, Front, Callable[[Path], BackboneFiles], str]
 """A declaration, the front it is built for, its files, and the name of the one with weights (empty: there is none)."""
 
+INPUTS = {FrontConfig: ("image", "pixels"), TensorFront: ("tensor", "tensor"), TextFront: ("text", "input_ids")}
+"""Of each front its modality, and the graph's input."""
 CASES: dict[str, Case] = {
     "timm": (VIT, VIT_FRONT, vit_files, "model.safetensors"),
+    "transformers": (
+        TINY,
+        TextFront(tokenizer=hashlib.sha256(tiny_tokenizer()).hexdigest(), max_tokens=12),
+        tiny_files,
+        "model.safetensors",
+    ),
     "onnx": (ONNX, ONNX_FRONT, lambda folder: onnx_files(folder, small_onnx()), "model.onnx"),
     "identity": (
         Backbone(source="identity"),
@@ -40,6 +50,12 @@ class Built:
         self.loader = load(backbones, kind, Loader, field="spec.backbone.loader")()  # type: ignore[type-abstract]  # the kind found is concrete
         self.trunk: Trunk = self.loader.build(self.backbone, self.files, self.front, bits=11)
 
+    def samples(self, count: int) -> TrunkInput:
+        rng = np.random.default_rng(0)
+        if isinstance(self.front, TextFront):
+            return rng.integers(4, 40, (count, 7))
+        return rng.normal(size=(count, *self.front.sample_shape)).astype(np.float32)
+
 
 @pytest.fixture(scope="module", params=kinds(backbones))
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Built:
@@ -56,23 +72,23 @@ def test_the_graph_maps_pixels_to_features(built: Built) -> None:
     def shape(value: onnx.ValueInfoProto) -> list[int | str]:
         return [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
 
-    assert [value.name for value in graph.input] == ["pixels" if isinstance(built.front, FrontConfig) else "tensor"]
+    assert [value.name for value in graph.input] == [INPUTS[type(built.front)][1]]
     assert [value.name for value in graph.output] == ["features"]
-    assert shape(graph.input[0]) == ["N", *built.front.sample_shape]
+    axes = ["L"] if isinstance(built.front, TextFront) else built.front.sample_shape
+    assert shape(graph.input[0]) == ["N", *axes]
     assert shape(graph.output[0])[0] == "N"
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5])
 def test_any_number_of_images_gives_as_many_rows(built: Built, count: int) -> None:
-    pixels = np.zeros((count, *built.front.sample_shape), np.float32)
-    if count == 0 and built.backbone.loader == "timm":
+    pixels = built.samples(count)
+    if count == 0 and built.backbone.loader in ("timm", "transformers"):
         return  # an empty batch never reaches a trunk; attention kernels may refuse it
     assert TrunkSession(built.trunk.onnx).run(pixels).shape == (count, built.trunk.feature_dim)
 
 
 def test_a_rows_features_do_not_depend_on_its_neighbours(built: Built) -> None:
-    rng = np.random.default_rng(0)
-    pixels = rng.normal(size=(3, *built.front.sample_shape)).astype(np.float32)
+    pixels = built.samples(3)
     session = TrunkSession(built.trunk.onnx)
     together = session.run(pixels)
     alone = np.concatenate([session.run(pixels[i : i + 1]) for i in range(3)])
@@ -98,7 +114,7 @@ def test_the_trunk_says_where_it_comes_from(built: Built) -> None:
 def test_the_description_agrees_with_what_is_built(built: Built) -> None:
     told = built.loader.describe(built.backbone, built.files)
     assert told.feature_dim in (None, built.trunk.feature_dim)
-    assert told.modality == ("image" if isinstance(built.front, FrontConfig) else "tensor")
+    assert told.modality == INPUTS[type(built.front)][0]
     if isinstance(built.front, FrontConfig):
         assert (told.height, told.width) == (built.front.height, built.front.width)
 

@@ -36,7 +36,7 @@ def test_head_parity_refuses_features_of_another_dimension() -> None:
 
 def test_release_reports_strict_parity_of_trunk_and_head_and_the_fronts_difference() -> None:
     trunk, head = conv_trunk(), random_head(10)
-    probes = Probes.of(trunk.front, Server(trunk, head).session.run)
+    probes = Probes.of(trunk, Server(trunk, head).session.run)
     report = check_release(Composer(trunk).compose(head, METADATA), head, probes, tolerance=1e-4)
     assert report.composed.max_rel_diff < 1e-5
     assert report.composed.label_agreement == 1
@@ -47,7 +47,7 @@ def test_release_reports_strict_parity_of_trunk_and_head_and_the_fronts_differen
 
 def test_a_change_smaller_than_the_fronts_difference_is_still_caught() -> None:
     trunk, head = conv_trunk(), random_head(10)
-    probes = Probes.of(trunk.front, Server(trunk, head).session.run)
+    probes = Probes.of(trunk, Server(trunk, head).session.run)
     other = Composer(trunk).compose(_moved(head, 0.005), METADATA)
     with pytest.raises(ParityError, match="probe 0"):
         check_release(other, head, probes, tolerance=1e-4)
@@ -57,7 +57,7 @@ def test_another_trunk_is_caught() -> None:
     trunk, head = conv_trunk(), random_head(10)
     other = dataclasses.replace(trunk.front, mean=(0.5, 0.5, 0.5))
     file = Composer(conv_trunk(front=other)).compose(head, METADATA)
-    probes = Probes.of(trunk.front, Server(trunk, head).session.run)
+    probes = Probes.of(trunk, Server(trunk, head).session.run)
     with pytest.raises(ParityError):
         check_release(file, head, probes, tolerance=1e-3)
 

@@ -23,11 +23,11 @@ QuantisedBd = npt.NDArray[np.int16]
 PixelsBCHW = npt.NDArray[np.float32]
 ImageHWC = npt.NDArray[np.uint8]
 TrunkInput = npt.NDArray[np.float32 | np.int64]
-"""What a trunk takes: pixels [B, 3, H, W], or values [B, *shape], float32."""
+"""What a trunk takes: pixels [B, 3, H, W] or values [B, *shape], float32, or token ids [B, L], int64."""
 
 Interpolation = Literal["bilinear", "bicubic"]
 Resize = Literal["crop", "squash"]
-Modality = Literal["image", "tensor"]
+Modality = Literal["image", "tensor", "text"]
 """What a sample is."""
 Task = Literal["classification", "multilabel", "regression"]
 """What is predicted of a sample: one label, a set of labels, or a value for each output."""
@@ -85,7 +85,27 @@ class TensorFront:
         return self.shape
 
 
-Front = FrontConfig | TensorFront
+@dataclass(frozen=True, kw_only=True)
+class TextFront:
+    """How a text becomes token ids."""
+
+    tokenizer: str
+    """sha256 of the tokenizer.json that the trunk brings along."""
+    max_tokens: int
+    """What is longer is cut off, as the encoder was trained; special tokens count."""
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the canonical JSON."""
+        return _digest({"modality": "text", **asdict(self)})
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """None: a text has as many tokens as it has."""
+        return ()
+
+
+Front = FrontConfig | TensorFront | TextFront
 
 
 def _digest(value: Mapping[str, object]) -> str:
@@ -137,7 +157,8 @@ class Trunk:
     """One ONNX graph from a prepared sample to features: what learns, what serves and what ships.
 
     The graph has one output `features` float32 [N, d] and one input, N dynamic, whose name tells the modality:
-    `pixels` float32 [N, 3, H, W] or `tensor` float32 [N, *shape].
+    `pixels` float32 [N, 3, H, W], `tensor` float32 [N, *shape], or `input_ids` int64 [N, L], shorter rows
+    filled up with -1.
     """
 
     onnx: bytes
@@ -147,6 +168,8 @@ class Trunk:
     """Against the source model on the probes; 0 where the source is this very graph."""
     provenance: Mapping[str, str] = field(default_factory=dict)
     """source, revision, sha256 of each file, loader, library versions, licence."""
+    tokenizer: bytes = b""
+    """text: the tokenizer.json."""
 
     @property
     def feature_dim(self) -> int:

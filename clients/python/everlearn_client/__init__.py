@@ -38,7 +38,7 @@ from everlearn_client.events import (
     StageTimes,
 )
 from everlearn_client.results import Applied, ExportFile, ExportInfo, Predictions, ScoredLabel
-from everlearn_client.samples import Batch, Features, Pixels, SampleInput, Tensors, split_batch
+from everlearn_client.samples import Batch, Features, Pixels, SampleInput, Tensors, Texts, split_batch
 
 __all__ = [
     "AccessDenied",
@@ -75,6 +75,7 @@ __all__ = [
     "ServerBug",
     "StageTimes",
     "Tensors",
+    "Texts",
     "TimelineChanged",
     "Tls",
     "Unavailable",

@@ -26,13 +26,15 @@ from everlearn_client.samples import (
     Batch,
     Rows,
     SampleInput,
+    Texts,
     checked_rows,
     cuts,
 )
 from everlearn_client.targets import Targets, Truth
 from everlearn_protos.v1 import learn_pb2
 
-BatchInput = Batch | tuple[SampleInput, Truth]
+BatchInput = Batch | tuple[SampleInput, Truth] | tuple[str, str]
+"""Labelled samples, or a single text and its label."""
 REPORTED_REJECTIONS = 100
 """A report names this many and counts the rest: a learner may stream for months."""
 
@@ -340,7 +342,11 @@ def _as_batch(batch: BatchInput) -> Batch:
         return batch
     if not isinstance(batch, tuple) or len(batch) != 2:
         raise InvalidArgument(
-            f"batches yields a {type(batch).__name__}; each must be Batch(samples, labels) or (samples, labels)",
+            f"batches yields a {type(batch).__name__}; each must be Batch(samples, labels) or (samples, labels), or a "
+            "text and its label",
             field="batches",
         )
-    return Batch(batch[0], batch[1])
+    samples, labels = batch
+    if isinstance(samples, str) and isinstance(labels, str):
+        return Batch(Texts([samples]), [labels])
+    return Batch(samples, labels)

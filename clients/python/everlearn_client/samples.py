@@ -46,9 +46,16 @@ class Tensors:
     values_N: npt.NDArray[np.float32]
 
 
+@dataclass(frozen=True)
+class Texts:
+    """Texts for a model of modality text; the server makes tokens of them, and reads no further than it declares."""
+
+    texts: Sequence[str]
+
+
 Arrays = Features | Pixels | Tensors
-SampleInput = Sequence[bytes | str | os.PathLike[str]] | npt.NDArray[np.uint8] | Arrays
-"""Image files (bytes or paths), uint8 images [N, H, W, 3] or [H, W, 3], `Tensors`, `Pixels` or `Features`."""
+SampleInput = Sequence[bytes | str | os.PathLike[str]] | npt.NDArray[np.uint8] | Arrays | Texts
+"""Image files (bytes or paths), uint8 images [N, H, W, 3] or [H, W, 3], `Texts`, `Tensors`, `Pixels` or `Features`."""
 
 
 @dataclass(frozen=True)
@@ -66,28 +73,36 @@ class Rows:
         self,
         *,
         files: Sequence[bytes | Path] = (),
+        texts: Sequence[str] | None = None,
         array: npt.NDArray[np.generic] | None = None,
         form: Literal["images", "pixels", "tensors", "features"] = "images",
     ) -> None:
-        self._files, self._array, self._form = files, array, form
+        self._files, self._texts, self._array, self._form = files, texts, array, form
 
     def __len__(self) -> int:
+        if self._texts is not None:
+            return len(self._texts)
         return len(self._files) if self._array is None else len(self._array)
 
     def size_bytes(self, row: int) -> int:
         """Bytes sample `row` takes in a message."""
         if self._array is not None:
             return self._array.nbytes // len(self._array)
+        if self._texts is not None:
+            return len(self._texts[row].encode()) + 8
         file = self._files[row]
         return (len(file) if isinstance(file, bytes) else _stat_bytes(file, row)) + 8
 
     def part(self, first: int, last: int) -> Rows:
         """Rows first..last-1, without a copy."""
         array = None if self._array is None else self._array[first:last]
-        return Rows(files=self._files[first:last], array=array, form=self._form)
+        texts = None if self._texts is None else self._texts[first:last]
+        return Rows(files=self._files[first:last], texts=texts, array=array, form=self._form)
 
     def message(self) -> tensor_pb2.Samples:
         """All rows as a message; paths are read now. Raises OSError."""
+        if self._texts is not None:
+            return tensor_pb2.Samples(texts=tensor_pb2.Texts(texts=self._texts))
         if self._array is None:
             images = [file if isinstance(file, bytes) else file.read_bytes() for file in self._files]
             return tensor_pb2.Samples(encoded_images=tensor_pb2.EncodedImages(images=images))
@@ -102,6 +117,8 @@ def to_rows(samples: SampleInput) -> Rows:
         return Rows(array=_floats(samples.features_Nd, axes=2, form="Features", right="[N, d]"), form="features")
     if isinstance(samples, Tensors):
         return Rows(array=_floats(samples.values_N, axes=None, form="Tensors", right="[N, *shape]"), form="tensors")
+    if isinstance(samples, Texts):
+        return Rows(texts=_checked_texts(samples.texts))
     if isinstance(samples, Pixels):
         pixels_N3HW = _floats(samples.pixels_N3HW, axes=4, form="Pixels", right="[N, 3, height, width]")
         if pixels_N3HW.shape[1] != 3:
@@ -181,9 +198,27 @@ def _take(samples: SampleInput, first: int, last: int) -> SampleInput:
         return Pixels(samples.pixels_N3HW[first:last])
     if isinstance(samples, Tensors):
         return Tensors(samples.values_N[first:last])
+    if isinstance(samples, Texts):
+        return Texts(samples.texts[first:last])
     if isinstance(samples, np.ndarray) and samples.ndim == 3:
         return samples
     return samples[first:last]
+
+
+def _checked_texts(texts: Sequence[str]) -> list[str]:
+    if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence):
+        raise _wrong(f"Texts is a {type(texts).__name__}; give a list of str: Texts([...])")
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InvalidArgument(f"Texts has a {type(text).__name__}; str is needed", field=f"samples[{row}]")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InvalidArgument(
+                "a text has half a character (a lone surrogate); decode its bytes as UTF-8 first",
+                field=f"samples[{row}]",
+            ) from None
+    return list(texts)
 
 
 def _checked_images(array: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:

@@ -261,6 +261,8 @@ class InputContract(google.protobuf.message.Message):
     SHAPE_FIELD_NUMBER: builtins.int
     TASK_FIELD_NUMBER: builtins.int
     OUTPUTS_FIELD_NUMBER: builtins.int
+    MAX_TEXT_BYTES_FIELD_NUMBER: builtins.int
+    MAX_TOKENS_FIELD_NUMBER: builtins.int
     height: builtins.int
     """Input height and width of the trunk in pixels; 0 where samples are no images."""
     width: builtins.int
@@ -270,16 +272,19 @@ class InputContract(google.protobuf.message.Message):
     feature_digest: builtins.str
     """Digest of trunk + feature scale; a learner that streams features must name it."""
     modality: builtins.str
-    """`image` or `tensor`."""
+    """`image`, `text` or `tensor`."""
     task: builtins.str
     """`classification` (one label a sample), `multilabel` (a set of labels) or `regression` (a value for each output)."""
+    max_text_bytes: builtins.int
+    """Largest text in UTF-8, in bytes; of it the first `max_tokens` tokens are read. 0 where samples are no texts."""
+    max_tokens: builtins.int
     @property
     def encodings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Accepted encodings, e.g. "jpeg", "png", "webp"."""
 
     @property
     def shape(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Sizes of one sample's axes as the trunk takes it; of an image [3, height, width]."""
+        """Sizes of one sample's axes as the trunk takes it; of an image [3, height, width]; of a text none."""
 
     @property
     def outputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Output]:
@@ -298,8 +303,10 @@ class InputContract(google.protobuf.message.Message):
         shape: collections.abc.Iterable[builtins.int] | None = ...,
         task: builtins.str = ...,
         outputs: collections.abc.Iterable[Global___Output] | None = ...,
+        max_text_bytes: builtins.int = ...,
+        max_tokens: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["encodings", b"encodings", "feature_digest", b"feature_digest", "height", b"height", "max_batch_samples", b"max_batch_samples", "max_image_bytes", b"max_image_bytes", "modality", b"modality", "outputs", b"outputs", "shape", b"shape", "task", b"task", "width", b"width"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["encodings", b"encodings", "feature_digest", b"feature_digest", "height", b"height", "max_batch_samples", b"max_batch_samples", "max_image_bytes", b"max_image_bytes", "max_text_bytes", b"max_text_bytes", "max_tokens", b"max_tokens", "modality", b"modality", "outputs", b"outputs", "shape", b"shape", "task", b"task", "width", b"width"]) -> None: ...
 
 Global___InputContract: typing_extensions.TypeAlias = InputContract
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n everlearn_protos/v1/tensor.proto\x12\x0c\x65verlearn.v1\"\xae\x01\n\x06Tensor\x12\x30\n\tdata_type\x18\x01 \x01(\x0e\x32\x1d.everlearn.v1.Tensor.DataType\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"U\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\t\n\x05UINT8\x10\x01\x12\x0b\n\x07\x46LOAT16\x10\x02\x12\x0b\n\x07\x46LOAT32\x10\x03\x12\t\n\x05INT64\x10\x04\"\x1f\n\rEncodedImages\x12\x0e\n\x06images\x18\x01 \x03(\x0c\"\xeb\x01\n\x07Samples\x12\x35\n\x0e\x65ncoded_images\x18\x01 \x01(\x0b\x32\x1b.everlearn.v1.EncodedImagesH\x00\x12&\n\x06images\x18\x02 \x01(\x0b\x32\x14.everlearn.v1.TensorH\x00\x12&\n\x06pixels\x18\x03 \x01(\x0b\x32\x14.everlearn.v1.TensorH\x00\x12(\n\x08\x66\x65\x61tures\x18\x04 \x01(\x0b\x32\x14.everlearn.v1.TensorH\x00\x12\'\n\x07tensors\x18\x05 \x01(\x0b\x32\x14.everlearn.v1.TensorH\x00\x42\x06\n\x04\x66ormb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n everlearn_protos/v1/tensor.proto\x12\x0c\x65verlearn.v1\"\xae\x01\n\x06Tensor\x12\x30\n\tdata_type\x18\x01 \x01(\x0e\x32\x1d.everlearn.v1.Tensor.DataType\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"U\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\t\n\x05UINT8\x10\x01\x12\x0b\n\x07\x46LOAT16\x10\x02\x12\x0b\n\x07\x46LOAT32\x10\x03\x12\t\n\x05INT64\x10\x04\"\x1f\n\rEncodedImages\x12\x0e\n\x06images\x18\x01 \x03(\x0c\"\x16\n\x05Texts\x12\r\n\x05texts\x18\x01 \x03(\t\"\x91\x02\n\x07Samples\x12\x35\n\x0e\x65ncoded_images\x18\x01 \x01(\x0b\x32\x1b.everlearn.v1.EncodedImagesH\x00\x12&\n\x06images\x18\x02 \x01(\x0b\x32\x14.everlearn.v1.TensorH\x00\x12&\n\x06pixels\x18\x03 \x01(\x0b\x32\x14.everlearn.v1.TensorH\x00\x12(\n\x08\x66\x65\x61tures\x18\x04 \x01(\x0b\x32\x14.everlearn.v1.TensorH\x00\x12\'\n\x07tensors\x18\x05 \x01(\x0b\x32\x14.everlearn.v1.TensorH\x00\x12$\n\x05texts\x18\x06 \x01(\x0b\x32\x13.everlearn.v1.TextsH\x00\x42\x06\n\x04\x66ormb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,6 +37,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TENSOR_DATATYPE']._serialized_end=225
   _globals['_ENCODEDIMAGES']._serialized_start=227
   _globals['_ENCODEDIMAGES']._serialized_end=258
-  _globals['_SAMPLES']._serialized_start=261
-  _globals['_SAMPLES']._serialized_end=496
+  _globals['_TEXTS']._serialized_start=260
+  _globals['_TEXTS']._serialized_end=282
+  _globals['_SAMPLES']._serialized_start=285
+  _globals['_SAMPLES']._serialized_end=558
 # @@protoc_insertion_point(module_scope)

@@ -81,6 +81,24 @@ class EncodedImages(google.protobuf.message.Message):
 Global___EncodedImages: typing_extensions.TypeAlias = EncodedImages
 
 @typing.final
+class Texts(google.protobuf.message.Message):
+    """Texts in UTF-8."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TEXTS_FIELD_NUMBER: builtins.int
+    @property
+    def texts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        texts: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["texts", b"texts"]) -> None: ...
+
+Global___Texts: typing_extensions.TypeAlias = Texts
+
+@typing.final
 class Samples(google.protobuf.message.Message):
     """One batch of inputs, in one of the forms a model takes."""
 
@@ -91,6 +109,7 @@ class Samples(google.protobuf.message.Message):
     PIXELS_FIELD_NUMBER: builtins.int
     FEATURES_FIELD_NUMBER: builtins.int
     TENSORS_FIELD_NUMBER: builtins.int
+    TEXTS_FIELD_NUMBER: builtins.int
     @property
     def encoded_images(self) -> Global___EncodedImages: ...
     @property
@@ -109,6 +128,10 @@ class Samples(google.protobuf.message.Message):
     def tensors(self) -> Global___Tensor:
         """float32 [N, *InputContract.shape], in the user's own unit."""
 
+    @property
+    def texts(self) -> Global___Texts:
+        """Tokenised by the server, with the backbone's own tokenizer."""
+
     def __init__(
         self,
         *,
@@ -117,9 +140,10 @@ class Samples(google.protobuf.message.Message):
         pixels: Global___Tensor | None = ...,
         features: Global___Tensor | None = ...,
         tensors: Global___Tensor | None = ...,
+        texts: Global___Texts | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["encoded_images", b"encoded_images", "features", b"features", "form", b"form", "images", b"images", "pixels", b"pixels", "tensors", b"tensors"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["encoded_images", b"encoded_images", "features", b"features", "form", b"form", "images", b"images", "pixels", b"pixels", "tensors", b"tensors"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["form", b"form"]) -> typing.Literal["encoded_images", "images", "pixels", "features", "tensors"] | None: ...
+    def HasField(self, field_name: typing.Literal["encoded_images", b"encoded_images", "features", b"features", "form", b"form", "images", b"images", "pixels", b"pixels", "tensors", b"tensors", "texts", b"texts"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["encoded_images", b"encoded_images", "features", b"features", "form", b"form", "images", b"images", "pixels", b"pixels", "tensors", b"tensors", "texts", b"texts"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["form", b"form"]) -> typing.Literal["encoded_images", "images", "pixels", "features", "tensors", "texts"] | None: ...
 
 Global___Samples: typing_extensions.TypeAlias = Samples

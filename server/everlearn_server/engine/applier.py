@@ -24,9 +24,10 @@ from everlearn.hubs.base import Hub, HubSettings, Resolved
 from everlearn.memories import memory_for
 from everlearn.spec.defaults import complete, front_config
 from everlearn.spec.load import parse
-from everlearn.spec.lock import pin_text, require_pinned
+from everlearn.spec.lock import pin_text, require_pinned, sides_pin
 from everlearn.spec.model import Backbone, Model
 from everlearn.spec.plan import Download, Plan, StoredCounts, build_plan
+from everlearn.spec.rules import TRANSFORMERS
 from everlearn.values import BackboneFiles, Trunk
 from everlearn_server.store.rows import TrunkRow
 from everlearn_server.store.store import Store
@@ -105,7 +106,8 @@ class Applier:
         resolved = await asyncio.to_thread(hub.resolve, backbone)
         weights = [file for file in resolved.files if not file.name.endswith(".json")]
         sha256 = weights[0].sha256 if weights else None
-        return pin_text(text, revision=resolved.revision, sha256=sha256), resolved.lock()
+        sides = sides_pin(backbone, {file.name: file.sha256 or "" for file in resolved.files})
+        return pin_text(text, revision=resolved.revision, sha256=sha256, sides_sha256=sides), resolved.lock()
 
     async def trunk(self, model: Model, progress: Progress) -> tuple[Trunk, Mapping[str, str]]:
         """The trunk of a completed declaration, from the cache where it has been built before, and its lock."""
@@ -197,13 +199,17 @@ def _check_kinds(model: Model) -> None:
         raise SpecError(f"unknown kind {loader!r}; known: {', '.join(known)}", field="spec.backbone.loader")
 
 
+def _matters(backbone: Backbone, name: str) -> bool:
+    """timm's configuration file matters only through the architecture and the front; an encoder's is its sizes."""
+    return backbone.loader == TRANSFORMERS or not name.endswith(".json")
+
+
 def _key(model: Model, lock: Mapping[str, str]) -> str:
     """What a build depends on: files, loader options, front and bits."""
     backbone = model.spec.backbone
     depends: list[object] = [
         _BUILDER,
-        # A configuration file matters only through the architecture and the front.
-        sorted((name, sha) for name, sha in lock.items() if name != "revision" and not name.endswith(".json")),
+        sorted((name, sha) for name, sha in lock.items() if name != "revision" and _matters(backbone, name)),
         backbone.loader,
         backbone.architecture,
         backbone.keys,

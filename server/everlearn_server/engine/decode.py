@@ -9,10 +9,11 @@ import numpy as np
 
 from everlearn.errors import InputError
 from everlearn.inputs.forms import FORM_NAMES, check, decode_one
-from everlearn.inputs.samples import EncodedImages, Features, Raw, Samples, Tensors
+from everlearn.inputs.samples import EncodedImages, Features, Raw, Samples, Tensors, Texts
+from everlearn.inputs.text import tokenizer_of
 from everlearn.runtime.session import TrunkSession
 from everlearn.spec.input import Input
-from everlearn.values import FeaturesBd, TrunkInput
+from everlearn.values import FeaturesBd, TextFront, TrunkInput
 from everlearn_server.engine.trunks import LiveTrunk
 
 BEYOND_SCALE = 16.0
@@ -24,7 +25,9 @@ class Decoder:
     """Checks and decodes for one trunk and one declared input contract."""
 
     def __init__(self, trunk: LiveTrunk, declared: Input) -> None:
-        self._front = trunk.front
+        front = trunk.front
+        self._front = front
+        self._tokenizer = tokenizer_of(trunk.tokenizer, front.max_tokens) if isinstance(front, TextFront) else None
         self._bound_d = BEYOND_SCALE * trunk.scale.limit * trunk.scale.step_d
         self._declared = declared
         self.session: TrunkSession = trunk.session
@@ -46,7 +49,8 @@ class Decoder:
         right = "send pixels normalised as the model's input says, or features of its own trunk"
         if isinstance(samples, Tensors):
             right = "send values near the range that the model's input declares, in its unit"
-        items = "encoded_images.images" if isinstance(samples, EncodedImages) else FORM_NAMES[type(samples)]
+        lists = {EncodedImages: "encoded_images.images", Texts: "texts.texts"}
+        items = lists.get(type(samples), FORM_NAMES[type(samples)])
         raise InputError(
             f"{whose} feature {column} = {float(features_Bd[index, column]):.3g}, beyond {self._bound_d[column]:.3g}; "
             f"{right}",
@@ -58,4 +62,7 @@ class Decoder:
         return partial(self._prepared, samples, field)
 
     def _prepared(self, samples: Raw, field: str, index: int) -> TrunkInput:
-        return decode_one(samples, index, front=self._front, declared=self._declared, field=field)[None]
+        one = decode_one(
+            samples, index, front=self._front, declared=self._declared, tokenizer=self._tokenizer, field=field
+        )
+        return one[None]

@@ -22,7 +22,7 @@ from everlearn_server.engine.versions import Versioned
 from everlearn_server.store.rows import ExportFile, ExportRow
 from everlearn_server.store.store import Store
 
-MODEL_FILE, CARD_FILE = "model.onnx", "MODEL_CARD.md"
+MODEL_FILE, CARD_FILE, TOKENIZER_FILE = "model.onnx", "MODEL_CARD.md", "tokenizer.json"
 """The card is no README.md: a download into a project's folder must not replace the project's own."""
 _BENCHES = 4
 """Trunks for which the joined graph and the probes are kept; each takes about the trunk's size."""
@@ -66,9 +66,12 @@ class Exporter:
         bench = await self._bench(versioned.snapshot)
         tolerance = model.spec.spec.gate.parity
         onnx, report, card = await asyncio.to_thread(_release, bench, model.name, versioned, tolerance)
+        contents = {MODEL_FILE: onnx, CARD_FILE: card.encode()}
+        if bench.trunk.tokenizer:
+            contents[TOKENIZER_FILE] = bench.trunk.tokenizer
         files = [
             ExportFile(file_name=name, size=len(data), sha256=await self._store.blobs.put(data))
-            for name, data in ((MODEL_FILE, onnx), (CARD_FILE, card.encode()))
+            for name, data in contents.items()
         ]
         row = ExportRow(
             model=model.name,
@@ -92,8 +95,9 @@ class Exporter:
         if key not in self._benches:
             assert isinstance(snapshot.trunk, LiveTrunk)
             trunk = await self._stored_trunk(snapshot.trunk.digest)
-            # The stored manifest is the one of its first user; the front and the scale are this model's.
-            trunk = replace(trunk, front=snapshot.front, scale=snapshot.trunk.scale)
+            # The stored manifest is the one of its first user; front, scale and tokenizer are this model's.
+            live = snapshot.trunk
+            trunk = replace(trunk, front=live.front, scale=live.scale, tokenizer=live.tokenizer)
             self._benches[key] = await asyncio.to_thread(_make_bench, trunk, snapshot.trunk.session.run)
             while len(self._benches) > _BENCHES:
                 self._benches.popitem(last=False)
@@ -102,7 +106,7 @@ class Exporter:
 
 
 def _make_bench(trunk: Trunk, run: Callable[[TrunkInput], FeaturesBd]) -> _Bench:
-    return _Bench(trunk=trunk, composer=Composer(trunk), probes=Probes.of(trunk.front, run))
+    return _Bench(trunk=trunk, composer=Composer(trunk), probes=Probes.of(trunk, run))
 
 
 def _release(bench: _Bench, model: str, versioned: Versioned, tolerance: float) -> tuple[bytes, ReleaseReport, str]:

@@ -24,6 +24,8 @@ class LiveTrunk:
     parity_max_rel_diff: float
     size_bytes: int = 0
     """Of the ONNX file."""
+    tokenizer: bytes = b""
+    """text: the tokenizer.json."""
 
 
 class TrunkPool:
@@ -50,6 +52,7 @@ class TrunkPool:
             provenance=dict(trunk.provenance),
             parity_max_rel_diff=trunk.parity_max_rel_diff,
             size_bytes=len(trunk.onnx),
+            tokenizer=trunk.tokenizer,
         )
 
     def release(self, live: LiveTrunk) -> None:

@@ -91,6 +91,8 @@ def input_contract(model: LiveModel) -> models_pb2.InputContract:
         feature_digest=model.ready_trunk.feature_digest,
         modality=declared.modality,
         shape=model.ready_trunk.front.sample_shape,
+        max_text_bytes=declared.max_text_bytes or 0,
+        max_tokens=declared.max_tokens or 0,
     )
 
 

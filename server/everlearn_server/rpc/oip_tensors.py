@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from everlearn.errors import InputError, NotFoundError
-from everlearn.inputs.samples import EncodedImages, Features, Images, Pixels, Samples, Tensors
-from everlearn.values import Front, TensorFront
+from everlearn.inputs.samples import EncodedImages, Features, Images, Pixels, Samples, Tensors, Texts
+from everlearn.values import Front, TensorFront, TextFront
 from everlearn_server.engine.serving import Snapshot
 
 MAX_BATCH = 1024
@@ -54,6 +54,8 @@ def _input_specs(front: Front, feature_dim: int) -> Mapping[str, TensorSpec]:
     features = TensorSpec("features", "FP32", (-1, feature_dim))
     if isinstance(front, TensorFront):
         specs = [TensorSpec("tensor", "FP32", (-1, *front.shape)), features]
+    elif isinstance(front, TextFront):
+        specs = [TensorSpec("text", "BYTES", (-1,)), features]
     else:
         specs = [
             TensorSpec("image", "UINT8", (-1, -1, -1, 3)),
@@ -157,7 +159,7 @@ def _from_raw(spec: TensorSpec, shape: tuple[int, ...], tensor: Any, raw: list[m
             field="raw_input_contents",
         )
     if spec.datatype == "BYTES":
-        return EncodedImages(_unpack_bytes(spec, raw[0], shape[0], model))
+        return _from_bytes(spec, _unpack_bytes(spec, raw[0], shape[0], model), model, "raw_input_contents[0]")
     dtype = _NUMPY[spec.datatype]
     expected = math.prod(shape) * dtype.itemsize
     if len(raw[0]) != expected:
@@ -215,7 +217,7 @@ def _from_contents(spec: TensorSpec, shape: tuple[int, ...], contents: Any, mode
             field=field,
         )
     if spec.datatype == "BYTES":
-        return EncodedImages(tuple(values))
+        return _from_bytes(spec, tuple(values), model, field)
     if spec.datatype == "FP32":
         return _samples(spec.name, np.array(values, np.float32).reshape(shape))
     wide = np.array(values, np.uint32)
@@ -235,6 +237,21 @@ def _samples(name: str, array: npt.NDArray[Any]) -> Samples:
         array = array.astype(np.float32)
     forms: dict[str, type[Pixels] | type[Tensors] | type[Features]] = {"pixels": Pixels, "tensor": Tensors}
     return forms.get(name, Features)(array)
+
+
+def _from_bytes(spec: TensorSpec, elements: tuple[bytes, ...], model: str, field: str) -> Samples:
+    if spec.name == "encoded":
+        return EncodedImages(elements)
+    texts: list[str] = []
+    for index, element in enumerate(elements):
+        try:
+            texts.append(element.decode())
+        except UnicodeDecodeError:
+            raise InputError(
+                f"input '{spec.name}' for model '{model}' has an element {index} that is not UTF-8; encode it so",
+                field=field,
+            ) from None
+    return Texts(tuple(texts))
 
 
 def _names(specs: Mapping[str, TensorSpec]) -> str:

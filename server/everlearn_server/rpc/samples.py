@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from everlearn.errors import InputError
-from everlearn.inputs.samples import EncodedImages, Features, Images, Pixels, Samples, Tensors
+from everlearn.inputs.samples import EncodedImages, Features, Images, Pixels, Samples, Tensors, Texts
 from everlearn_protos.arrays import from_tensor
 from everlearn_protos.v1 import tensor_pb2
 
@@ -16,13 +16,15 @@ def samples_of(message: tensor_pb2.Samples, *, field: str) -> Samples:
     """Raises InputError, with the path below `field`, for no form, a wrong dtype or rank, or inconsistent bytes."""
     form = message.WhichOneof("form")
     if form is None:
-        raise InputError("no samples; set encoded_images, images, pixels, tensors or features", field=field)
+        raise InputError("no samples; set encoded_images, images, pixels, texts, tensors or features", field=field)
     if form == "encoded_images":
         return EncodedImages(tuple(message.encoded_images.images))
     if form == "images":
         return Images(_array(message.images, np.dtype(np.uint8), 4, f"{field}.images"))
     if form == "pixels":
         return Pixels(_array(message.pixels, np.dtype(np.float32), 4, f"{field}.pixels"))
+    if form == "texts":
+        return Texts(tuple(message.texts.texts))
     if form == "tensors":
         # As many axes as the model's own samples have: whoever knows the model checks them.
         return Tensors(_array(message.tensors, np.dtype(np.float32), None, f"{field}.tensors"))

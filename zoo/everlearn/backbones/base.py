@@ -27,6 +27,12 @@ class BackboneDefaults:
     interpolation: Interpolation = "bicubic"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    tokenizer: str | None = None
+    """text: sha256 of the tokenizer.json."""
+    max_tokens: int = 0
+    """text: what the encoder was trained on; what is longer is cut off."""
+    most_tokens: int = 0
+    """text: what the encoder has places for; more is refused."""
     feature_dim: int | None
     """None where only building tells."""
     licence: str | None

@@ -13,10 +13,14 @@ from typing import Any
 import numpy as np
 
 from everlearn.errors import DataLossError
-from everlearn.values import FeatureScale, Front, FrontConfig, TensorFront, Trunk
+from everlearn.values import FeatureScale, Front, FrontConfig, TensorFront, TextFront, Trunk
 
 _FORMAT = 1
-_FRONTS: dict[str, type[FrontConfig] | type[TensorFront]] = {"image": FrontConfig, "tensor": TensorFront}
+_FRONTS: dict[str, type[FrontConfig] | type[TensorFront] | type[TextFront]] = {
+    "image": FrontConfig,
+    "tensor": TensorFront,
+    "text": TextFront,
+}
 
 
 def front_data(front: Front) -> dict[str, Any]:
@@ -46,6 +50,8 @@ def dump_manifest(trunk: Trunk) -> bytes:
         "parity_max_rel_diff": trunk.parity_max_rel_diff,
         "provenance": dict(trunk.provenance),
     }
+    if trunk.tokenizer:
+        body["tokenizer"] = trunk.tokenizer.decode()
     return json.dumps(body, sort_keys=True, indent=1).encode()
 
 
@@ -62,12 +68,16 @@ def load_trunk(onnx: bytes, manifest: bytes) -> Trunk:
         scale = FeatureScale(step_d=steps, bits=body["scale"]["bits"])
         if scale.digest != body["scale"]["sha256"]:
             raise DataLossError("the feature scale in the trunk's manifest does not match its digest")
+        front, tokenizer = front_of(body["front"]), body.get("tokenizer", "").encode()
+        if isinstance(front, TextFront) and hashlib.sha256(tokenizer).hexdigest() != front.tokenizer:
+            raise DataLossError("the tokenizer in the trunk's manifest does not match its digest")
         return Trunk(
             onnx=onnx,
             scale=scale,
-            front=front_of(body["front"]),
+            front=front,
             parity_max_rel_diff=float(body["parity_max_rel_diff"]),
             provenance=dict(body["provenance"]),
+            tokenizer=tokenizer,
         )
     except (ValueError, KeyError, TypeError, binascii.Error) as error:
         raise DataLossError(f"the trunk's manifest cannot be read ({type(error).__name__})") from error

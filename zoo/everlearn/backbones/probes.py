@@ -1,4 +1,4 @@
-"""Deterministic probe images, and the last steps every loader shares: check the graph, fix the feature scale.
+"""Deterministic probe samples, and the last steps every loader shares: check the graph, fix the feature scale.
 
 Axes: B probes, H W C, d features.
 """
@@ -10,10 +10,22 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import numpy.typing as npt
 
+from everlearn.backbones.probe_texts import PROBE_TEXTS
 from everlearn.errors import BackboneError
 from everlearn.inputs.front import to_pixels
+from everlearn.inputs.text import tokenizer_of
 from everlearn.runtime.session import TrunkSession, join
-from everlearn.values import FeaturesBd, FeatureScale, Front, FrontConfig, ImageHWC, TensorFront, Trunk, TrunkInput
+from everlearn.values import (
+    FeaturesBd,
+    FeatureScale,
+    Front,
+    FrontConfig,
+    ImageHWC,
+    TensorFront,
+    TextFront,
+    Trunk,
+    TrunkInput,
+)
 
 PROBE_COUNT = 24
 HEADROOM = 4.0
@@ -25,8 +37,11 @@ Reference = Callable[[TrunkInput], FeaturesBd]
 """The source model, run on one prepared sample [1, ...]."""
 
 
-def probes_of(front: Front) -> list[TrunkInput]:
+def probes_of(front: Front, tokenizer: bytes = b"") -> list[TrunkInput]:
     """Prepared samples [1, ...] on which a trunk is checked and its scale fixed; the same every time."""
+    if isinstance(front, TextFront):
+        prepare = tokenizer_of(tokenizer, front.max_tokens)
+        return [prepare.ids(text)[None] for text in PROBE_TEXTS]
     if isinstance(front, TensorFront):
         return probe_tensors(front)
     return [to_pixels(image_HWC, front)[None] for image_HWC in probe_images(front)]
@@ -64,6 +79,7 @@ def finish(
     reference: Reference | None = None,
     *,
     channels_d: npt.NDArray[np.intp] | None = None,
+    tokenizer: bytes = b"",
 ) -> Trunk:
     """Verifies a graph on the probes, fixes its feature scale and wraps both as a trunk.
 
@@ -71,10 +87,10 @@ def finish(
     twice, a batch gives the rows that its samples give alone, features are finite and tell the probes apart.
     Samples run one by one on one thread, so that the scale does not depend on the batch. Raises BackboneError.
 
-    `channels_d`: as in `feature_scale`.
+    `channels_d`: as in `feature_scale`. `tokenizer`: tokenizer.json of a text front, which the trunk brings along.
     """
     session = TrunkSession(onnx)
-    probes = probes_of(front)
+    probes = probes_of(front, tokenizer)
     rows = [session.run(probe) for probe in probes]
     if any(row.ndim != 2 or row.shape[0] != 1 or row.dtype != np.float32 for row in rows):
         raise BackboneError(
@@ -93,7 +109,14 @@ def finish(
                 f"{MAX_REL_DIFF:.0e} is allowed"
             )
     scale = feature_scale(features_Bd, bits, channels_d)
-    return Trunk(onnx=onnx, scale=scale, front=front, parity_max_rel_diff=parity, provenance=dict(provenance))
+    return Trunk(
+        onnx=onnx,
+        scale=scale,
+        front=front,
+        parity_max_rel_diff=parity,
+        provenance=dict(provenance),
+        tokenizer=tokenizer,
+    )
 
 
 def feature_scale(features_Bd: FeaturesBd, bits: int, channels_d: npt.NDArray[np.intp] | None = None) -> FeatureScale:

@@ -8,6 +8,8 @@ Axes: B rows, d features of the trunk, M random features.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -32,11 +34,10 @@ def project(trunk: Trunk, projection: Projection) -> Trunk:
     weight_dM = weights(trunk.feature_dim, projection)
     _append(model, weight_dM)
     scale = feature_scale(np.maximum(_stand_ins(trunk.scale) @ weight_dM, 0), trunk.scale.bits)
-    return Trunk(
+    return replace(
+        trunk,
         onnx=model.SerializeToString(deterministic=True),
         scale=scale,
-        front=trunk.front,
-        parity_max_rel_diff=trunk.parity_max_rel_diff,
         provenance={**trunk.provenance, "projection": f"relu, {projection.dim} features, seed {projection.seed}"},
     )
 

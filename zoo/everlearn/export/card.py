@@ -14,7 +14,7 @@ import yaml
 from everlearn.errors import InputError
 from everlearn.export.compose import input_contract, public_source
 from everlearn.export.parity import ReleaseReport
-from everlearn.values import Front, FrontConfig, LinearHead, TensorFront, Trunk
+from everlearn.values import Front, FrontConfig, LinearHead, TensorFront, TextFront, Trunk
 
 OPEN_LABELS = 20
 """More labels than these are folded away."""
@@ -43,6 +43,32 @@ labels = session.run(["labels"], {"tensor": sample})[0]
 print(label[0], dict(zip(labels, scores[0])))
 """
 """With SHAPE filled in, a test runs this too."""
+
+USAGE_TEXT = """\
+import numpy as np
+import onnxruntime
+from tokenizers import Tokenizer
+
+session = onnxruntime.InferenceSession("model.onnx")
+tokenizer = Tokenizer.from_file("tokenizer.json")
+tokenizer.no_padding()
+tokenizer.enable_truncation(MAX_TOKENS)
+rows = [each.ids for each in tokenizer.encode_batch(["a text", "another, longer text"])]
+input_ids = np.full([len(rows), max(map(len, rows))], -1, np.int64)  # -1: no token
+for row, ids in zip(input_ids, rows):
+    row[: len(ids)] = ids
+scores, label = session.run(["scores", "label"], {"input_ids": input_ids})
+labels = session.run(["labels"], {"input_ids": input_ids})[0]
+print(label, dict(zip(labels, scores[0])))
+"""
+"""With MAX_TOKENS filled in, a test runs this too."""
+
+_PIPELINES = {
+    FrontConfig: "image-classification",
+    TensorFront: "tabular-classification",
+    TextFront: "text-classification",
+}
+_NOUNS = {FrontConfig: "image", TensorFront: "sample", TextFront: "text"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +121,11 @@ def _claim(front: Front, labels: int) -> str:
     into = f"into {_plural(labels, 'label')}. One ONNX file with everything inside:"
     if isinstance(front, TensorFront):
         return f"Classifies a tensor of numbers {into} their scaling, the head, the table of labels."
+    if isinstance(front, TextFront):
+        return (
+            f"Classifies a text {into} the pretrained network, the head, the table of labels. Beside it lies the "
+            f"tokenizer, `tokenizer.json` (sha256 `{front.tokenizer}`): with another one the scores mean nothing."
+        )
     return (
         f"Classifies an image {into} resize and normalisation, the pretrained network, the head, the table of labels."
     )
@@ -103,12 +134,14 @@ def _claim(front: Front, labels: int) -> str:
 def _usage(front: Front) -> str:
     if isinstance(front, TensorFront):
         return USAGE_TENSOR.replace("SHAPE", ", ".join(str(size) for size in front.shape))
+    if isinstance(front, TextFront):
+        return USAGE_TEXT.replace("MAX_TOKENS", str(front.max_tokens))
     return USAGE
 
 
 def _front_matter(trunk: Trunk) -> dict[str, object]:
     provenance = trunk.provenance
-    pipeline = "image-classification" if isinstance(trunk.front, FrontConfig) else "tabular-classification"
+    pipeline = _PIPELINES[type(trunk.front)]
     matter: dict[str, object] = {"license": provenance.get("licence") or "unknown"}
     # The hubs' schema knows repositories only; another source is named in the text.
     repository = re.fullmatch(r"hf://([^/\s]+/[^/\s]+)", provenance.get("source", ""))
@@ -133,7 +166,7 @@ def _labels(labels: tuple[str, ...], samples_C: tuple[int, ...]) -> str:
 
 
 def _learning(facts: CardFacts, front: Front, head: LinearHead) -> str:
-    noun = "image" if isinstance(front, FrontConfig) else "sample"
+    noun = _NOUNS[type(front)]
     frozen = (
         "There is no pretrained network: the values are only scaled."
         if isinstance(front, TensorFront)
@@ -156,7 +189,7 @@ def _learning(facts: CardFacts, front: Front, head: LinearHead) -> str:
 
 
 def _checks(front: Front, parity: ReleaseReport) -> str:
-    noun = "synthetic image" if isinstance(front, FrontConfig) else "synthetic tensor"
+    noun = {FrontConfig: "synthetic image", TensorFront: "synthetic tensor", TextFront: "text"}[type(front)]
     lines = [
         f"- Compared with the server on {_plural(parity.served.probes, noun)}, in ONNX Runtime, from the file's bytes.",
         f"- Network and head: scores differ by at most {parity.composed.max_rel_diff:.1e} of their size.",

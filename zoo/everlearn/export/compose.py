@@ -5,9 +5,10 @@
                                                           label       string  [N]
                                                           labels      string  [C]   (the table)
 
-A plain tensor needs no front: there the input is `tensor` float32 [N, *shape].
+A plain tensor needs no front: there the input is `tensor` float32 [N, *shape]. Of a text it is `input_ids` int64
+[N, L], which the tokenizer.json that is exported beside the file makes of it.
 
-The file needs nothing beside it but ONNX Runtime: labels and provenance are in its metadata. Equal inputs give equal
+The file needs nothing else but ONNX Runtime: labels and provenance are in its metadata. Equal inputs give equal
 bytes, so an export is known by its sha256 and the same version again is the same file.
 """
 
@@ -27,7 +28,7 @@ from everlearn import __version__
 from everlearn.errors import BackboneError, InputError
 from everlearn.export.front import front_graph
 from everlearn.export.graphs import IR_VERSION, LOWEST_OPSET, alone, join
-from everlearn.values import Front, FrontConfig, LinearHead, Trunk
+from everlearn.values import Front, FrontConfig, LinearHead, TextFront, Trunk
 
 MAX_BYTES = 2**31 - 2**20
 """protobuf's limit for one message, with room for the head's nodes."""
@@ -39,6 +40,11 @@ def input_contract(front: Front) -> str:
     """What the file takes, for people."""
     if isinstance(front, FrontConfig):
         return "image: uint8 [N, H, W, 3], RGB, 0..255, any H and W, the images of one call of one size"
+    if isinstance(front, TextFront):
+        return (
+            f"input_ids: int64 [N, L], L up to {front.max_tokens}, from the tokenizer.json with sha256 "
+            f"{front.tokenizer}, shorter rows filled up with -1"
+        )
     sizes = ", ".join(str(size) for size in front.shape)
     return f"tensor: float32 [N, {sizes}], in the unit of the data it learned from"
 
@@ -182,6 +188,8 @@ def _provenance(trunk: Trunk) -> dict[str, str]:
 def _size(front: Front) -> dict[str, str]:
     if isinstance(front, FrontConfig):
         return {"modality": "image", "front_size": f"{front.height}x{front.width}"}
+    if isinstance(front, TextFront):
+        return {"modality": "text", "tokenizer_sha256": front.tokenizer, "max_tokens": str(front.max_tokens)}
     ranges = [list(pair) for pair in zip(front.low, front.high, strict=True)]
     return {"modality": "tensor", "shape": json.dumps(front.shape), "range": json.dumps(ranges)}
 

@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from everlearn.backbones.probes import probe_tensors
+from everlearn.backbones.probes import probes_of
 from everlearn.errors import ParityError
 from everlearn.export.front import front_graph
 from everlearn.inputs.front import normaliser, to_pixels
-from everlearn.values import FeaturesBd, Front, FrontConfig, ImageHWC, TrunkInput
+from everlearn.values import FeaturesBd, FrontConfig, ImageHWC, TextFront, Trunk, TrunkInput
 
 FRONT_GREY_LEVELS = 3.0
 """Most that a pixel of the two fronts may differ by, of 255."""
@@ -37,20 +37,24 @@ class Probes:
     @classmethod
     def of(
         cls,
-        front: Front,
+        trunk: Trunk,
         run_trunk: Callable[[TrunkInput], FeaturesBd],
         images: Sequence[ImageHWC] | None = None,
     ) -> Probes:
-        """`run_trunk`: the server's own, called with one sample at a time. `images`: by default `probe_images(front)`.
+        """`run_trunk`: the server's own, called with one sample at a time. `images`: by default `probe_images`.
 
         Raises ParityError where the two fronts are more than 3 grey levels apart.
         """
-        if isinstance(front, FrontConfig):
-            return cls._of_images(front, run_trunk, images)
-        samples = tuple(probe_tensors(front))
+        if isinstance(trunk.front, FrontConfig):
+            return cls._of_images(trunk.front, run_trunk, images)
+        samples = tuple(probes_of(trunk.front, trunk.tokenizer))
         features_Bd = np.concatenate([run_trunk(sample) for sample in samples])
         return cls(
-            name="tensor", samples=samples, features_Bd=features_Bd, served_Bd=features_Bd, front_grey_levels=0.0
+            name="input_ids" if isinstance(trunk.front, TextFront) else "tensor",
+            samples=samples,
+            features_Bd=features_Bd,
+            served_Bd=features_Bd,
+            front_grey_levels=0.0,
         )
 
     @classmethod

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from everlearn.errors import ForbiddenFileError, IntegrityError, SourceNotFoundError
 from everlearn.hubs._digests import digests_of
-from everlearn.hubs._policy import FIELD_SHA256, MAX_WEIGHTS_BYTES, check_pinned, check_size
+from everlearn.hubs._policy import FIELD_SHA256, MAX_WEIGHTS_BYTES, check_pinned, check_size, side_files
 from everlearn.hubs._safetensors import check_safetensors
 from everlearn.hubs.base import Progress, RemoteFile
+from everlearn.spec.lock import sides_digest
 from everlearn.spec.model import Backbone
+from everlearn.spec.rules import TRANSFORMERS
 from everlearn.values import BackboneFiles
 
 FIELD_SOURCE = "spec.backbone.source"
@@ -23,6 +27,37 @@ def describe_local(path: Path, name: str) -> RemoteFile:
     """
     size = _size_of_regular(path, name)
     return RemoteFile(name=name, size_bytes=size, sha256=digests_of(path).sha256, cached=True)
+
+
+def with_sides(files: BackboneFiles, sides: Mapping[str, Path], backbone: Backbone) -> BackboneFiles:
+    """The same with the files that lie beside the weights, once their bytes are the pinned ones.
+
+    Raises IntegrityError, and as `describe_local`.
+    """
+    if not sides:
+        return files
+    told = {name: describe_local(path, name).sha256 or "" for name, path in sides.items()}
+    found = sides_digest(told)
+    if found != backbone.sides_sha256:
+        raise IntegrityError(
+            f"the files beside the weights of {backbone.source} ({', '.join(sorted(told))}) have digest {found}, and "
+            f"{backbone.sides_sha256} is pinned; restore them, or pin the new ones if they are meant",
+            field="spec.backbone.sides_sha256",
+        )
+    return replace(files, paths={**files.paths, **sides}, sha256={**files.sha256, **told})
+
+
+def sides_in(folder: Path, backbone: Backbone) -> dict[str, Path]:
+    """Files in the weights' folder that belong to them, by name. Raises PayloadTooLargeError.
+
+    Only where a loader cannot do without: a lone file is not joined to whatever happens to lie beside it.
+    """
+    if backbone.loader != TRANSFORMERS:
+        return {}
+    sides = {name: folder / name for name in side_files(backbone) if (folder / name).is_file()}
+    for name, path in sides.items():
+        check_size(name, path.stat().st_size, side_files(backbone)[name])
+    return sides
 
 
 def verified_local(

@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 
 from everlearn.errors import ForbiddenFileError, PayloadTooLargeError, SourceNotFoundError, SpecError
 from everlearn.spec.model import Backbone
+from everlearn.spec.rules import TRANSFORMERS
 
 FIELD_FILE = "spec.backbone.file"
 FIELD_SHA256 = "spec.backbone.sha256"
@@ -27,6 +28,23 @@ DEFAULT_FILE = {"safetensors": "model.safetensors", "onnx": "model.onnx", "torch
 MAX_WEIGHTS_BYTES = 8 * 2**30
 """No backbone for the edge is near this; a larger file would only fill the disk."""
 MAX_CONFIG_BYTES = 2**20
+MAX_TOKENIZER_BYTES = 32 * 2**20
+"""A multilingual vocabulary of 250,000 pieces takes 17 MB."""
+
+_CONFIG = "config.json"
+_ENCODERS = {
+    _CONFIG: MAX_CONFIG_BYTES,
+    "tokenizer.json": MAX_TOKENIZER_BYTES,
+    # How Sentence Transformers pool: Reimers & Gurevych 2019.
+    "modules.json": MAX_CONFIG_BYTES,
+    "1_Pooling/config.json": MAX_CONFIG_BYTES,
+    "sentence_bert_config.json": MAX_CONFIG_BYTES,
+}
+
+
+def side_files(backbone: Backbone) -> dict[str, int]:
+    """Names of the files that belong beside a backbone's weights, and how large each may be, in bytes."""
+    return _ENCODERS if backbone.loader == TRANSFORMERS else {_CONFIG: MAX_CONFIG_BYTES}
 
 
 def format_of(name: str) -> str | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from everlearn.errors import SpecError
-from everlearn.hubs._local import FIELD_SOURCE, describe_local, verified_local
+from everlearn.hubs._local import FIELD_SOURCE, describe_local, sides_in, verified_local, with_sides
 from everlearn.hubs._policy import check_weights_name
 from everlearn.hubs.base import Hub, Progress, Resolved
 from everlearn.spec.model import Backbone
@@ -24,7 +24,9 @@ class Folder(Hub):
         Raises SourceNotFoundError, ForbiddenFileError, SpecError.
         """
         path = _path_of(backbone)
-        return Resolved(revision="", files=(describe_local(path, path.name),))
+        sides = sides_in(path.parent, backbone)
+        files = {path.name: path, **sides}
+        return Resolved(revision="", files=tuple(describe_local(each, name) for name, each in files.items()))
 
     def fetch(self, backbone: Backbone, progress: Progress) -> BackboneFiles:
         """The file, if its bytes are the pinned ones.
@@ -32,7 +34,8 @@ class Folder(Hub):
         Raises IntegrityError, SourceNotFoundError, ForbiddenFileError, SpecError.
         """
         path = _path_of(backbone)
-        return verified_local(path, path.name, backbone, scheme=self.scheme, revision="", progress=progress)
+        files = verified_local(path, path.name, backbone, scheme=self.scheme, revision="", progress=progress)
+        return with_sides(files, sides_in(path.parent, backbone), backbone)
 
 
 def _path_of(backbone: Backbone) -> Path:

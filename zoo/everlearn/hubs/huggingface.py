@@ -21,11 +21,11 @@ from everlearn.hubs._hf_api import Entry, Remote
 from everlearn.hubs._hf_cache import RepoCache
 from everlearn.hubs._policy import (
     FIELD_SHA256,
-    MAX_CONFIG_BYTES,
     MAX_WEIGHTS_BYTES,
     check_pinned,
     check_size,
     choose_weights,
+    side_files,
 )
 from everlearn.hubs._safetensors import check_safetensors
 from everlearn.hubs.base import Hub, Progress, RemoteFile, Resolved
@@ -33,8 +33,6 @@ from everlearn.spec.model import Backbone
 from everlearn.values import BackboneFiles
 
 logger = logging.getLogger(__name__)
-
-CONFIG = "config.json"
 
 
 class HuggingFace(Hub):
@@ -79,9 +77,9 @@ class HuggingFace(Hub):
         return _files(backbone, commit, cache, needed, found)
 
     def configuration(self, backbone: Backbone) -> BackboneFiles:
-        """config.json alone; where a repository has none, its weights file tells what there is to tell."""
+        """The files beside the weights; where a repository has none, the weights file tells what there is to tell."""
         repo_id, commit, cache, needed = self._pinned(backbone)
-        configs = tuple(entry for entry in needed if entry.name == CONFIG)
+        configs = tuple(entry for entry in needed if entry.name in side_files(backbone))
         if not configs or backbone.loader == "onnx":
             return self.fetch(backbone, lambda done, total: None)
         found = self._bring(cache, repo_id, commit, configs, lambda done, total: None)
@@ -182,15 +180,14 @@ def _repo_id(backbone: Backbone) -> str:
 
 
 def _needed(entries: tuple[Entry, ...], backbone: Backbone) -> tuple[Entry, ...]:
-    """The weights file first, then config.json where there is one."""
+    """The weights file first, then those that belong beside it, where they are there."""
     by_name = {entry.name: entry for entry in entries}
     weights = by_name[choose_weights(by_name, backbone)]
     check_size(weights.name, weights.size_bytes, MAX_WEIGHTS_BYTES)
-    config = by_name.get(CONFIG)
-    if config is None:
-        return (weights,)
-    check_size(CONFIG, config.size_bytes, MAX_CONFIG_BYTES)
-    return weights, config
+    sides = [(by_name[name], limit) for name, limit in side_files(backbone).items() if name in by_name]
+    for side, limit in sides:
+        check_size(side.name, side.size_bytes, limit)
+    return (weights, *(side for side, _ in sides))
 
 
 def _files(

@@ -1,1 +1,1 @@
-"""Bytes to arrays: one file a step, from an image file to the pixels a trunk takes."""
+"""Bytes to arrays: one file a step, from an image file or a text to what a trunk takes."""

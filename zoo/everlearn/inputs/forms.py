@@ -15,15 +15,17 @@ import numpy.typing as npt
 from everlearn.errors import EverlearnError, InputError, PayloadTooLargeError
 from everlearn.inputs.front import PixelsCHW, pixels_of, to_pixels
 from everlearn.inputs.image import open_rgb
-from everlearn.inputs.samples import EncodedImages, Features, Images, Pixels, Raw, Samples, Tensors
+from everlearn.inputs.samples import EncodedImages, Features, Images, Pixels, Raw, Samples, Tensors, Texts
+from everlearn.inputs.text import TextTokenizer, check_text
 from everlearn.spec.input import Input
-from everlearn.values import Front, FrontConfig, TrunkInput
+from everlearn.values import Front, FrontConfig, TensorFront, TextFront, TrunkInput
 
 FORM_NAMES: dict[type[Samples], str] = {
     EncodedImages: "encoded_images",
     Images: "images",
     Pixels: "pixels",
     Tensors: "tensors",
+    Texts: "texts",
     Features: "features",
 }
 """Form -> its name in messages and error paths."""
@@ -38,22 +40,38 @@ def check(samples: Samples, *, front: Front, declared: Input, feature_dim: int, 
     field = f"{field}.{FORM_NAMES[type(samples)]}"
     if isinstance(samples, Features):
         _check_floats(samples.features_Bd, (feature_dim,), "[N, feature_dim]", field)
-    elif not isinstance(front, FrontConfig):
+    elif isinstance(front, TensorFront):
         if not isinstance(samples, Tensors):
-            raise InputError(f"the model takes tensors {['N', *front.shape]}, no images; send tensors", field=field)
+            raise InputError(f"the model takes tensors {['N', *front.shape]}; send tensors", field=field)
         _check_floats(samples.values_B, front.shape, "[N, *shape]", field)
+    elif isinstance(front, TextFront):
+        if not isinstance(samples, Texts):
+            raise InputError("the model takes texts; send texts", field=field)
+        for index, text in enumerate(samples.texts):
+            check_text(text, max_bytes=declared.max_text_bytes or 0, field=f"{field}.texts[{index}]")
     else:
         _check_image_form(samples, front, declared, field)
 
 
 def decode_one(
-    samples: Raw, index: int, *, front: Front, declared: Input, out: PixelsCHW | None = None, field: str = "samples"
+    samples: Raw,
+    index: int,
+    *,
+    front: Front,
+    declared: Input,
+    tokenizer: TextTokenizer | None = None,
+    out: PixelsCHW | None = None,
+    field: str = "samples",
 ) -> TrunkInput:
-    """One sample of a checked batch as the trunk takes it: float32 [3, h, w] or [*shape]; written into `out` where
-    given.
+    """One sample of a checked batch as the trunk takes it: float32 [3, h, w] or [*shape], or token ids int64 [L].
+
+    Arrays are written into `out` where given. `tokenizer`: of the model's text front.
 
     Raises InputError or PayloadTooLargeError that names the sample, e.g. `samples.encoded_images.images[3]`.
     """
+    if isinstance(samples, Texts):
+        assert tokenizer is not None  # every trunk of texts brings one
+        return _tokens(samples, index, tokenizer, f"{field}.texts.texts[{index}]")
     if isinstance(samples, Pixels | Tensors):
         values = samples.pixels_BCHW if isinstance(samples, Pixels) else samples.values_B
         if out is None:
@@ -64,6 +82,13 @@ def decode_one(
     if isinstance(samples, Images):
         return _named(f"{field}.images[{index}]", samples.images_BHWC[index], front, out)
     return _decoded(samples, index, front, declared, out, f"{field}.encoded_images.images[{index}]")
+
+
+def _tokens(samples: Texts, index: int, tokenizer: TextTokenizer, name: str) -> TrunkInput:
+    ids_L = tokenizer.ids(samples.texts[index])
+    if not len(ids_L):
+        raise InputError("the text has no token of the model's vocabulary; send another", field=name)
+    return ids_L
 
 
 def _decoded(
@@ -87,7 +112,7 @@ def _decoded(
 
 
 def _check_image_form(
-    samples: EncodedImages | Images | Pixels | Tensors, front: FrontConfig, declared: Input, field: str
+    samples: EncodedImages | Images | Pixels | Tensors | Texts, front: FrontConfig, declared: Input, field: str
 ) -> None:
     match samples:
         case EncodedImages():
@@ -96,7 +121,7 @@ def _check_image_form(
             _check_images(images, declared.max_image_pixels or 0, field)
         case Pixels(pixels_BCHW=pixels):
             _check_floats(pixels, (3, front.height, front.width), "[N, 3, height, width]", field)
-        case Tensors():
+        case Tensors() | Texts():
             raise InputError("the model takes images; send encoded_images, images or pixels", field=field)
 
 

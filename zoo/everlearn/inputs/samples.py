@@ -49,6 +49,16 @@ class Tensors:
 
 
 @dataclass(frozen=True)
+class Texts:
+    """Texts in Unicode."""
+
+    texts: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+@dataclass(frozen=True)
 class Features:
     """float32 [B, d], computed by the model's own trunk."""
 
@@ -58,6 +68,6 @@ class Features:
         return len(self.features_Bd)
 
 
-Raw = EncodedImages | Images | Pixels | Tensors
+Raw = EncodedImages | Images | Pixels | Tensors | Texts
 """What a trunk has to run on."""
 Samples = Raw | Features

@@ -24,6 +24,8 @@ _OPTIONS: dict[str, dict[str, str]] = {
     }
 }
 _ERRORS_ONLY = 3
+NO_TOKEN = -1
+"""What a text's row is filled up with: an id of no token, so that no text can contain it."""
 
 
 class TrunkSession:
@@ -68,8 +70,15 @@ class TrunkSession:
 
 
 def join(samples: Sequence[TrunkInput]) -> TrunkInput:
-    """One batch [B, ...] of samples [1, ...] that were prepared one by one."""
-    return samples[0] if len(samples) == 1 else np.concatenate(samples)
+    """One batch [B, ...] of samples [1, ...] that were prepared one by one; token ids are filled up with -1."""
+    if len(samples) == 1:
+        return samples[0]
+    if samples[0].dtype != np.int64:
+        return np.concatenate(samples)
+    rows_BL = np.full((len(samples), max(each.shape[1] for each in samples)), NO_TOKEN, np.int64)
+    for row_L, each in zip(rows_BL, samples, strict=True):
+        row_L[: each.shape[1]] = each[0]
+    return rows_BL
 
 
 def first_line(error: Exception) -> str:

@@ -58,6 +58,7 @@ CLASS_OF = {
     "spec.backbone.format": _REPLACE,
     "spec.backbone.sha256": _REPLACE,
     "spec.backbone.loader": _REPLACE,
+    "spec.backbone.sides_sha256": _REPLACE,
     "spec.backbone.architecture": _REPLACE,
     "spec.backbone.keys": _REPLACE,
     "spec.backbone.output": _REPLACE,
@@ -73,6 +74,9 @@ CLASS_OF = {
     "spec.input.max_image_pixels": _LIVE,
     "spec.input.shape": _REPLACE,
     "spec.input.range": _REPLACE,
+    "spec.input.tokenizer": _REPLACE,
+    "spec.input.max_tokens": _REPLACE,
+    "spec.input.max_text_bytes": _LIVE,
     "spec.task": _REPLACE,
     "spec.labels": _REPLACE,  # unless labels are only appended: see _labels
     "spec.recipe": _LIVE,  # a name: what it expands to has classes of its own

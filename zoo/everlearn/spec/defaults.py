@@ -8,7 +8,7 @@ from everlearn.errors import SpecError
 from everlearn.spec.input import Input
 from everlearn.spec.load import revalidate
 from everlearn.spec.model import Model
-from everlearn.values import Front, FrontConfig, Interpolation, Modality, TensorFront
+from everlearn.values import Front, FrontConfig, Interpolation, Modality, TensorFront, TextFront
 
 MIN_SIDE = 16
 MAX_SIDE = 1024
@@ -57,6 +57,18 @@ class Defaults(Protocol):
     def std(self) -> tuple[float, float, float]:
         """Per channel, of values in [0, 1]."""
 
+    @property
+    def tokenizer(self) -> str | None:
+        """text: sha256 of the tokenizer.json."""
+
+    @property
+    def max_tokens(self) -> int:
+        """text: what the encoder was trained on."""
+
+    @property
+    def most_tokens(self) -> int:
+        """text: what the encoder has places for."""
+
 
 def complete(model: Model, defaults: Defaults) -> Model:
     """The declaration with every None of `spec.input`, and the architecture, filled in; idempotent.
@@ -80,8 +92,9 @@ def complete(model: Model, defaults: Defaults) -> Model:
             "the source does not tell its architecture; write timm's name of it, such as tf_efficientnet_lite0",
             field="spec.backbone.architecture",
         )
+    fill = _text_input if defaults.modality == "text" else _input
     data = model.model_dump()
-    data["spec"] |= {"backbone": backbone, "input": _input(model.spec.input, defaults)}
+    data["spec"] |= {"backbone": backbone, "input": fill(model.spec.input, defaults)}
     return revalidate(data)
 
 
@@ -98,6 +111,22 @@ def _input(declared: Input, defaults: Defaults) -> dict[str, Any]:
     }
     own = {name: value for name, value in declared.model_dump().items() if value is not None and name != "size"}
     return {**filled, **own}
+
+
+def _text_input(declared: Input, defaults: Defaults) -> dict[str, Any]:
+    if declared.tokenizer not in (None, defaults.tokenizer):
+        raise SpecError(
+            f"the backbone's tokenizer.json has sha256 {defaults.tokenizer}, not {declared.tokenizer}; declare that, "
+            "or leave it out",
+            field="spec.input.tokenizer",
+        )
+    if (declared.max_tokens or 0) > defaults.most_tokens:
+        raise SpecError(
+            f"the encoder has places for {defaults.most_tokens} tokens, not for {declared.max_tokens}",
+            field="spec.input.max_tokens",
+        )
+    own = {"tokenizer": defaults.tokenizer, "max_tokens": declared.max_tokens or defaults.max_tokens}
+    return declared.model_dump() | own
 
 
 def _size(declared: Input, defaults: Defaults) -> tuple[int, int]:
@@ -130,6 +159,10 @@ def front_config(model: Model) -> Front:
         assert given.range is not None
         low, high = zip(*given.range, strict=True)
         return TensorFront(shape=given.shape, low=low, high=high)
+    if given.modality == "text":
+        if given.tokenizer is None or given.max_tokens is None:
+            raise _unfinished(given, ("tokenizer", "max_tokens"))
+        return TextFront(tokenizer=given.tokenizer, max_tokens=given.max_tokens)
     return _image_front(given)
 
 
@@ -138,7 +171,7 @@ def _image_front(given: Input) -> FrontConfig:
     crop_pct = NO_CROP if given.resize == "squash" else given.crop_pct
     interpolation, mean, std = given.interpolation, given.mean, given.std
     if size is None or given.resize is None or crop_pct is None or interpolation is None or mean is None or std is None:
-        raise _unfinished(given)
+        raise _unfinished(given, ("size", "resize", "crop_pct", "interpolation", "mean", "std"))
     return FrontConfig(
         height=size[0],
         width=size[1],
@@ -150,8 +183,7 @@ def _image_front(given: Input) -> FrontConfig:
     )
 
 
-def _unfinished(given: Input) -> SpecError:
-    needed = ("size", "resize", "crop_pct", "interpolation", "mean", "std")
+def _unfinished(given: Input, needed: tuple[str, ...]) -> SpecError:
     squashes = given.resize == "squash"
     missing = [name for name in needed if getattr(given, name) is None and not (squashes and name == "crop_pct")]
     return SpecError(

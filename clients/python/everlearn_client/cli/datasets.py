@@ -1,4 +1,4 @@
-"""Labelled data on disk, read as it is needed: a folder of images, a CSV of paths or numbers, or an .npz."""
+"""Labelled data on disk, read as it is needed: a folder of images, a CSV of paths or numbers, texts, or an .npz."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from everlearn_client.cli.tables import read_table
+from everlearn_client.cli.texts import SUFFIXES, read_texts
 from everlearn_client.errors import InvalidArgument
-from everlearn_client.samples import Batch, Features, SampleInput, Tensors, split_batch
+from everlearn_client.samples import Batch, Features, SampleInput, Tensors, Texts, split_batch
 from everlearn_client.targets import Truth
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _SAMPLES, _LABELS = ("images", "x", "features"), ("labels", "y")
 _ALIASES = {"X": "x", "Y": "y"}
-Modality = Literal["image", "tensor"]
+Modality = Literal["image", "tensor", "text"]
 """What the model takes; an .npz of plain float32 and a .csv mean something else for each."""
 _HEADERS = ({"path", "file", "filename", "image"}, {"label", "class"})
 
@@ -61,12 +62,18 @@ def open_dataset(path: Path, modality: Modality = "image", shape: Sequence[int] 
         return _open_folder(path)
     if not path.exists():
         raise _wrong(f"{path} does not exist")
+    if modality == "text" and (path.is_dir() or path.suffix.lower() in SUFFIXES):
+        return open_texts(path)
     if path.suffix.lower() == ".csv":
         return _open_csv(path) if modality == "image" else open_table(path, shape)
     if path.suffix.lower() == ".npz":
         return _open_npz(path, modality)
     if modality == "tensor":
         raise _wrong(f"{path} is neither a .csv of numbers and a label, nor an .npz; the model takes tensors")
+    if modality == "text":
+        raise _wrong(
+            f"{path} is neither a .csv, .json or .jsonl of text and label, nor a folder of .txt; the model takes texts"
+        )
     raise _wrong(f"{path} is neither a folder with one subfolder a class, nor a .csv of path,label, nor an .npz")
 
 
@@ -114,6 +121,12 @@ def open_table(path: Path, shape: Sequence[int]) -> Dataset:
     """A CSV of numbers and a label. Raises InvalidArgument as `read_table`."""
     values, labels = read_table(path, shape)
     return Dataset(labels, lambda rows: Tensors(values[rows]), unit="samples")
+
+
+def open_texts(path: Path) -> Dataset:
+    """Texts and their labels. Raises InvalidArgument as `read_texts`."""
+    texts, labels = read_texts(path)
+    return Dataset(labels, lambda rows: Texts([texts[row] for row in rows]), unit="texts")
 
 
 def _is_header(row: list[str]) -> bool:

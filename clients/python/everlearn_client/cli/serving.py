@@ -14,10 +14,11 @@ from everlearn_client.cli import exit_codes
 from everlearn_client.cli.connection import DEFAULT_SERVER, ModelArgument, ServerOption, connect, read_file
 from everlearn_client.cli.output import Output, OutputOption, put_data, put_fields, put_table, say, stderr
 from everlearn_client.cli.tables import read_unlabelled
+from everlearn_client.cli.texts import SUFFIXES, read_unlabelled_texts
 from everlearn_client.client import Client
 from everlearn_client.errors import EverlearnClientError, InvalidArgument
 from everlearn_client.results import Predictions
-from everlearn_client.samples import SampleInput, Tensors
+from everlearn_client.samples import SampleInput, Tensors, Texts
 
 _BEST, _ALL_IT_SAYS = 3, 0
 """Classes to show where nobody says how many; 0 is all labels that a sample has, or its values."""
@@ -26,7 +27,10 @@ _BEST, _ALL_IT_SAYS = 3, 0
 def predict(
     ctx: typer.Context,
     model: ModelArgument,
-    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="JPEG, PNG or WebP; or .csv of numbers.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILES...", help="JPEG, PNG or WebP; .csv of numbers; .txt, .csv or .json of texts."),
+    ],
     server: ServerOption = DEFAULT_SERVER,
     output: OutputOption = Output.TABLE,
     top: Annotated[
@@ -35,7 +39,7 @@ def predict(
     ] = None,
     version: Annotated[str | None, typer.Option(help="A number, stable or latest; stable if left out.")] = None,
 ) -> None:
-    """Ask MODEL about image files, or about each row of a table. Exit code 9 if some could not be answered."""
+    """Ask MODEL about image files, rows of a table, or texts. Exit code 9 if some could not be answered."""
     with connect(ctx, server) as client:
         names, batches = _questions(client, model, files)
         if top is None:
@@ -103,12 +107,15 @@ class _DownloadDisplay:
 
 
 def _questions(client: Client, model: str, files: list[Path]) -> tuple[list[str], Iterator[SampleInput]]:
-    """One question for each image, and for each row of a table; and what to call it."""
-    if not any(file.suffix.lower() == ".csv" for file in files):
+    """One question for each image, row of a table, or text; and what to call it."""
+    if not any(file.suffix.lower() in (".txt", *SUFFIXES) for file in files):
         return [str(file) for file in files], ([read_file(file)] for file in files)
     contract = client.models.get(model).status.input
+    if contract.modality == "text":
+        named = [each for file in files for each in read_unlabelled_texts(file)]
+        return [name for name, _ in named], (Texts([text]) for _, text in named)
     if contract.modality != "tensor":
-        raise InvalidArgument(f"{model} takes images, no tables; give image files", field="FILES")
+        raise InvalidArgument(f"{model} takes images, no tables or texts; give image files", field="FILES")
     names: list[str] = []
     rows: list[SampleInput] = []
     for file in files:

@@ -2,9 +2,9 @@
 
 Of a CSV the header tells the columns apart: outputs of a regression by their declared names, labels by `label`, `tag`
 or `class`, with a number behind where there are several (`label_1,label_2`), empty where a sample has fewer. What is
-left is the sample: one column `path` or, for tensors, the numbers in their order.
+left is the sample: one column `path` or `text` or, for tensors, the numbers in their order.
 
-A line of JSON is {"path": ...} or {"x": [...]} with "labels": [...] or "values": {output: number}.
+A line of JSON is {"path": ...}, {"text": ...} or {"x": [...]} with "labels": [...] or "values": {output: number}.
 
 Of an .npz: images, x or features; and y, floats [N, K] in the order of the outputs, or zeros and ones [N, C] with the
 labels' `names` [C].
@@ -24,8 +24,9 @@ import numpy as np
 import numpy.typing as npt
 
 from everlearn_client.cli.datasets import Dataset
+from everlearn_client.cli.texts import TEXT_COLUMNS
 from everlearn_client.errors import InvalidArgument
-from everlearn_client.samples import Features, Tensors
+from everlearn_client.samples import Features, Tensors, Texts
 from everlearn_protos.v1 import models_pb2
 
 _LABELS = re.compile(r"(label|tag|class)s?[ _-]?[0-9]*", re.IGNORECASE)
@@ -75,10 +76,13 @@ def _open_csv(path: Path, contract: models_pb2.InputContract) -> Dataset:
             for (line, _), cells in zip(lines[1:], samples, strict=True)
         ]
         return _of_tensors(path, values, truth, contract.shape)
-    if len(others) != 1 or header[others[0]].lower() not in _PATHS:
+    wanted = TEXT_COLUMNS if contract.modality == "text" else _PATHS
+    if len(others) != 1 or header[others[0]].lower() not in wanted:
         raise _wrong(
-            f"{path} has columns {', '.join(header)[:200]}; besides labels or outputs, one named path is needed"
+            f"{path} has columns {', '.join(header)[:200]}; besides labels or outputs, one named {wanted[0]} is needed"
         )
+    if contract.modality == "text":
+        return _of_texts([cells[0] for cells in samples], truth)
     return _of_paths(path, [cells[0] for cells in samples], truth)
 
 
@@ -97,7 +101,7 @@ def _target_columns(path: Path, header: Sequence[str], contract: models_pb2.Inpu
 
 
 def _open_lines(path: Path, contract: models_pb2.InputContract) -> Dataset:
-    key = "x" if contract.modality == "tensor" else "path"
+    key = {"tensor": "x", "text": "text"}.get(contract.modality, "path")
     samples: list[Any] = []
     truth: list[Any] = []
     with path.open(encoding="utf-8-sig") as handle:
@@ -117,6 +121,8 @@ def _open_lines(path: Path, contract: models_pb2.InputContract) -> Dataset:
         raise _wrong(f"{path} has no lines")
     if key == "x":
         return _of_tensors(path, samples, truth, contract.shape)
+    if key == "text":
+        return _of_texts([str(sample) for sample in samples], truth)
     return _of_paths(path, [str(sample) for sample in samples], truth)
 
 
@@ -176,6 +182,10 @@ def _of_tensors(path: Path, values: Sequence[Any], truth: list[Any], shape: Sequ
         raise _wrong(f"{path} has samples of shape {list(array.shape[1:])}; finite numbers of {list(shape)} are needed")
     whole = array.reshape(len(values), *shape)
     return Dataset(truth, lambda rows: Tensors(whole[rows]), unit="samples")
+
+
+def _of_texts(texts: Sequence[str], truth: list[Any]) -> Dataset:
+    return Dataset(truth, lambda rows: Texts([texts[row] for row in rows]), unit="texts")
 
 
 def _of_paths(path: Path, files: Sequence[str], truth: list[Any]) -> Dataset:
