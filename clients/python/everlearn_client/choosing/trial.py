@@ -68,8 +68,8 @@ class Trial:
     """Accuracy of each block but the first, by the head that knew all before it."""
     correct_N: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, bool))
     """The same, sample by sample, in their order."""
-    learn_ms: float = 0.0
-    """What testing and adding the samples took the server, the backbone and solving of heads left out."""
+    learn_ms: list[float] = field(default_factory=list)
+    """What testing and adding took the server for each sample, a figure a batch; backbone and solving left out."""
     failure: EverlearnClientError | None = None
     """What ended it early."""
 
@@ -209,8 +209,8 @@ def _block(client: Client, model: models_pb2.Model, sample: Embedded, first: int
     batch = sample.part(model.status.input.feature_digest, slice(first, last))
 
     def hear(event: LearnEvent) -> None:
-        if isinstance(event, Received) and not event.duplicate:
-            trial.learn_ms += event.times.test_ms + event.times.integrate_ms
+        if isinstance(event, Received) and event.samples and not event.duplicate:
+            trial.learn_ms.append((event.times.test_ms + event.times.integrate_ms) / event.samples)
 
     try:
         if first:

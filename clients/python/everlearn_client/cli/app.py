@@ -17,6 +17,7 @@ from everlearn_client.cli.doctor import doctor
 from everlearn_client.cli.learning import learn
 from everlearn_client.cli.serving import export, predict
 from everlearn_client.cli.showing import delete, describe, get, info, promote, rollback, versions
+from everlearn_client.cli.tune import tune
 from everlearn_client.errors import EverlearnClientError, Unavailable
 
 # typer has its own copy of click since 0.26 and names few of its classes: this one is the base of what it raises.
@@ -80,7 +81,7 @@ def root(
 
 
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Declare": (apply, plan, diff, lock, schema),
+    "Declare": (apply, plan, diff, lock, schema, tune),
     "Look and manage": (get, describe, doctor, versions, promote, rollback, delete, info),
     "Learn and use": (learn, predict, export),
 }

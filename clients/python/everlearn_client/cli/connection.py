@@ -49,7 +49,7 @@ def read_file(path: Path) -> bytes:
 
 
 def write_file(path: Path, text: str) -> None:
-    """Replaces a file's text at once or not at all; what is written to is the file that a link leads to.
+    """Writes a file's text at once or not at all; what is written to is the file that a link leads to.
 
     Raises InvalidArgument.
     """
@@ -57,7 +57,8 @@ def write_file(path: Path, text: str) -> None:
     draft = target.with_name(f".{target.name}.{os.getpid()}.draft")
     try:
         draft.write_text(text, encoding="utf-8")
-        draft.chmod(target.stat().st_mode & 0o777)
+        if target.exists():
+            draft.chmod(target.stat().st_mode & 0o777)
         draft.replace(target)
     except OSError as error:
         draft.unlink(missing_ok=True)

@@ -9,7 +9,7 @@
 6    refused: consent, credentials, a gate or the model's state
 7    unavailable: no server, overloaded, or no answer in time; trying again may help
 8    fault of the server, or damaged data
-9    partly done: some batches were rejected, some files have no prediction, some backbones could not be tried
+9    partly done: some batches were rejected, some files have no prediction, some candidates could not be tried
 130  interrupted
 """
 

@@ -20,7 +20,8 @@ from everlearn_client.errors import InvalidArgument
 from everlearn_client.samples import Batch
 from everlearn_protos.v1 import models_pb2
 
-BATCH = 32
+BATCH = 128
+"""Samples a request; fewer where they are large."""
 _SEED = 0
 
 DataArgument = Annotated[
@@ -90,6 +91,6 @@ class Stages:
 
     def __call__(self, step: models_pb2.ApplyProgress) -> None:
         """Hears of a step."""
-        if step.stage not in ("", "queued", "ready", self._stage):
+        if step.stage in ("download", "build") and step.stage != self._stage:
             say(f"{self._name}: {step.stage}")
         self._stage = step.stage
