@@ -6,7 +6,7 @@ Axes: B samples in a batch, C classes, d features (or values at the cut, where a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from everlearn.backbones.tail import Tail
@@ -42,6 +42,11 @@ class Learned(ABC):
     def samples(self) -> int:
         """Learned, of all labels."""
         return int(self.count_C.sum())
+
+    @property
+    def figures(self) -> Mapping[str, float]:
+        """What the last steps were like, for the version's record: loss, gradient norm ... Empty in closed form."""
+        return {}
 
     @abstractmethod
     def digest(self) -> str:

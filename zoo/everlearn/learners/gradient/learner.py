@@ -135,6 +135,12 @@ class GradientLearner:
         """Taken so far: where the schedule stands."""
         return self.stepper.done
 
+    def declare(self, labels: Sequence[str]) -> None:
+        """Gives new labels their indices before any sample of theirs. Raises InputError for malformed or known ones."""
+        self.table.declare(labels)
+        self.memory.declare(labels)
+        self._grow(torch.zeros(len(labels), self.network.top.weight.shape[1], device=self.device))
+
     def learn(self, quantised_Bd: QuantisedBd, labels: Sequence[str], *, origin: Origin | None = None) -> StepReport:
         """Steps on a batch and on what the memory gives, then the memory takes the batch. B may be 0: nothing is done.
 

@@ -1,0 +1,49 @@
+"""What passes between a trainer and its child: a length, a JSON header, and plain numbers behind it. No pickle.
+
+    8 bytes: length of the header | header: {"parts": [[name, bytes] ...], ...} | the parts, one after the other
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+_LENGTH = struct.Struct("<Q")
+_MAX_HEADER = 2**26
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """One question or answer."""
+
+    told: Mapping[str, Any]
+    parts: Mapping[str, bytes] = field(default_factory=dict)
+
+
+def write(stream: IO[bytes], frame: Frame) -> None:
+    """Raises BrokenPipeError where nobody reads any more."""
+    sizes = [[name, len(part)] for name, part in frame.parts.items()]
+    header = json.dumps({"told": dict(frame.told), "parts": sizes}).encode()
+    stream.write(_LENGTH.pack(len(header)) + header)
+    for part in frame.parts.values():
+        stream.write(part)
+    stream.flush()
+
+
+def read(stream: IO[bytes]) -> Frame:
+    """Raises EOFError where the other side is gone, or has gone in the middle of it."""
+    (length,) = _LENGTH.unpack(_exactly(stream, _LENGTH.size))
+    if length > _MAX_HEADER:
+        raise EOFError(f"a header of {length} bytes; something else was written into the stream")
+    header = json.loads(_exactly(stream, length))
+    return Frame(told=header["told"], parts={name: _exactly(stream, size) for name, size in header["parts"]})
+
+
+def _exactly(stream: IO[bytes], size: int) -> bytes:
+    data = stream.read(size)
+    if len(data) != size:
+        raise EOFError(f"the stream ended after {len(data)} of {size} bytes")
+    return data

@@ -1,0 +1,156 @@
+"""The process in which a gradient learner lives: `python -m everlearn.learners.gradient.child`, one for a model.
+
+It answers `everlearn.learners.trainer`, question by question, over stdin and stdout. It is niced, sees nothing of the
+server's environment, and dies with it; whatever it knows can be asked for (`state`) and given to the next one (`open`).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+import torch
+
+from everlearn.backbones.lora import add_lora
+from everlearn.backbones.tail import Tail
+from everlearn.backbones.tail_manifest import load_tail
+from everlearn.backbones.tail_torch import build_tail_module, weights_of
+from everlearn.errors import EverlearnError, PreconditionError
+from everlearn.learners import _frames
+from everlearn.learners._frames import Frame
+from everlearn.learners.gradient.learner import GradientLearner
+from everlearn.learners.gradient.recipe import Recipe
+from everlearn.memories.base import Origin
+from everlearn.runtime.process import become_background_child
+from everlearn.spec.model import ModelSpec
+from everlearn.spec.recipe import Loss, Training
+from everlearn.values import FeatureScale
+
+Answer = Frame
+
+
+class Child:
+    """One learner behind a pipe."""
+
+    def __init__(self) -> None:
+        self._learner: GradientLearner | None = None
+        self._tail: Tail | None = None
+        self._shell: torch.nn.Module | None = None
+        """Another tail of the same shape: what is served is read from it, averages and adapters folded in."""
+        self._figures: dict[str, Any] = {}
+        self._asked: Mapping[str, Callable[[Frame], Answer]] = {
+            "open": self._open,
+            "learn": self._learn,
+            "declare": self._declare,
+            "solve": self._solve,
+            "state": self._state,
+        }
+
+    def answer(self, question: Frame) -> Answer:
+        """Errors of ours are answers; any other ends the process, and the trainer begins another."""
+        try:
+            return self._asked[question.told["ask"]](question)
+        except EverlearnError as error:
+            told = {"kind": type(error).__name__, "message": error.message, "field": error.field}
+            return Frame(told={"error": told | {"reason": error.reason}})
+
+    def _open(self, question: Frame) -> Answer:
+        told, parts = question.told, question.parts
+        # Not strict: in JSON a tuple is a list.
+        spec = ModelSpec.model_validate(told["spec"], strict=False)
+        scale = FeatureScale(step_d=np.frombuffer(parts["step_d"], np.float32).copy(), bits=told["bits"])
+        torch.set_num_threads(told["threads"])
+        recipe = recipe_of(spec)
+        module = None
+        if "tail_graph" in parts:
+            self._tail = load_tail(parts["tail_graph"], parts["tail_weights"], parts["tail_manifest"])
+            module, self._shell = (adapted(self._tail, spec) for _ in range(2))
+        common: dict[str, Any] = {"scale": scale, "recipe": recipe, "tail": module, "device": told["device"]}
+        if "state" in parts:
+            self._learner = GradientLearner.from_bytes(parts["state"], **common)
+        else:
+            dim = self._tail.feature_dim if self._tail else scale.step_d.size
+            self._learner = GradientLearner.create(dim=dim, labels=spec.labels, **common)
+        return self._progress()
+
+    def _learn(self, question: Frame) -> Answer:
+        told, learner = question.told, self._present
+        dim = learner.scale.step_d.size
+        quantised_Bd = np.frombuffer(question.parts["quantised"], np.int16).reshape(-1, dim)
+        origin = Origin(client=told["client"], time_s=told["time_s"]) if "client" in told else None
+        report = learner.learn(quantised_Bd, told["labels"], origin=origin)
+        if report.steps:
+            self._figures = {name: value for name, value in asdict(report).items() if value is not None}
+        return self._progress()
+
+    def _declare(self, question: Frame) -> Answer:
+        self._present.declare(question.told["labels"])
+        return self._progress()
+
+    def _solve(self, _: Frame) -> Answer:
+        head = self._present.head()
+        told = {"labels": list(head.labels), "normalise": head.normalise, "figures": self._figures}
+        parts = {"weight": head.weight_dC.astype("<f4").tobytes("C"), "bias": head.bias_C.astype("<f4").tobytes()}
+        state = self._present.tail_state()
+        if state is not None and self._shell is not None and self._tail is not None:
+            self._shell.load_state_dict(state)
+            found, wanted = weights_of(self._shell), sorted(self._tail.arrays)
+            parts["tail"] = safetensors.numpy.save({name: found[name] for name in wanted})
+        return Frame(told=told, parts=parts)
+
+    def _state(self, _: Frame) -> Answer:
+        return Frame(told={}, parts={"state": self._present.to_bytes()})
+
+    def _progress(self) -> Answer:
+        learner = self._present
+        return Frame(told={"labels": learner.labels, "counts": learner.count_C.tolist(), "steps": learner.steps})
+
+    @property
+    def _present(self) -> GradientLearner:
+        if self._learner is None:
+            raise PreconditionError("no learner is open in this process; ask for that first", reason="NOT_OPEN")
+        return self._learner
+
+
+def recipe_of(spec: ModelSpec) -> Recipe:
+    """What of a declaration moves weights."""
+    return Recipe(
+        head=spec.head.kind,
+        memory=spec.memory,
+        regularize=spec.regularize,
+        loss=spec.loss or Loss(),
+        train=spec.train or Training(),
+    )
+
+
+def adapted(tail: Tail, spec: ModelSpec) -> torch.nn.Module:
+    """The tail's module, of which that learns what the declaration says."""
+    module = build_tail_module(tail)
+    if spec.adapt.rank is not None:
+        seed = spec.train.seed if spec.train is not None else 0
+        add_lora(module, spec.adapt.rank, targets=spec.adapt.targets, seed=seed)
+    return module
+
+
+def main() -> None:
+    """Answers until nobody asks any more."""
+    become_background_child()
+    # Whatever a library prints must not mix with the answers.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    child = Child()
+    while True:
+        try:
+            question = _frames.read(sys.stdin.buffer)
+        except EOFError:
+            return
+        _frames.write(answers, child.answer(question))
+
+
+if __name__ == "__main__":
+    main()
