@@ -20,11 +20,12 @@ from tests.benchmarks.table import Row, quantiles
 from everlearn.export.parity import head_parity
 from everlearn.heads import head_for
 from everlearn.inputs.samples import Pixels
+from everlearn.learners.base import Solution
 from everlearn.sums import Sums
 from everlearn_client import Features as ClientFeatures
 from everlearn_client import Pixels as ClientPixels
 from everlearn_server.engine.engine import Engine
-from everlearn_server.engine.head_file import dump_head
+from everlearn_server.engine.head_file import dump_solution
 from everlearn_server.engine.live_model import LiveModel
 from everlearn_server.engine.publisher import Solved, probe_features
 
@@ -73,7 +74,7 @@ def _solved(model: LiveModel, classes: int) -> Solved:
         exact=False,
         solve_ms=0.0,
         parity=head_parity(head, probe_features(DIM)),
-        data=dump_head(head),
+        data=dump_solution(Solution(head=head)),
     )
 
 

@@ -37,7 +37,7 @@ def test_head_parity_refuses_features_of_another_dimension() -> None:
 def test_release_reports_strict_parity_of_trunk_and_head_and_the_fronts_difference() -> None:
     trunk, head = conv_trunk(), random_head(10)
     probes = Probes.of(trunk, Server(trunk, head).session.run)
-    report = check_release(Composer(trunk).compose(head, METADATA), head, probes, tolerance=1e-4)
+    report = check_release(Composer(trunk).compose(head, METADATA), head.scores, head.labels, probes, tolerance=1e-4)
     assert report.composed.max_rel_diff < 1e-5
     assert report.composed.label_agreement == 1
     assert report.front_grey_levels <= 3.01
@@ -50,7 +50,7 @@ def test_a_change_smaller_than_the_fronts_difference_is_still_caught() -> None:
     probes = Probes.of(trunk, Server(trunk, head).session.run)
     other = Composer(trunk).compose(_moved(head, 0.005), METADATA)
     with pytest.raises(ParityError, match="probe 0"):
-        check_release(other, head, probes, tolerance=1e-4)
+        check_release(other, head.scores, head.labels, probes, tolerance=1e-4)
 
 
 def test_another_trunk_is_caught() -> None:
@@ -59,7 +59,7 @@ def test_another_trunk_is_caught() -> None:
     file = Composer(conv_trunk(front=other)).compose(head, METADATA)
     probes = Probes.of(trunk, Server(trunk, head).session.run)
     with pytest.raises(ParityError):
-        check_release(file, head, probes, tolerance=1e-3)
+        check_release(file, head.scores, head.labels, probes, tolerance=1e-3)
 
 
 def test_scores_beyond_the_tolerance_are_refused_and_within_it_are_not() -> None:

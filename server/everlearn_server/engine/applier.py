@@ -9,14 +9,17 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import structlog
 
 import everlearn.backbones
 from everlearn import plugins
 from everlearn.backbones.base import BackboneDefaults
-from everlearn.backbones.child import build_in_child, describe_in_child
+from everlearn.backbones.child import build_cut_in_child, build_in_child, describe_in_child
 from everlearn.backbones.manifest import dump_manifest, load_trunk
+from everlearn.backbones.tail import Tail
+from everlearn.backbones.tail_manifest import dump_tail, load_tail
 from everlearn.errors import DataLossError, NotFoundError, SpecError
 from everlearn.heads import head_for
 from everlearn.hubs import hub_for
@@ -33,6 +36,8 @@ from everlearn_server.store.rows import TrunkRow
 from everlearn_server.store.store import Store
 
 _logger = structlog.get_logger(__name__)
+_SIZE_BYTES = 8
+"""In front of a stored tail: how much of it is the graph."""
 _BUILDER = "1"
 """Raise it when the same files would make another trunk."""
 
@@ -60,6 +65,7 @@ class Applier:
         self._work_dir = work_dir
         self._described: dict[str, BackboneDefaults] = {}
         self._measured: dict[str, float] = {}
+        self._tails: dict[str, Tail] = {}
         self._loaded: dict[str, list[Trunk]] | None = {}
         """Trunks read while the server starts, when many models ask for the same one."""
 
@@ -127,8 +133,10 @@ class Applier:
                 _logger.warning("a stored trunk is damaged and is built again", reason=error.reason, digest=row.digest)
         progress("build", 0, 0)
         started_s = time.monotonic()
-        trunk = await asyncio.to_thread(self._build, model, files)
+        trunk, tail = await asyncio.to_thread(self._build, model, files)
         self._measured["trunk_build_s"] = round(time.monotonic() - started_s, 1)
+        if tail is not None:  # first: who finds the trunk finds its tail
+            await self._put_tail(trunk, tail)
         await self._store.blobs.put(trunk.onnx)
         await self._store.catalog.put_trunk(
             TrunkRow(
@@ -158,6 +166,34 @@ class Applier:
                 return trunk
         raise NotFoundError(f"no stored trunk {digest[:12]}... fits; apply the declaration again", field="trunk_digest")
 
+    async def stored_tail(self, digest: str) -> Tail | None:
+        """The upper part of the backbone whose trunk has this digest; None for one that was not cut.
+
+        Raises DataLossError.
+        """
+        row = await self._store.catalog.find_trunk(_tail_key(digest))
+        if row is None:
+            return None
+        if row.digest not in self._tails:
+            data = await self._store.blobs.get(row.digest)
+            size = int.from_bytes(data[:_SIZE_BYTES], "little")
+            graph, weights = data[_SIZE_BYTES:][:size], data[_SIZE_BYTES + size :]
+            self._tails[row.digest] = load_tail(graph, weights, row.manifest)
+        return self._tails[row.digest]
+
+    async def _put_tail(self, trunk: Trunk, tail: Tail) -> None:
+        data = b"".join((len(tail.graph).to_bytes(_SIZE_BYTES, "little"), tail.graph, tail.weights))
+        digest = await self._store.blobs.put(data)
+        await self._store.catalog.put_trunk(
+            TrunkRow(
+                key=_tail_key(trunk.digest),
+                digest=digest,
+                manifest=dump_tail(tail),
+                source=trunk.provenance.get("source", ""),
+                size=len(data),
+            )
+        )
+
     def forget_loaded(self) -> None:
         """The start is over: lets go of the trunks that were read for it."""
         self._loaded = None
@@ -167,16 +203,13 @@ class Applier:
         front, bits = front_config(model), model.spec.memory.bits
         return await self.stored_trunk(digest, lambda trunk: trunk.front == front and trunk.scale.bits == bits)
 
-    def _build(self, model: Model, files: BackboneFiles) -> Trunk:
+    def _build(self, model: Model, files: BackboneFiles) -> tuple[Trunk, Tail | None]:
         self._work_dir.mkdir(parents=True, exist_ok=True)
-        return build_in_child(
-            model.spec.backbone,
-            files,
-            front_config(model),
-            bits=model.spec.memory.bits,
-            work_dir=self._work_dir,
-            projection=model.spec.projection,
-        )
+        spec, front = model.spec, front_config(model)
+        common: dict[str, Any] = {"bits": spec.memory.bits, "work_dir": self._work_dir}
+        if spec.adapt.kind != "frozen":
+            return build_cut_in_child(spec.backbone, files, front, blocks=spec.adapt.blocks, **common)
+        return build_in_child(spec.backbone, files, front, projection=spec.projection, **common), None
 
     async def _describe(self, hub: Hub, backbone: Backbone, resolved: Resolved) -> BackboneDefaults:
         key = json.dumps([backbone.model_dump(mode="json"), dict(resolved.lock())], sort_keys=True)
@@ -188,11 +221,10 @@ class Applier:
 
 def _check_kinds(model: Model) -> None:
     """Raises SpecError for a plug-in that is not there, before anything is asked of a hub."""
-    if model.spec.by_gradient:  # until the learner lands
-        raise SpecError("this server does not learn by gradient steps yet", field="spec.head.kind")
-    if model.spec.adapt.kind != "frozen":
-        raise SpecError("this server cannot adapt a backbone yet", field="spec.adapt.kind")
-    head_for(model.spec.head.kind, model.spec.head.regularization)
+    if model.spec.adapt.kind == "first_session":  # until it lands
+        raise SpecError("this server knows no first session yet", field="spec.adapt.kind")
+    if not model.spec.by_gradient:
+        head_for(model.spec.head.kind, model.spec.head.regularization)
     memory_for(model.spec.memory.kind)
     loader, known = model.spec.backbone.loader, plugins.kinds(everlearn.backbones)
     if loader not in known:
@@ -202,6 +234,11 @@ def _check_kinds(model: Model) -> None:
 def _matters(backbone: Backbone, name: str) -> bool:
     """timm's configuration file matters only through the architecture and the front; an encoder's is its sizes."""
     return backbone.loader == TRANSFORMERS or not name.endswith(".json")
+
+
+def _tail_key(trunk_digest: str) -> str:
+    """Beside the trunks: a tail is found by the trunk that it continues."""
+    return hashlib.sha256(f"tail of {trunk_digest}".encode()).hexdigest()
 
 
 def _key(model: Model, lock: Mapping[str, str]) -> str:
@@ -219,6 +256,8 @@ def _key(model: Model, lock: Mapping[str, str]) -> str:
         front_config(model).digest,
         model.spec.memory.bits,
     ]
+    if model.spec.adapt.kind != "frozen":
+        depends.append({"blocks": model.spec.adapt.blocks})
     if model.spec.projection is not None:
         depends.append(model.spec.projection.model_dump(mode="json"))
     return hashlib.sha256(json.dumps(depends).encode()).hexdigest()

@@ -122,7 +122,7 @@ class Engine:
             queue_ms = max(0.0, work.started_s - work.enqueued_s) * 1e3
         decoder.check_features(features_Bd, samples, field="samples")
         begun_s = time.perf_counter()
-        scores_BC = await scores_of(snapshot.head, features_Bd)
+        scores_BC = await scores_of(snapshot, features_Bd)
         return Scored(
             scores_BC=scores_BC,
             features_Bd=features_Bd,

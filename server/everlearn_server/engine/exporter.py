@@ -120,8 +120,9 @@ def _release(bench: _Bench, model: str, versioned: Versioned, tolerance: float) 
     }
     if record.memory_digest:  # a head that was solved in a hurry has none
         told["memory_digest"] = record.memory_digest
-    onnx = bench.composer.compose(head, told)
-    report = check_release(onnx, head, bench.probes, tolerance=tolerance)
+    live = versioned.snapshot.tail
+    onnx = bench.composer.compose(head, told, live.tail if live is not None else None)
+    report = check_release(onnx, versioned.snapshot.scores, head.labels, bench.probes, tolerance=tolerance)
     tested = metrics["tested"] > 0
     facts = CardFacts(
         model=model,

@@ -13,6 +13,7 @@ import structlog
 
 from everlearn.errors import EverlearnError, NotFoundError
 from everlearn.hubs.base import HubSettings
+from everlearn.learners.trainer import TrainerSettings
 from everlearn.runtime.session import TrunkSession
 from everlearn.spec.load import parse
 from everlearn.spec.model import Model
@@ -41,6 +42,8 @@ class EngineSettings:
     """Images that may wait, per lane."""
     max_batch: int = 1
     """Images in one trunk pass; above 1 only where batching gains (a GPU)."""
+    trainer: TrainerSettings = TrainerSettings()  # noqa: RUF009  # frozen
+    """Where gradient steps are made."""
     commit_share: float = 0.08
     """Share of the time that group commits may keep the disk busy; below the promised tenth, because each pause is set
     by the commit before it."""
@@ -91,7 +94,8 @@ class Fleet:
             if row.trunk_digest is None:
                 continue
             try:
-                await self.begin(model, await self._applier.trunk_of(model.spec, row.trunk_digest))
+                trunk = await self._applier.trunk_of(model.spec, row.trunk_digest)
+                await self.begin(model, trunk)
             except EverlearnError as error:
                 # In memory only: what is stored is right, and the next start may well succeed (a GPU that is back).
                 self.tell_failure(model, error)
@@ -120,13 +124,14 @@ class Fleet:
             solvers=self._solvers,
             release_trunk=self.trunks.release,
             commit_share=self._settings.commit_share,
+            trainer=self._settings.trainer,
             on_first_stable=lambda name: self.tell_ready(self.get(name)),
         )
         return self._models[row.name]
 
     async def begin(self, model: LiveModel, trunk: Trunk, session: TrunkSession | None = None) -> None:
         """Makes an enlisted model learn and serve."""
-        live = self.trunks.acquire(trunk, session)
+        live = self.trunks.acquire(trunk, session, await self._applier.stored_tail(trunk.digest))
         try:
             await model.start(live, self._trunk_of)
         except BaseException:
@@ -165,7 +170,7 @@ class Fleet:
     async def _trunk_of(self, digest: str, features: str) -> LiveTrunk | None:
         try:
             trunk = await self._applier.stored_trunk(digest, lambda trunk: trunk.feature_digest == features)
-            return self.trunks.acquire(trunk)
+            return self.trunks.acquire(trunk, None, await self._applier.stored_tail(digest))
         except EverlearnError as error:
             _logger.warning("an earlier version cannot serve", digest=digest, reason=error.reason)
             return None

@@ -1,41 +1,58 @@
-"""How a head is stored: a JSON line, then plain float32 numbers."""
+"""How a version's weights are stored: a JSON line, plain float32 numbers, and safetensors of a tail that moves."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 
+from everlearn.backbones.tail import Tail
+from everlearn.errors import DataLossError
+from everlearn.learners.base import Solution
 from everlearn.values import LinearHead
 
 
-def dump_head(head: LinearHead) -> bytes:
-    """Header line of JSON, then float32 weights [d, C] and biases [C]: safe to read, no pickle."""
-    header = {
+def dump_solution(solution: Solution) -> bytes:
+    """Header line of JSON, float32 weights [d, C] and biases [C], tail: safe to read, no pickle."""
+    head, tail = solution.head, solution.tail
+    header: dict[str, object] = {
         "dim": head.weight_dC.shape[0],
         "labels": head.labels,
         "normalise": head.normalise,
         "regularization": head.regularization,
     }
+    if tail is not None:
+        header["tail_graph"] = tail.graph_digest
     return b"".join(
         (
             json.dumps(header).encode() + b"\n",
             np.ascontiguousarray(head.weight_dC, "<f4").tobytes(),
             head.bias_C.astype("<f4").tobytes(),
+            tail.weights if tail is not None else b"",
         )
     )
 
 
-def load_head(data: bytes) -> LinearHead:
-    """Inverse of `dump_head`; the store has verified the digest."""
+def load_solution(data: bytes, tail: Tail | None) -> Solution:
+    """Inverse of `dump_solution`; the store has verified the digest. `tail`: the trunk's own, for its graph.
+
+    Raises DataLossError where the version was made on another tail.
+    """
     line, _, body = data.partition(b"\n")
     header = json.loads(line)
     classes, dim = len(header["labels"]), header["dim"]
-    numbers = np.frombuffer(body, "<f4")
-    return LinearHead(
+    size = 4 * (dim + 1) * classes
+    numbers = np.frombuffer(body[:size], "<f4")
+    head = LinearHead(
         weight_dC=numbers[: dim * classes].reshape(dim, classes),
         bias_C=numbers[dim * classes :],
         normalise=header["normalise"],
         labels=tuple(header["labels"]),
         regularization=header["regularization"],
     )
+    if "tail_graph" not in header:
+        return Solution(head=head)
+    if tail is None or tail.graph_digest != header["tail_graph"]:
+        raise DataLossError("a stored version belongs to another tail than its trunk has; apply the declaration again")
+    return Solution(head=head, tail=replace(tail, weights=body[size:]))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from everlearn.learners import ClosedForm, Learner
+from everlearn.learners.trainer import Trainer, TrainerSettings
 from everlearn.spec.model import ModelSpec
 from everlearn_server.engine.trunks import LiveTrunk
 
 
-def make_learner(spec: ModelSpec, trunk: LiveTrunk, data: bytes | None) -> Learner:
+def make_learner(spec: ModelSpec, trunk: LiveTrunk, data: bytes | None, settings: TrainerSettings) -> Learner:
     """The learner of a completed declaration on its trunk, as it was when it gave `data`; empty without.
 
-    Raises DataLossError for bytes that do not belong to it.
+    Blocks: a trainer's process takes seconds to begin. Raises DataLossError for bytes that do not belong to it,
+    UnavailableError where no process can be begun.
     """
+    if spec.by_gradient:
+        return Trainer(spec, trunk.scale, tail=trunk.tail, data=data, settings=settings)
     return ClosedForm.of(spec, trunk.scale, data)

@@ -6,23 +6,25 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import structlog
 
 from everlearn.errors import PreconditionError
+from everlearn.learners.trainer import TrainerSettings
 from everlearn.metrics.prequential import Prequential
 from everlearn.metrics.transferability import Transferability, transferability
 from everlearn.spec.load import dump
 from everlearn.spec.model import Model
 from everlearn.values import LinearHead
 from everlearn_server.engine.conditions import conditions_json
-from everlearn_server.engine.head_file import load_head
+from everlearn_server.engine.head_file import load_solution
 from everlearn_server.engine.learners import make_learner
 from everlearn_server.engine.publisher import Publisher, Solved
 from everlearn_server.engine.serving import Snapshot
+from everlearn_server.engine.tails import LiveTail
 from everlearn_server.engine.trunks import LiveTrunk
 from everlearn_server.engine.versions import VersionBook, Versioned
 from everlearn_server.engine.writer import ModelWriter
@@ -49,6 +51,7 @@ class LiveModel:
         executor: Executor,
         solvers: Executor,
         commit_share: float,
+        trainer: TrainerSettings = TrainerSettings(),  # noqa: B008  # frozen
         release_trunk: Callable[[LiveTrunk], None] = lambda trunk: None,
         on_first_stable: Callable[[str], None] = lambda name: None,
     ) -> None:
@@ -65,6 +68,8 @@ class LiveModel:
         self._solvers = solvers
         self._release_trunk = release_trunk
         self._commit_share = commit_share
+        self._trainer = trainer
+        self._own_threads: ThreadPoolExecutor | None = None
         self._row_lock = asyncio.Lock()
         self._on_first_stable = on_first_stable
         self._writer: ModelWriter | None = None
@@ -114,7 +119,7 @@ class LiveModel:
         self._closed = False
         data = await self._store.ledger.memory(self.name)
         ledger = await self._store.ledger.state(self.name)
-        learner = await asyncio.to_thread(make_learner, self.spec.spec, trunk, data)
+        learner = await asyncio.to_thread(make_learner, self.spec.spec, trunk, data, self._trainer)
         prequential = Prequential.from_dict(json.loads(ledger.prequential_json)) if ledger else Prequential()
         await self._reserve_numbers()
         await self._restore_versions(trunk, trunk_of)
@@ -129,7 +134,7 @@ class LiveModel:
             prequential=prequential,
             streams=await self._store.ledger.streams(self.name),
             ledger=self._store.ledger,
-            executor=self._executor,
+            executor=self._threads(),
             live=self._live,
             on_integrated=self._on_integrated,
             on_durable=self._store_soon,
@@ -150,6 +155,11 @@ class LiveModel:
         await asyncio.gather(*(task for task in (self._storing, self._reserving) if task), return_exceptions=True)
         if commit:
             await self._store_latest()
+        if self._writer is not None:
+            await asyncio.to_thread(self._writer.learner.close)
+        if self._own_threads is not None:
+            self._own_threads.shutdown()
+            self._own_threads = None
         self._writer = None
         self._publisher = None
 
@@ -204,6 +214,13 @@ class LiveModel:
             hint=latest.snapshot.head.regularization if latest else None,
         )
 
+    def _threads(self) -> Executor:
+        """A gradient step may take seconds: those wait in a thread of their own, not where others integrate."""
+        if not self.spec.spec.by_gradient:
+            return self._executor
+        self._own_threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"trainer-{self.name}")
+        return self._own_threads
+
     def _live(self) -> Snapshot | None:
         return self.book.latest.snapshot if self.book.latest else None
 
@@ -222,8 +239,8 @@ class LiveModel:
         trunk = self.trunk
         first = self.book.stable is None
 
-        def make(number: int, head: LinearHead) -> Snapshot:
-            return self._snapshot(number, head, trunk, time.time())
+        def make(number: int, solved: Solved) -> Snapshot:
+            return self._snapshot(number, solved.head, solved.tail, trunk, time.time())
 
         self.book.publish(
             solved,
@@ -246,13 +263,16 @@ class LiveModel:
             self._reserving = asyncio.get_running_loop().create_task(self._reserve_numbers())
         self._store_soon()
 
-    def _snapshot(self, number: int, head: LinearHead, trunk: LiveTrunk, created_s: float) -> Snapshot:
+    def _snapshot(
+        self, number: int, head: LinearHead, tail: LiveTail | None, trunk: LiveTrunk, created_s: float
+    ) -> Snapshot:
         return Snapshot(
             model=self.name,
             version=number,
             trunk=trunk,
             front=trunk.front,
             head=head,
+            tail=tail,
             input=self.spec.spec.input,
             feature_digest=trunk.feature_digest,
             create_time_s=created_s,
@@ -354,7 +374,9 @@ class LiveModel:
                 self.book.latest = versioned
 
     def _restored(self, row: VersionRow, trunk: LiveTrunk) -> Snapshot:
-        return self._snapshot(row.number, load_head(row.head), trunk, row.create_time_s)
+        solution = load_solution(row.head, trunk.tail)
+        tail = LiveTail(solution.tail) if solution.tail is not None else None
+        return self._snapshot(row.number, solution.head, tail, trunk, row.create_time_s)
 
     def _not_ready(self) -> PreconditionError:
         return PreconditionError(

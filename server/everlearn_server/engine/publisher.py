@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -23,7 +23,8 @@ from everlearn.errors import PreconditionError
 from everlearn.export.parity import head_parity
 from everlearn.learners.base import Learned
 from everlearn.values import FeaturesBd, LinearHead
-from everlearn_server.engine.head_file import dump_head
+from everlearn_server.engine.head_file import dump_solution
+from everlearn_server.engine.tails import LiveTail
 from everlearn_server.engine.writer import ModelWriter
 
 _logger = structlog.get_logger(__name__)
@@ -59,7 +60,11 @@ class Solved:
     parity: float
     """Largest relative difference of a score between the exported head and this one, on probe features."""
     data: bytes
-    """The head, serialised."""
+    """Head and tail, serialised."""
+    tail: LiveTail | None = None
+    """Where a part of the backbone learns."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """Of the last gradient steps."""
 
 
 @lru_cache(maxsize=8)
@@ -226,7 +231,8 @@ class Publisher:
 
     def _solve(self, learned: Learned, tails: Mapping[str, int], hint: float | None) -> Solved:
         begun_s = time.perf_counter()
-        head = learned.solve(hint=hint).head
+        solution = learned.solve(hint=hint)
+        head, tail = solution.head, solution.tail
         solve_ms = (time.perf_counter() - begun_s) * 1e3
         return Solved(
             head=head,
@@ -237,5 +243,7 @@ class Publisher:
             exact=hint is None,
             solve_ms=solve_ms,
             parity=head_parity(head, probe_features(head.weight_dC.shape[0])),
-            data=dump_head(head),
+            data=dump_solution(solution),
+            tail=LiveTail(tail) if tail is not None else None,
+            figures=learned.figures,
         )

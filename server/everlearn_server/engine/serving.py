@@ -12,6 +12,7 @@ import numpy.typing as npt
 from everlearn.inputs.samples import Samples
 from everlearn.spec.input import Input
 from everlearn.values import FeaturesBd, Front, LinearHead
+from everlearn_server.engine.tails import LiveTail
 
 _PRODUCTS_ON_THE_LOOP = 2**24
 """Multiplications of a head that are done where everyone waits (0.4 ms); more go to a thread."""
@@ -40,10 +41,16 @@ class Snapshot:
     trunk: TrunkHandle
     front: Front
     head: LinearHead
+    tail: LiveTail | None = None
+    """Between trunk and head, where a part of the backbone learns."""
     input: Input
     """Limits and encodings that the declaration names."""
     feature_digest: str
     create_time_s: float
+
+    def scores(self, features_Bd: FeaturesBd) -> npt.NDArray[np.float32]:
+        """[B, C] of what the trunk gives. Raises BackboneError where the tail fails."""
+        return self.head.scores(features_Bd if self.tail is None else self.tail.run(features_Bd))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +65,12 @@ class Scored:
     head_ms: float
 
 
-async def scores_of(head: LinearHead, features_Bd: FeaturesBd) -> npt.NDArray[np.float32]:
-    """The head's scores, [B, C], without holding up others on the event loop."""
-    if len(features_Bd) * head.weight_dC.size > _PRODUCTS_ON_THE_LOOP:
-        return await asyncio.to_thread(head.scores, features_Bd)
-    return head.scores(features_Bd)
+async def scores_of(snapshot: Snapshot, features_Bd: FeaturesBd) -> npt.NDArray[np.float32]:
+    """A version's scores, [B, C], without holding up others on the event loop."""
+    products = len(features_Bd) * snapshot.head.weight_dC.size
+    if snapshot.tail is not None or products > _PRODUCTS_ON_THE_LOOP:
+        return await asyncio.to_thread(snapshot.scores, features_Bd)
+    return snapshot.scores(features_Bd)
 
 
 class Serving(Protocol):

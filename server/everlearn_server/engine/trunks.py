@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from everlearn.backbones.tail import Tail
 from everlearn.runtime.session import TrunkSession
 from everlearn.values import FeatureScale, Front, Trunk
 
@@ -26,6 +27,8 @@ class LiveTrunk:
     """Of the ONNX file."""
     tokenizer: bytes = b""
     """text: the tokenizer.json."""
+    tail: Tail | None = None
+    """Where a part of the backbone learns: that part, as it was before. The features are then the values at the cut."""
 
 
 class TrunkPool:
@@ -36,7 +39,7 @@ class TrunkPool:
         self._sessions: dict[str, TrunkSession] = {}
         self._users: Counter[str] = Counter()
 
-    def acquire(self, trunk: Trunk, session: TrunkSession | None = None) -> LiveTrunk:
+    def acquire(self, trunk: Trunk, session: TrunkSession | None = None, tail: Tail | None = None) -> LiveTrunk:
         """The model's view of the trunk; opens the session if nobody has, or takes the one given."""
         digest = trunk.digest
         if digest not in self._sessions:
@@ -53,6 +56,7 @@ class TrunkPool:
             parity_max_rel_diff=trunk.parity_max_rel_diff,
             size_bytes=len(trunk.onnx),
             tokenizer=trunk.tokenizer,
+            tail=tail,
         )
 
     def release(self, live: LiveTrunk) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 from everlearn.errors import GateError, NotFoundError, PreconditionError
 from everlearn.spec.input import Input
 from everlearn.spec.model import Gate, Model
-from everlearn.values import LinearHead
 from everlearn_server.engine.publisher import NO_NUMBERS, Solved
 from everlearn_server.engine.serving import Snapshot
 from everlearn_server.engine.trunks import LiveTrunk
@@ -111,7 +110,7 @@ class VersionBook:
         spec: Model,
         trunk: LiveTrunk,
         prequential: Mapping[str, Any],
-        make: Callable[[int, LinearHead], Snapshot],
+        make: Callable[[int, Solved], Snapshot],
     ) -> Versioned:
         """A new version becomes `latest`, and `stable` too where promotion is automatic and the gate passes."""
         if self._next >= self._reserved_to:
@@ -136,6 +135,8 @@ class VersionBook:
                     "head": spec.spec.head.kind,
                     "regularization": solved.head.regularization,
                     "exact": solved.exact,
+                    "recipe": spec.spec.recipe,
+                    **({"training": dict(solved.figures)} if solved.figures else {}),
                     "feature_digest": trunk.feature_digest,
                     "samples_per_class": solved.samples_C,
                     "solve_ms": round(solved.solve_ms, 3),
@@ -148,7 +149,7 @@ class VersionBook:
             gate_reason=gate.reason,
             create_time_s=time.time(),
         )
-        versioned = Versioned(snapshot=make(number, solved.head), record=record, tails=solved.tails)
+        versioned = Versioned(snapshot=make(number, solved), record=record, tails=solved.tails)
         self._versions[number] = versioned
         self.latest = versioned
         if gate.passed and spec.spec.serving.promotion == "auto" and not self.promotion_paused:

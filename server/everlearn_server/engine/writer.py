@@ -393,5 +393,5 @@ class ModelWriter:
 
 
 def _predict(live: Snapshot | None, features_Bd: FeaturesBd) -> npt.NDArray[np.float32] | None:
-    """Scores the live head gives, [B, C], or None where there is no head yet."""
-    return None if live is None or not len(features_Bd) else live.head.scores(features_Bd)
+    """Scores the live version gives, [B, C], or None where there is no head yet."""
+    return None if live is None or not len(features_Bd) else live.scores(features_Bd)

@@ -25,9 +25,10 @@ import onnx
 from onnx import TensorProto, helper
 
 from everlearn import __version__
+from everlearn.backbones.tail import Tail, fill
 from everlearn.errors import BackboneError, InputError
 from everlearn.export.front import front_graph
-from everlearn.export.graphs import IR_VERSION, LOWEST_OPSET, alone, join
+from everlearn.export.graphs import IR_VERSION, LOWEST_OPSET, TAIL_FEATURES, alone, join, with_tail
 from everlearn.values import Front, FrontConfig, LinearHead, TextFront, Trunk
 
 MAX_BYTES = 2**31 - 2**20
@@ -67,20 +68,26 @@ class Composer:
         self._dim = trunk.feature_dim
         self._metadata = _provenance(trunk)
 
-    def compose(self, head: LinearHead, metadata: Mapping[str, str]) -> bytes:
+    def compose(self, head: LinearHead, metadata: Mapping[str, str], tail: Tail | None = None) -> bytes:
         """The file. `metadata`: what the caller knows (model, version, head, samples, ...), keys without the prefix.
 
-        Raises InputError for a head that does not fit the trunk, and for a metadata key that the composer fills in.
+        `tail`: what is between trunk and head, where a part of the backbone has learned. Raises InputError for a head
+        that does not fit what is below it, and for a metadata key that the composer fills in.
         """
-        check_head(head, self._dim)
         model = onnx.ModelProto()
-        model.CopyFrom(self._skeleton)
+        if tail is None:
+            check_head(head, self._dim)
+            model.CopyFrom(self._skeleton)
+        else:
+            check_head(head, tail.feature_dim)
+            model = with_tail(self._skeleton, onnx.load_model_from_string(fill(tail.graph, tail.arrays)))
         model.producer_name, model.producer_version = "everlearn", __version__
         del model.graph.output[:]
-        _add_head(model.graph, head)
+        _add_head(model.graph, head, features="features" if tail is None else TAIL_FEATURES)
         _add_table(model.graph, head.labels)
         model.graph.name = "everlearn"
-        _add_metadata(model, {**self._metadata, **_learned(head)}, metadata)
+        learned = _learned(head) | ({"tail_digest": tail.digest} if tail is not None else {})
+        _add_metadata(model, self._metadata | learned, metadata)
         return bytes(model.SerializeToString(deterministic=True))
 
 
@@ -116,17 +123,16 @@ def check_head(head: LinearHead, dim: int) -> None:
         raise InputError("the head has weights that are infinite or NaN; all must be finite", field="head.weight")
 
 
-def _add_head(graph: onnx.GraphProto, head: LinearHead) -> None:
+def _add_head(graph: onnx.GraphProto, head: LinearHead, features: str = "features") -> None:
     # Node for node what LinearHead.scores does.
-    features = "features"
     if head.normalise:
         graph.initializer.append(_tensor("head/floor", np.array([1e-12], np.float32)))
         graph.initializer.append(_tensor("head/axis", np.array([1], np.int64)))
         graph.node.extend(
             [
-                _node("ReduceL2", ["features", "head/axis"], "head/length", keepdims=1),
+                _node("ReduceL2", [features, "head/axis"], "head/length", keepdims=1),
                 _node("Max", ["head/length", "head/floor"], "head/divisor"),
-                _node("Div", ["features", "head/divisor"], "head/unit"),
+                _node("Div", [features, "head/divisor"], "head/unit"),
             ]
         )
         features = "head/unit"

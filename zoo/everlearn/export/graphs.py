@@ -16,6 +16,8 @@ from everlearn.errors import BackboneError
 
 LOWEST_OPSET = 18
 """The head's nodes are written for this opset and mean the same in every later one."""
+TAIL_FEATURES = "tail/features"
+"""Output of a tail behind a trunk."""
 IR_VERSION = 10
 """What ONNX Runtime has read since 1.18; raised only where a trunk needs more."""
 # Since opset 13 these only gained options whose defaults are the old behaviour.
@@ -48,6 +50,18 @@ def alone(trunk: onnx.ModelProto) -> onnx.ModelProto:
     trunk = raised(tidy(trunk), max(LOWEST_OPSET, opset(trunk)))
     trunk.ir_version = max(IR_VERSION, trunk.ir_version)
     return tidy(compose.add_prefix(trunk, "trunk/", rename_inputs=False, rename_outputs=False))
+
+
+def with_tail(trunk: onnx.ModelProto, tail: onnx.ModelProto) -> onnx.ModelProto:
+    """What `join` or `alone` made, and behind its `features` the tail, whose features are called TAIL_FEATURES.
+
+    Raises BackboneError as `join`.
+    """
+    target = max(opset(trunk), opset(tail))
+    trunk, tail = raised(trunk, target), raised(tidy(tail), target)
+    tail.ir_version = trunk.ir_version = max(trunk.ir_version, tail.ir_version)
+    tail = compose.add_prefix(tail, "tail/")
+    return tidy(compose.merge_models(trunk, tail, io_map=[("features", "tail/activations")]))
 
 
 def opset(model: onnx.ModelProto) -> int:

@@ -56,15 +56,22 @@ class ReleaseReport:
 
 
 def check_release(
-    onnx: bytes, head: LinearHead, probes: Probes, *, tolerance: float, threads: int = 1
+    onnx: bytes,
+    scores_of: Callable[[FeaturesBd], Scores],
+    labels: Sequence[str],
+    probes: Probes,
+    *,
+    tolerance: float,
+    threads: int = 1,
 ) -> ReleaseReport:
-    """Raises ParityError unless the file predicts what this trunk and head predict; see the module's text.
+    """Raises ParityError unless the file predicts what the server predicts; see the module's text.
 
-    `tolerance`: the declared one (`gate.parity`), relative to max(1, largest magnitude among an image's scores).
+    `scores_of`: the server's own, of the trunk's features. `tolerance`: the declared one (`gate.parity`), relative to
+    max(1, largest magnitude among an image's scores).
     """
     outputs = _run(onnx, probes.name, probes.samples, threads)
     composed, served = (
-        _compare(outputs, head.scores(features_Bd), limit, head.labels)
+        _compare(outputs, scores_of(features_Bd), limit, labels)
         for features_Bd, limit in ((probes.features_Bd, tolerance), (probes.served_Bd, FRONT_TOLERANCE))
     )
     return ReleaseReport(composed=composed, served=served, front_grey_levels=probes.front_grey_levels)

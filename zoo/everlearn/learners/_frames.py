@@ -1,6 +1,6 @@
 """What passes between a trainer and its child: a length, a JSON header, and plain numbers behind it. No pickle.
 
-    8 bytes: length of the header | header: {"parts": [[name, bytes] ...], ...} | the parts, one after the other
+8 bytes: length of the header | header: {"parts": [[name, bytes] ...], ...} | the parts, one after the other
 """
 
 from __future__ import annotations

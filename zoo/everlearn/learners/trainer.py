@@ -59,7 +59,7 @@ class Trainer(Learner):
         *,
         tail: Tail | None = None,
         data: bytes | None = None,
-        settings: TrainerSettings = TrainerSettings(),  # noqa: B008  # frozen
+        settings: TrainerSettings = TrainerSettings(),  # frozen
     ) -> None:
         self._spec = spec
         self._scale = scale
