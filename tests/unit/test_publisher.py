@@ -52,7 +52,7 @@ class Writer:
         self.tails["a"] += 1
 
     async def learned(self) -> tuple[Learned, dict[str, int]]:
-        return LearnedSums(self.sums.copy(), self.head, SCALE), dict(self.tails)
+        return LearnedSums(self.sums.copy(), self.head, SCALE, np.array(self.sums.count_C, np.int64)), dict(self.tails)
 
 
 @asynccontextmanager

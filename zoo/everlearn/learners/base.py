@@ -9,11 +9,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from everlearn.backbones.tail import Tail
 from everlearn.errors import PreconditionError
 from everlearn.memories.base import Origin
 from everlearn.spec.model import ModelSpec
-from everlearn.sums import Count, Sums
+from everlearn.sums import Sums
 from everlearn.values import LinearHead, QuantisedBd
 
 
@@ -35,7 +38,7 @@ class Learned(ABC):
 
     @property
     @abstractmethod
-    def count_C(self) -> Count:  # noqa: N802  # axes
+    def count_C(self) -> npt.NDArray[np.int64]:  # noqa: N802  # axes
         """Samples learned of each label."""
 
     @property
@@ -70,7 +73,7 @@ class Learner(ABC):
 
     @property
     @abstractmethod
-    def count_C(self) -> Count:  # noqa: N802  # axes
+    def count_C(self) -> npt.NDArray[np.int64]:  # noqa: N802  # axes
         """Samples learned of each label."""
 
     @property

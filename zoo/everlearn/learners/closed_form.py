@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 
 from everlearn.errors import DataLossError, InputError
 from everlearn.heads import head_for
@@ -14,7 +15,7 @@ from everlearn.learners.base import Learned, Learner, Solution
 from everlearn.memories import memory_for
 from everlearn.memories.base import Memory, Origin
 from everlearn.spec.model import ModelSpec
-from everlearn.sums import Count, Sums
+from everlearn.sums import Sums
 from everlearn.values import FeaturesBd, FeatureScale, LinearHead, QuantisedBd
 
 
@@ -44,8 +45,8 @@ class ClosedForm(Learner):
         """
         kind, dim = memory_for(spec.memory.kind), scale.step_d.size
         memory = kind.from_bytes(data) if data else kind.create(dim, spec.labels, spec.memory)
-        if memory.sums.dim != dim:
-            raise DataLossError(f"the stored memory has {memory.sums.dim} features, its trunk {dim}")
+        if memory.dim != dim:
+            raise DataLossError(f"the stored memory has {memory.dim} features, its trunk {dim}")
         if data:
             memory.configure(spec.memory)
         learner = cls(memory, head_for(spec.head.kind, spec.head.regularization), scale)
@@ -57,12 +58,12 @@ class ClosedForm(Learner):
     @property
     def labels(self) -> Sequence[str]:
         """See Learner."""
-        return self.memory.sums.labels
+        return self.memory.labels
 
     @property
-    def count_C(self) -> Count:  # noqa: N802  # axes
+    def count_C(self) -> npt.NDArray[np.int64]:  # noqa: N802  # axes
         """See Learner."""
-        return self.memory.sums.count_C
+        return self.memory.seen_C
 
     @property
     def sums(self) -> Sums:
@@ -75,12 +76,12 @@ class ClosedForm(Learner):
 
     def declare(self, labels: Sequence[str]) -> None:
         """See Learner."""
-        known = set(self.memory.sums.labels)
-        self.memory.sums.declare([label for label in labels if label not in known])
+        known = set(self.memory.labels)
+        self.memory.declare([label for label in labels if label not in known])
 
     def learned(self) -> Learned:
         """See Learner."""
-        return LearnedSums(self.memory.sums.copy(), self._head, self.scale)
+        return LearnedSums(self.memory.sums.copy(), self._head, self.scale, self.memory.seen_C.copy())
 
     def configure(self, spec: ModelSpec) -> None:
         """See Learner."""
@@ -125,8 +126,9 @@ class ClosedForm(Learner):
 class LearnedSums(Learned):
     """Sums of one moment, and the head that is solved from them."""
 
-    def __init__(self, sums: Sums, head: Head, scale: FeatureScale) -> None:
+    def __init__(self, sums: Sums, head: Head, scale: FeatureScale, seen_C: npt.NDArray[np.int64]) -> None:
         self.sums = sums
+        self._seen_C = seen_C
         self._head = head
         self._scale = scale
 
@@ -136,14 +138,9 @@ class LearnedSums(Learned):
         return self.sums.labels
 
     @property
-    def count_C(self) -> Count:  # noqa: N802  # axes
+    def count_C(self) -> npt.NDArray[np.int64]:  # noqa: N802  # axes
         """See Learned."""
-        return self.sums.count_C
-
-    @property
-    def samples(self) -> int:
-        """See Learned."""
-        return self.sums.samples
+        return self._seen_C
 
     def digest(self) -> str:
         """See Learned."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from everlearn import errors
 from everlearn.backbones.tail import Tail
@@ -29,7 +30,6 @@ from everlearn.learners.base import Learned, Learner, Solution
 from everlearn.memories.base import Origin
 from everlearn.runtime.process import BackgroundModule
 from everlearn.spec.model import ModelSpec
-from everlearn.sums import Count
 from everlearn.values import FeatureScale, LinearHead, QuantisedBd
 
 MODULE: Final = "everlearn.learners.gradient.child"
@@ -69,7 +69,7 @@ class Trainer(Learner):
         self._since: list[Frame] = []
         self._child: BackgroundModule | None = None
         self._labels: list[str] = []
-        self._count_C: Count = np.zeros(0, np.int64)
+        self._count_C: npt.NDArray[np.int64] = np.zeros(0, np.int64)
         try:
             self._begin()
             self.declare(spec.labels)
@@ -83,7 +83,7 @@ class Trainer(Learner):
         return self._labels
 
     @property
-    def count_C(self) -> Count:  # noqa: N802  # axes
+    def count_C(self) -> npt.NDArray[np.int64]:  # noqa: N802  # axes
         """See Learner."""
         return self._count_C
 
@@ -214,7 +214,11 @@ class LearnedWeights(Learned):
     """Weights of one moment."""
 
     def __init__(
-        self, labels: Sequence[str], count_C: Count, solution: Solution | None, figures: Mapping[str, float]
+        self,
+        labels: Sequence[str],
+        count_C: npt.NDArray[np.int64],
+        solution: Solution | None,
+        figures: Mapping[str, float],
     ) -> None:
         self._labels = labels
         self._count_C = count_C
@@ -227,7 +231,7 @@ class LearnedWeights(Learned):
         return self._labels
 
     @property
-    def count_C(self) -> Count:  # noqa: N802  # axes
+    def count_C(self) -> npt.NDArray[np.int64]:  # noqa: N802  # axes
         """See Learned."""
         return self._count_C
 
