@@ -54,7 +54,7 @@ def write_backbone(folder: Path, dim: int = 16, *, seed: int = 0) -> Path:
     return path
 
 
-def declaration(backbone: Path, name: str = "tiny", **spec: object) -> str:
+def declaration(backbone: Path, /, name: str = "tiny", **spec: object) -> str:
     """A model on that file as YAML; `spec` adds sections, e.g. `gate={"min_samples": 10}`."""
     sections: dict[str, object] = {
         "backbone": {

@@ -16,10 +16,8 @@ import numpy as np
 import safetensors.numpy
 import torch
 
-from everlearn.backbones.lora import add_lora
 from everlearn.backbones.tail import Tail
 from everlearn.backbones.tail_manifest import load_tail
-from everlearn.backbones.tail_torch import build_tail_module, weights_of
 from everlearn.errors import EverlearnError, PreconditionError
 from everlearn.learners import _frames
 from everlearn.learners._frames import Frame
@@ -98,6 +96,8 @@ class Child:
         parts = {"weight": head.weight_dC.astype("<f4").tobytes("C"), "bias": head.bias_C.astype("<f4").tobytes()}
         state = self._present.tail_state()
         if state is not None and self._shell is not None and self._tail is not None:
+            from everlearn.backbones.tail_torch import weights_of
+
             self._shell.load_state_dict(state)
             found, wanted = weights_of(self._shell), sorted(self._tail.arrays)
             parts["tail"] = safetensors.numpy.save({name: found[name] for name in wanted})
@@ -130,6 +130,10 @@ def recipe_of(spec: ModelSpec) -> Recipe:
 
 def adapted(tail: Tail, spec: ModelSpec) -> torch.nn.Module:
     """The tail's module, of which that learns what the declaration says."""
+    # Here: importing timm takes as long as all the rest, and most models have no tail.
+    from everlearn.backbones.lora import add_lora
+    from everlearn.backbones.tail_torch import build_tail_module
+
     module = build_tail_module(tail)
     if spec.adapt.rank is not None:
         seed = spec.train.seed if spec.train is not None else 0
