@@ -5,10 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test check bench lock protos clean setup
+.PHONY: help demo test check bench bench-learning lock protos clean setup
 
 help: ## Show what can be made.
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 setup: $(READY) ## Make .venv with pinned, hash-checked dependencies and this checkout in it.
 
@@ -41,6 +41,9 @@ check: $(READY) ## Lint, types, import contracts.
 
 bench: $(READY) ## Measure, and write a dated table to tests/benchmarks/results.
 	@$(BIN)/python -m tests.benchmarks
+
+bench-learning: $(READY) ## Every recipe and its peers on the same streams, into tests/benchmarks/results/learning.
+	@$(BIN)/python -m tests.benchmarks.learning
 
 UV_LOCK = uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
   --no-header --no-annotate --quiet --upgrade

@@ -74,10 +74,10 @@ def markdown(rows: Sequence[Row], machine: Machine, *, command: str, seconds: fl
     lines = [
         f"# Benchmarks, {machine.started:%Y-%m-%d %H:%M} UTC",
         "",
-        f"`{command}` at {_commit()}, {seconds / 60:.1f} minutes on {machine.cores} cores of {machine.cpu}, "
+        f"`{command}` at {commit()}, {seconds / 60:.1f} minutes on {machine.cores} cores of {machine.cpu}, "
         f"{platform.system()} {platform.release()}, Python {platform.python_version()}.",
         "",
-        f"Load average before: {load}; after: {after}. {_versions()}.",
+        f"Load average before: {load}; after: {after}. {versions()}.",
         "",
         "Medians unless said otherwise; a ratio compares two things measured alternately in this run.",
         "",
@@ -109,7 +109,7 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def _versions() -> str:
+def versions() -> str:
     found = []
     for package in _PACKAGES:
         try:
@@ -119,7 +119,7 @@ def _versions() -> str:
     return ", ".join(found)
 
 
-def _commit() -> str:
+def commit() -> str:
     done = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         cwd=Path(__file__).parent,
