@@ -13,5 +13,6 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 if __name__ == "__main__":
     from tests.benchmarks.learning.runner import main
 
-    os.nice(5)
+    if "--quick" not in sys.argv:
+        os.nice(5)
     sys.exit(main())

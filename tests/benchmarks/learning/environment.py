@@ -19,8 +19,9 @@ import numpy as np
 from tests.benchmarks.learning.streams import Stream
 
 REQUIREMENTS = ("avalanche-lib==0.6.0", "river==0.26.1")
-MODULE = "tests.benchmarks.learning.peers"
-ROOT = Path(__file__).parents[3]
+MODULE = "benchmarks.learning.peers"
+"""Run in `ROOT`: one of the peers' packages brings a top-level `tests` of its own."""
+ROOT = Path(__file__).parents[2]
 INSTALL_S = 900
 RUN_S = 3000
 

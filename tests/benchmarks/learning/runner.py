@@ -25,6 +25,7 @@ from tests.benchmarks.table import Machine, Row, result_path
 RESULTS = Path(__file__).parents[1] / "results" / "learning"
 KEEP = Path(__file__).parents[3] / ".cache" / "bench-learning"
 SEEDS = 3
+QUICK_DIGITS = 400
 MNIST_STREAMS = ("class", "long_tail")
 NOTES = (
     "One pass, batches of 32, 5 steps of 2 classes (or 4 domains), the same order, split and features for all: "
@@ -89,7 +90,7 @@ def _folder(arguments: argparse.Namespace) -> Iterator[Path]:
 
 def _streams(scene: Scene, *, quick: bool) -> list[Stream]:
     if quick:
-        few = data.digits(scene, 600)
+        few = data.digits(scene, QUICK_DIGITS)
         return [streams.build(name, few, 0) for name in ("class", "long_tail")]
     digits, domains, mnist = data.digits(scene), data.digits_in_domains(scene), data.mnist(scene)
     return [
@@ -139,7 +140,7 @@ def _arguments() -> argparse.Namespace:
         description="Every recipe and the peers on the same streams: a dated Markdown table with pictures. What was "
         "run before on the same data with the same code is not run again.",
     )
-    parser.add_argument("--quick", action="store_true", help="600 digits, one seed: shows that it works")
+    parser.add_argument("--quick", action="store_true", help="few digits, one seed: shows that it works")
     parser.add_argument("--no-peers", action="store_true", help="everlearn's recipes alone")
     parser.add_argument("--keep", type=Path, help="folder for features, runs and the peers' environment (.cache)")
     parser.add_argument("--output", type=Path, help="folder to write to instead of results/learning")

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.benchmarks.learning import streams
+from tests.benchmarks.learning import environment, ours, streams
 from tests.benchmarks.learning.data import Dataset
+from tests.benchmarks.learning.kept import kept
+from tests.benchmarks.learning.peers.job import load
 from tests.benchmarks.learning.plot import Curve, svg
 from tests.benchmarks.learning.scores import Run, score
 from tests.benchmarks.learning.streams import Stream
@@ -30,9 +32,10 @@ def dataset() -> Dataset:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_a_quick_run_without_peers_writes_a_table_and_a_picture_a_stream(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.benchmarks.learning", "--quick", "--no-peers", "--output", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=230, check=False)
     assert done.returncode == 0, done.stderr
     (table,) = tmp_path.glob("*_quick.md")
     text = table.read_text()
@@ -110,6 +113,37 @@ def test_predictions_of_another_stream_are_refused(dataset: Dataset) -> None:
     stream = streams.build("class", dataset, 0)
     with pytest.raises(ValueError, match="the stream looks"):
         score(stream, _run(np.zeros((1, 1), np.int64)))
+
+
+def test_peers_are_tuned_on_arriving_samples_that_they_then_do_not_learn(dataset: Dataset, tmp_path: Path) -> None:
+    stream = streams.build("class", dataset, 0)
+    rows = np.arange(3000)
+    np.save(tmp_path / "features.npy", np.stack([rows, np.ones(3000)], axis=1).astype(np.float32))
+    job = load(environment.write_job(tmp_path / "jobs", tmp_path / "features.npy", stream))
+    tuning = job.tuning()
+    # A row's number survives the scaling to one length as the ratio of its two features.
+    shown, held_out = (
+        set((part[:, 0] / part[:, 1]).round().int().tolist()) for part in (tuning.train_Nd, tuning.test_Td)
+    )
+    assert not shown & held_out
+    assert shown | held_out == set(stream.row_N.tolist())
+    assert not held_out & set(stream.test_T.tolist())
+    assert tuning.step_ends[-1] == len(tuning.train_Nd)
+    assert tuning.step_batches[-1] == sum(-(-size // 32) for size in np.diff([0, *tuning.step_ends]))
+
+
+def test_a_kept_run_is_taken_while_its_digest_stays_and_computed_anew_after(tmp_path: Path) -> None:
+    first, second = (_run(np.full((1, 3), value)) for value in (1, 2))
+    assert kept(tmp_path, "a", "one", lambda: first) is first
+    np.testing.assert_array_equal(kept(tmp_path, "a", "one", lambda: second).predicted_ET, first.predicted_ET)
+    assert kept(tmp_path, "a", "two", lambda: second) is second
+
+
+def test_every_recipe_on_features_is_a_declaration_that_the_server_would_read() -> None:
+    found = {declared.name: declared.spec(3) for declared in ours.recipes()}
+    assert found["analytic"].recipe == "analytic"
+    assert found["latent_replay"].memory.capacity == 1000
+    assert found["latent_replay"].train.seed == 3
 
 
 def test_a_picture_is_valid_svg_whatever_names_hold() -> None:

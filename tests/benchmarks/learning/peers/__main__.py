@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks.learning.peers JOBS RESULTS [--quick]`: the peers, by the Python of their environment.
+"""`python -m benchmarks.learning.peers JOBS RESULTS [--quick]`: the peers, by the Python of their environment.
 
 It knows nothing of everlearn. JOBS/*.npz are streams; RESULTS gets the predictions at every look, one file a stream and
 method, and keeps those whose stream, method and code have not changed. Learning rate and, where there is one, strength
@@ -24,8 +24,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from tests.benchmarks.learning.peers import with_avalanche, with_river
-from tests.benchmarks.learning.peers.job import Job, load
+
+from . import with_avalanche, with_river
+from .job import Job, load
 
 RATES = (0.03, 0.1, 0.3, 1.0)
 Setting = tuple[float, float]

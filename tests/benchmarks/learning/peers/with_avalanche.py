@@ -25,7 +25,8 @@ from avalanche.benchmarks.utils.classification_dataset import _make_taskaware_te
 from avalanche.training import supervised
 from avalanche.training.plugins import ReplayPlugin, SupervisedPlugin, SynapticIntelligencePlugin
 from avalanche.training.plugins.evaluation import EvaluationPlugin
-from tests.benchmarks.learning.peers.job import BATCH, CLASSES, Job
+
+from .job import BATCH, CLASSES, Job
 
 REPLAYED = 64
 """Stored rows a step, as everlearn's (their default is 10 to 32)."""

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 from river import linear_model, naive_bayes, optim
-from tests.benchmarks.learning.peers.job import BATCH, CLASSES, Job
+
+from .job import BATCH, CLASSES, Job
 
 SOFTMAX = "River softmax"
 BAYES = "River naive Bayes"
