@@ -56,8 +56,11 @@ def checked_alpha(regularization: Literal["auto"] | float) -> float | None:
     return float(regularization)
 
 
-def solve_ridge(moments: Moments, *, balance: float, alpha: float | None) -> LinearHead:
-    """The head; `balance` is p, `alpha` None searches. Raises InvalidError for an alpha that is not positive."""
+def solve_ridge(moments: Moments, *, balance: float, alpha: float | None, caution: float = 0.5) -> LinearHead:
+    """The head; `balance` is p, `alpha` None searches. Raises InvalidError for an alpha that is not positive.
+
+    `caution`: the samples that GCV is told of are kish^caution n^(1 - caution).
+    """
     if alpha is not None and not 0 < alpha < np.inf:
         raise InvalidError(f"regularization hint is {alpha}; it must be positive", field="hint")
     count_K, classes = moments.count_K, moments.count_K.size
@@ -81,7 +84,7 @@ def solve_ridge(moments: Moments, *, balance: float, alpha: float | None) -> Lin
     if alpha is None:
         spread = float(np.sum(weight_K - weight_K**2 / classes))
         kish = classes**2 / float(np.sum(weight_K**2 / count_K))
-        effective = float(np.sqrt(kish * moments.samples))
+        effective = float(kish**caution * moments.samples ** (1 - caution))
         alpha, weight_dK, _ = search(moment_dd, target_dK, size=size, floor=floor, spread=spread, samples=effective)
     else:
         weight_dK = solve_spd(moment_dd, target_dK, max(alpha * size, floor))
