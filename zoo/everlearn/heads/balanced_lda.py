@@ -42,7 +42,8 @@ class BalancedLda(Head):
     `regularization` is alpha as in balanced_ridge, chosen by the same GCV: lambda = alpha * mean eigenvalue of the
     balanced second moment / K. (OAS, which `lda` uses, is best for a covariance and several times too weak for a
     classifier of few samples.) The two constants were chosen on digits and MNIST, 42 to 1,737 samples, imbalance 10
-    and 100: class-balanced accuracy was above balanced_ridge's in each of 13 cases but one (-0.1 of 87), by 2.0 on average.
+    and 100: class-balanced accuracy was above balanced_ridge's in each of 13 cases but one (-0.1 of 87), by 2.0 points
+    on average.
     """
 
     def __init__(self, *, regularization: Literal["auto"] | float = "auto") -> None:
