@@ -28,6 +28,7 @@ def _facts(samples_C: tuple[int, ...]) -> CardFacts:
         model="flowers",
         version=7,
         head_kind="balanced_ridge",
+        samples=sum(samples_C),
         samples_C=samples_C,
         memory_digest="b" * 64,
         accuracy=0.931,

@@ -128,6 +128,7 @@ def _release(bench: _Bench, model: str, versioned: Versioned, tolerance: float) 
         model=model,
         version=record.number,
         head_kind=metrics["head"],
+        samples=record.sample_count,
         samples_C=tuple(metrics["samples_per_class"]),
         memory_digest=record.memory_digest,
         accuracy=metrics["accuracy"] if tested else None,

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import yaml
 
 from everlearn.errors import InputError
+from everlearn.export import card_tasks
 from everlearn.export.compose import input_contract, public_source
 from everlearn.export.parity import ReleaseReport
-from everlearn.values import Front, FrontConfig, LinearHead, TensorFront, TextFront, Trunk
+from everlearn.values import Front, FrontConfig, LinearHead, Task, TensorFront, TextFront, Trunk
 
 OPEN_LABELS = 20
 """More labels than these are folded away."""
@@ -81,8 +82,10 @@ class CardFacts:
     """Number of the exported version."""
     head_kind: str
     """As declared, e.g. `balanced_ridge`."""
+    samples: int
+    """Learned."""
     samples_C: tuple[int, ...]
-    """Samples learned, per label."""
+    """Of those, which have each label; of a regression, all."""
     memory_digest: str
     """sha256 of the sums the head was solved from; equal digests mean equal heads. Empty where it was not taken."""
     accuracy: float | None
@@ -102,14 +105,14 @@ def model_card(facts: CardFacts, trunk: Trunk, head: LinearHead, parity: Release
             f"samples of {len(facts.samples_C)} labels for a head of {len(head.labels)}; one number for each label",
             field="samples",
         )
+    one, usage = head.task == "classification", _usage(trunk.front)
     parts = [
-        f"---\n{yaml.safe_dump(_front_matter(trunk), sort_keys=False, allow_unicode=True)}---",
+        f"---\n{yaml.safe_dump(_front_matter(trunk, head.task), sort_keys=False, allow_unicode=True)}---",
         f"# {facts.model}, version {facts.version}",
-        _claim(trunk.front, len(head.labels)),
-        "## Use\n\n```python\n" + _usage(trunk.front) + "```",
-        f"Input `{input_contract(trunk.front)}`. Outputs `scores` float32 [N, {len(head.labels)}] (the highest wins; "
-        "not probabilities), `label_index` int64 [N], `label` string [N], `labels` the table.",
-        _labels(head.labels, facts.samples_C),
+        _claim(trunk.front, len(head.labels)) if one else card_tasks.claim(trunk.front, head),
+        "## Use\n\n```python\n" + (usage if one else card_tasks.usage(usage, head)) + "```",
+        f"Input `{input_contract(trunk.front)}`. " + (_outputs(head) if one else card_tasks.outputs(head)),
+        _labels(head, facts.samples_C),
         _learning(facts, trunk.front, head),
         _checks(trunk.front, parity),
         _origin(facts, trunk),
@@ -139,9 +142,18 @@ def _usage(front: Front) -> str:
     return USAGE
 
 
-def _front_matter(trunk: Trunk) -> dict[str, object]:
+def _outputs(head: LinearHead) -> str:
+    return (
+        f"Outputs `scores` float32 [N, {len(head.labels)}] (the highest wins; not probabilities), `label_index` int64 "
+        "[N], `label` string [N], `labels` the table."
+    )
+
+
+def _front_matter(trunk: Trunk, task: Task) -> dict[str, object]:
     provenance = trunk.provenance
     pipeline = _PIPELINES[type(trunk.front)]
+    if task == "regression":  # the hubs know it of tables alone
+        pipeline = "tabular-regression" if isinstance(trunk.front, TensorFront) else "other"
     matter: dict[str, object] = {"license": provenance.get("licence") or "unknown"}
     # The hubs' schema knows repositories only; another source is named in the text.
     repository = re.fullmatch(r"hf://([^/\s]+/[^/\s]+)", provenance.get("source", ""))
@@ -151,18 +163,18 @@ def _front_matter(trunk: Trunk) -> dict[str, object]:
         "library_name": "onnx",
         "pipeline_tag": pipeline,
         "tags": ["everlearn", "onnx", "continual-learning", pipeline],
-        "metrics": ["accuracy"],
+        "metrics": ["r_squared" if task == "regression" else "accuracy"],
     }
 
 
-def _labels(labels: tuple[str, ...], samples_C: tuple[int, ...]) -> str:
-    rows = [
-        f"| {index} | {_cell(label)} | {n} |" for index, (label, n) in enumerate(zip(labels, samples_C, strict=True))
-    ]
-    table = "\n".join(["| index | label | samples learned |", "|---|---|---|", *rows])
-    if len(labels) > OPEN_LABELS:
-        table = f"<details><summary>{len(labels)} labels</summary>\n\n{table}\n\n</details>"
-    return f"## Labels\n\n{table}"
+def _labels(head: LinearHead, samples_C: tuple[int, ...]) -> str:
+    what = "output" if head.task == "regression" else "label"
+    pairs = enumerate(zip(head.labels, samples_C, strict=True))
+    rows = [f"| {index} | {_cell(label)} | {n} |" for index, (label, n) in pairs]
+    table = "\n".join([f"| index | {what} | samples learned |", "|---|---|---|", *rows])
+    if len(rows) > OPEN_LABELS:
+        table = f"<details><summary>{len(rows)} {what}s</summary>\n\n{table}\n\n</details>"
+    return f"## {what.capitalize()}s\n\n{table}"
 
 
 def _learning(facts: CardFacts, front: Front, head: LinearHead) -> str:
@@ -173,12 +185,11 @@ def _learning(facts: CardFacts, front: Front, head: LinearHead) -> str:
         else "The pretrained network is frozen: it is the one named under Origin, unchanged."
     )
     lines = [
-        f"- Samples: {sum(facts.samples_C)}, each seen once, as a stream.",
+        f"- Samples: {facts.samples}, each seen once, as a stream.",
         f"- Head: `{facts.head_kind}`, closed form, from sums over features; regularization {head.regularization:.4g}.",
         f"- {frozen}",
-        f"- Accuracy while learning (each sample predicted before it was learned): {_percent(facts.accuracy)} "
-        f"over all samples, {_percent(facts.windowed_accuracy)} over the newest.",
-        "- Kept of the data: per label a count and a sum of features, and one matrix of products of features over all "
+        _accuracy(facts, head),
+        f"- Kept of the data: {card_tasks.kept(head)}, and one matrix of products of features over all "
         f"samples. No {noun}, and no sample's features, was stored.",
     ]
     if facts.memory_digest:
@@ -186,6 +197,16 @@ def _learning(facts: CardFacts, front: Front, head: LinearHead) -> str:
             f"- Digest of those sums: `{facts.memory_digest}`. Equal sums give equal heads, whatever the order."
         )
     return "## How it learned\n\n" + "\n".join(lines)
+
+
+def _accuracy(facts: CardFacts, head: LinearHead) -> str:
+    over_all, newest = _percent(facts.accuracy), _percent(facts.windowed_accuracy)
+    if head.task != "classification":
+        return card_tasks.accuracy(head, over_all, newest)
+    return (
+        f"- Accuracy while learning (each sample predicted before it was learned): {over_all} over all samples, "
+        f"{newest} over the newest."
+    )
 
 
 def _checks(front: Front, parity: ReleaseReport) -> str:

@@ -8,6 +8,9 @@
 A plain tensor needs no front: there the input is `tensor` float32 [N, *shape]. Of a text it is `input_ids` int64
 [N, L], which the tokenizer.json that is exported beside the file makes of it.
 
+Of several labels a sample the scores are probabilities, and instead of one label there is `present` bool [N, C], where
+they are at least 0.5. A regression has one output, `values` float32 [N, K], whose columns the metadata names.
+
 The file needs nothing else but ONNX Runtime: labels and provenance are in its metadata. Equal inputs give equal
 bytes, so an export is known by its sha256 and the same version again is the same file.
 """
@@ -29,7 +32,8 @@ from everlearn.backbones.tail import Tail, fill
 from everlearn.errors import BackboneError, InputError
 from everlearn.export.front import front_graph
 from everlearn.export.graphs import IR_VERSION, LOWEST_OPSET, TAIL_FEATURES, alone, join, with_tail
-from everlearn.values import Front, FrontConfig, LinearHead, TextFront, Trunk
+from everlearn.metrics.label_sets import THRESHOLD
+from everlearn.values import Front, FrontConfig, LinearHead, Task, TextFront, Trunk
 
 MAX_BYTES = 2**31 - 2**20
 """protobuf's limit for one message, with room for the head's nodes."""
@@ -84,7 +88,7 @@ class Composer:
         model.producer_name, model.producer_version = "everlearn", __version__
         del model.graph.output[:]
         _add_head(model.graph, head, features="features" if tail is None else TAIL_FEATURES)
-        _add_table(model.graph, head.labels)
+        _add_answers(model.graph, head)
         model.graph.name = "everlearn"
         learned = _learned(head) | ({"tail_digest": tail.digest} if tail is not None else {})
         _add_metadata(model, self._metadata | learned, metadata)
@@ -92,7 +96,7 @@ class Composer:
 
 
 def head_graph(head: LinearHead, dim: int) -> bytes:
-    """The head alone: `features` float32 [N, dim] -> `scores` float32 [N, C].
+    """The head alone: `features` float32 [N, dim] -> `scores` float32 [N, C], or `values` of a regression.
 
     For the gate, which checks a head on features before any file is made, and for devices that already have the trunk.
     Raises InputError for a head of another dimension.
@@ -138,30 +142,46 @@ def _add_head(graph: onnx.GraphProto, head: LinearHead, features: str = "feature
         features = "head/unit"
     graph.initializer.append(_tensor("head/weight", head.weight_dC.astype(np.float32, copy=False)))
     graph.initializer.append(_tensor("head/bias", head.bias_C.astype(np.float32, copy=False)))
-    graph.node.append(_node("Gemm", [features, "head/weight", "head/bias"], "scores"))
-    graph.output.append(helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", len(head.labels)]))
+    linear = "head/logits" if head.task == "multilabel" else score_output(head.task)
+    graph.node.append(_node("Gemm", [features, "head/weight", "head/bias"], linear))
+    if head.task == "multilabel":
+        graph.node.append(_node("Sigmoid", [linear], "scores"))
+    shape = ["N", len(head.labels)]
+    graph.output.append(helper.make_tensor_value_info(score_output(head.task), TensorProto.FLOAT, shape))
+
+
+def score_output(task: Task) -> str:
+    """Name of the output that holds a head's numbers."""
+    return "values" if task == "regression" else "scores"
+
+
+def _add_answers(graph: onnx.GraphProto, head: LinearHead) -> None:
+    if head.task == "regression":
+        return
+    _add_table(graph, head.labels)
+    if head.task == "classification":
+        graph.node.extend(
+            [
+                # The first of equal scores wins, as in numpy.argmax.
+                _node("ArgMax", ["scores"], "label_index", axis=1, keepdims=0, select_last_index=0),
+                _node("Gather", ["head/labels", "label_index"], "label", axis=0),
+            ]
+        )
+        outputs = [("label_index", TensorProto.INT64, ["N"]), ("label", TensorProto.STRING, ["N"])]
+    else:
+        graph.initializer.append(_tensor("head/threshold", np.array([THRESHOLD], np.float32)))
+        graph.node.append(_node("GreaterOrEqual", ["scores", "head/threshold"], "present"))
+        outputs = [("present", TensorProto.BOOL, ["N", len(head.labels)])]
+    # A graph's output has to come from a node.
+    graph.node.append(_node("Identity", ["head/labels"], "labels"))
+    outputs.append(("labels", TensorProto.STRING, [len(head.labels)]))
+    graph.output.extend(helper.make_tensor_value_info(*output) for output in outputs)
 
 
 def _add_table(graph: onnx.GraphProto, labels: Sequence[str]) -> None:
     table = TensorProto(name="head/labels", data_type=TensorProto.STRING, dims=[len(labels)])
     table.string_data.extend(label.encode() for label in labels)
     graph.initializer.append(table)
-    graph.node.extend(
-        [
-            # The first of equal scores wins, as in numpy.argmax.
-            _node("ArgMax", ["scores"], "label_index", axis=1, keepdims=0, select_last_index=0),
-            _node("Gather", ["head/labels", "label_index"], "label", axis=0),
-            # A graph's output has to come from a node.
-            _node("Identity", ["head/labels"], "labels"),
-        ]
-    )
-    graph.output.extend(
-        [
-            helper.make_tensor_value_info("label_index", TensorProto.INT64, ["N"]),
-            helper.make_tensor_value_info("label", TensorProto.STRING, ["N"]),
-            helper.make_tensor_value_info("labels", TensorProto.STRING, [len(labels)]),
-        ]
-    )
 
 
 def _node(op_type: str, inputs: Sequence[str], output: str, **attributes: int) -> onnx.NodeProto:
@@ -211,9 +231,11 @@ def public_source(source: str) -> str:
 
 
 def _learned(head: LinearHead) -> dict[str, str]:
+    names = json.dumps(head.labels, ensure_ascii=False)
+    told = {"outputs": names} if head.task == "regression" else {"labels": names, "classes": str(len(head.labels))}
     return {
-        "labels": json.dumps(head.labels, ensure_ascii=False),
-        "classes": str(len(head.labels)),
+        **told,
+        "task": head.task,
         "normalise": json.dumps(head.normalise),
         "regularization": repr(float(head.regularization)),
     }

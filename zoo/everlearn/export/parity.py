@@ -12,16 +12,18 @@ Two things differ between the file and the server, by very different amounts, so
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from everlearn.errors import InputError, ParityError
-from everlearn.export.compose import head_graph
+from everlearn.export.compose import head_graph, score_output
 from everlearn.export.probes import Probes, plain_session
-from everlearn.values import FeaturesBd, ImageHWC, LinearHead
+from everlearn.metrics.label_sets import THRESHOLD
+from everlearn.values import FeaturesBd, ImageHWC, LinearHead, Task
 
 Scores = npt.NDArray[np.float32]
 
@@ -61,6 +63,7 @@ def check_release(
     labels: Sequence[str],
     probes: Probes,
     *,
+    task: Task = "classification",
     tolerance: float,
     threads: int = 1,
 ) -> ReleaseReport:
@@ -69,9 +72,9 @@ def check_release(
     `scores_of`: the server's own, of the trunk's features. `tolerance`: the declared one (`gate.parity`), relative to
     max(1, largest magnitude among an image's scores).
     """
-    outputs = _run(onnx, probes.name, probes.samples, threads)
+    outputs = _run(onnx, probes.name, probes.samples, threads, task)
     composed, served = (
-        _compare(outputs, scores_of(features_Bd), limit, labels)
+        _compare(outputs, scores_of(features_Bd), limit, labels, task)
         for features_Bd, limit in ((probes.features_Bd, tolerance), (probes.served_Bd, FRONT_TOLERANCE))
     )
     return ReleaseReport(composed=composed, served=served, front_grey_levels=probes.front_grey_levels)
@@ -88,8 +91,11 @@ def head_parity(head: LinearHead, features_Bd: FeaturesBd) -> float:
             field="features",
         )
     session = plain_session(head_graph(head, features_Bd.shape[1]))
-    (exported_BC,) = session.run(["scores"], {"features": np.ascontiguousarray(features_Bd, np.float32)})
+    given = {"features": np.ascontiguousarray(features_Bd, np.float32)}
+    (exported_BC,) = session.run([score_output(head.task)], given)
     served_BC = head.scores(features_Bd)
+    if head.task == "regression":  # each output has a unit of its own
+        return float((np.abs(exported_BC - served_BC) / _sizes(served_BC, head.task)).max())
     return float(np.abs(exported_BC - served_BC).max() / max(1.0, float(np.abs(served_BC).max())))
 
 
@@ -100,6 +106,7 @@ def check_export(
     *,
     tolerance: float,
     labels: Sequence[str],
+    task: Task = "classification",
     threads: int = 1,
 ) -> ParityReport:
     """Runs the file on `images` and compares with `server_scores`: a row [C] for each image, or what computes it.
@@ -119,7 +126,7 @@ def check_export(
         )
     served_BC = np.stack([np.asarray(row, np.float32).reshape(-1) for row in served])
     samples = [np.ascontiguousarray(image)[None] for image in images]
-    return _compare(_run(onnx, "image", samples, threads), served_BC, tolerance, labels)
+    return _compare(_run(onnx, "image", samples, threads, task), served_BC, tolerance, labels, task)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,49 +134,98 @@ class _Outputs:
     """What the file gives for one sample."""
 
     scores_C: Scores
-    index: int
-    label: str
-    table: Sequence[str]
+    chosen: tuple[int, ...]
+    """Columns of the label, or of the labels that are present; of values, none."""
+    label: str | None
+    table: Sequence[str] | None
 
 
-def _run(onnx: bytes, name: str, samples: Sequence[npt.NDArray[np.generic]], threads: int) -> list[_Outputs]:
+_ANSWERS: Mapping[Task, tuple[str, ...]] = {
+    "classification": ("label_index", "label", "labels"),
+    "multilabel": ("present", "labels"),
+    "regression": (),
+}
+"""Outputs besides the numbers."""
+
+
+def _run(
+    onnx: bytes, name: str, samples: Sequence[npt.NDArray[np.generic]], threads: int, task: Task
+) -> list[_Outputs]:
     session = plain_session(onnx, threads)
-    wanted = ["scores", "label_index", "label", "labels"]
-    every = [session.run(wanted, {name: sample}) for sample in samples]
-    return [
-        _Outputs(scores_C=scores[0], index=int(index[0]), label=str(label[0]), table=list(table))
-        for scores, index, label, table in every
-    ]
+    wanted = [score_output(task), *_ANSWERS[task]]
+    return [_outputs(dict(zip(wanted, session.run(wanted, {name: each}), strict=True)), task) for each in samples]
 
 
-def _compare(outputs: Sequence[_Outputs], served_BC: Scores, tolerance: float, labels: Sequence[str]) -> ParityReport:
+def _outputs(given: Mapping[str, npt.NDArray[Any]], task: Task) -> _Outputs:
+    scores_C = given[score_output(task)][0]
+    if task == "regression":
+        return _Outputs(scores_C=scores_C, chosen=(), label=None, table=None)
+    table = [str(label) for label in given["labels"]]
+    if task == "multilabel":
+        chosen = tuple(int(column) for column in np.flatnonzero(given["present"][0]))
+        return _Outputs(scores_C=scores_C, chosen=chosen, label=None, table=table)
+    chosen = (int(given["label_index"][0]),)
+    return _Outputs(scores_C=scores_C, chosen=chosen, label=str(given["label"][0]), table=table)
+
+
+def _compare(
+    outputs: Sequence[_Outputs], served_BC: Scores, tolerance: float, labels: Sequence[str], task: Task
+) -> ParityReport:
     absolute, relative, same = [], [], 0
-    for number, (ours, served_C) in enumerate(zip(outputs, served_BC, strict=True)):
-        _check_labels(ours, labels, number)
-        size = max(1.0, float(np.abs(served_C).max()))
-        absolute.append(float(np.abs(ours.scores_C - served_C).max()))
-        relative.append(absolute[-1] / size)
+    size_BC = _sizes(served_BC, task)
+    for number, (ours, served_C, size_C) in enumerate(zip(outputs, served_BC, size_BC, strict=True)):
+        _check_labels(ours, labels, number, task)
+        apart_C = np.abs(ours.scores_C - served_C)
+        absolute.append(float(apart_C.max()))
+        relative.append(float((apart_C / size_C).max()))
         # Not `>`: a score that is not a number differs from everything.
         if not relative[-1] <= tolerance:
             raise ParityError(
                 f"scores of probe {number} differ by {relative[-1]:.3g} of their size; at most {tolerance:g} is allowed"
             )
-        agrees = ours.index == int(served_C.argmax())
-        same += agrees
-        if not agrees and _margin(served_C) > 2 * tolerance * size:
-            raise ParityError(f"the file labels probe {number} {ours.index}, the server {int(served_C.argmax())}")
+        served = _chosen(served_C, task)
+        same += ours.chosen == served
+        if ours.chosen != served and not _is_near(ours, served_C, task, 2 * tolerance * float(size_C[0])):
+            raise ParityError(f"the file labels probe {number} {ours.chosen}, the server {served}")
     return ParityReport(
         max_abs_diff=max(absolute), max_rel_diff=max(relative), probes=len(outputs), label_agreement=same / len(outputs)
     )
 
 
-def _check_labels(ours: _Outputs, labels: Sequence[str], number: int) -> None:
-    if list(ours.table) != list(labels) or ours.scores_C.shape != (len(labels),):
+def _sizes(served_BC: Scores, task: Task) -> npt.NDArray[np.float64]:
+    """What a difference is relative to: a sample's largest score, or an output's largest value, for units differ."""
+    if task == "regression":
+        largest_C = np.maximum(np.abs(served_BC).max(axis=0).astype(np.float64), 1e-30)
+        return np.broadcast_to(largest_C, served_BC.shape)
+    largest_B1 = np.maximum(np.abs(served_BC).max(axis=1, keepdims=True).astype(np.float64), 1.0)
+    return np.broadcast_to(largest_B1, served_BC.shape)
+
+
+def _chosen(scores_C: Scores, task: Task) -> tuple[int, ...]:
+    if task == "regression":
+        return ()
+    if task == "multilabel":
+        return tuple(int(column) for column in np.flatnonzero(scores_C >= THRESHOLD))
+    return (int(scores_C.argmax()),)
+
+
+def _is_near(ours: _Outputs, served_C: Scores, task: Task, slack: float) -> bool:
+    """Whether another choice than the server's is a matter of rounding."""
+    if task == "classification":
+        return _margin(served_C) <= slack
+    differ = list(set(ours.chosen) ^ set(_chosen(served_C, task)))
+    return bool((np.abs(served_C[differ] - THRESHOLD) <= slack).all())
+
+
+def _check_labels(ours: _Outputs, labels: Sequence[str], number: int, task: Task) -> None:
+    if (ours.table is not None and ours.table != list(labels)) or ours.scores_C.shape != (len(labels),):
         raise ParityError(
-            f"the file has {len(ours.table)} labels and {ours.scores_C.size} scores that are not "
+            f"the file has {len(ours.table or ())} labels and {ours.scores_C.size} scores that are not "
             f"the server's {len(labels)} labels in their order"
         )
-    if ours.index != int(ours.scores_C.argmax()) or ours.label != labels[ours.index]:
+    if ours.chosen != _chosen(ours.scores_C, task):
+        raise ParityError(f"the file labels probe {number} {ours.label!r}, which its own scores do not say")
+    if ours.label is not None and ours.label != labels[ours.chosen[0]]:
         raise ParityError(f"the file labels probe {number} {ours.label!r}, which does not have its highest score")
 
 

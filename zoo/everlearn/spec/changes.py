@@ -78,6 +78,7 @@ CLASS_OF = {
     "spec.input.max_tokens": _REPLACE,
     "spec.input.max_text_bytes": _LIVE,
     "spec.task": _REPLACE,
+    "spec.outputs": _REPLACE,
     "spec.labels": _REPLACE,  # unless labels are only appended: see _labels
     "spec.recipe": _LIVE,  # a name: what it expands to has classes of its own
     "spec.projection": _REPLACE,

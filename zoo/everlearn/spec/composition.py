@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
+
+from everlearn.values import Task
 
 if TYPE_CHECKING:
     from everlearn.spec.model import ModelSpec
@@ -11,6 +14,25 @@ GRADIENT_HEADS = frozenset({"linear", "cosine"})
 """Heads that learn by gradient steps; every other is solved from the memory."""
 MOVING = frozenset({"last_blocks", "lora", "full"})
 """Adaptations that go on for as long as a model learns."""
+
+
+HEADS_OF: Mapping[Task, tuple[str, ...]] = {"multilabel": ("ridge", "balanced_ridge"), "regression": ("ridge",)}
+"""Heads that a task with several targets a sample takes, its default first; classification takes all."""
+
+
+def wrong_for_task(task: Task, axis: str, kind: str, decay: float | None) -> str | None:
+    """Why a task cannot take a choice of `adapt`, `memory` or `head`; None where it can."""
+    if task not in HEADS_OF:
+        return None
+    if axis == "head" and kind not in HEADS_OF[task]:
+        return f"{kind} tells single labels apart, and the task is {task}; write kind: {' or '.join(HEADS_OF[task])}"
+    if axis == "memory" and kind != "statistics":
+        return f"{kind} keeps features of single labels, and the task is {task}; write kind: statistics"
+    if axis == "memory" and decay is not None and decay < 1:
+        return f"has decay {decay:g}, and sums of several targets are exact for good; leave it out"
+    if axis == "adapt" and kind != "frozen":
+        return f"{kind} fits the backbone to single labels, and the task is {task}; write kind: frozen"
+    return None
 
 
 def learns_by_gradient(spec: ModelSpec) -> bool:

@@ -10,11 +10,14 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
+from everlearn.outputs import Output
 from everlearn.spec import presets, rules
-from everlearn.spec.composition import GRADIENT_HEADS, contradictions, learns_by_gradient
+from everlearn.spec.composition import GRADIENT_HEADS, contradictions, learns_by_gradient, wrong_for_task
 from everlearn.spec.input import Input
+from everlearn.spec.outputs import MAX_OUTPUTS, DeclaredOutput
 from everlearn.spec.recipe import Adapt, Loss, Projection, Regularizer, Training, filled
 from everlearn.spec.strict import Strict
+from everlearn.values import Task
 
 NAME = rules.NAME
 Name = Annotated[str, Field(pattern=NAME)]
@@ -209,7 +212,8 @@ class Gate(Strict):
     """When a new version may become `stable`."""
 
     min_accuracy: float = Field(default=0.0, ge=0, le=1)
-    """Windowed prequential accuracy must be at least this."""
+    """Windowed prequential accuracy must be at least this: of one label a sample, the share predicted right; of
+    multilabel, the share of samples whose whole set was (subset accuracy); of a regression, R2, mean over outputs."""
     max_drop: float | None = Field(default=None, ge=0, le=1)
     """Windowed prequential accuracy may be at most this far below the stable version's when it was promoted."""
     min_samples: int = Field(default=1, ge=1)
@@ -246,8 +250,11 @@ class ModelSpec(Strict):
     """The pretrained network and its pin."""
     input: Input = Field(default_factory=Input)
     """What a sample is."""
-    task: Literal["classification"] = "classification"
-    """What is predicted. The label set is open: a new label is a new class."""
+    task: Task = "classification"
+    """What is predicted. `classification`: one label a sample, of an open set: a new label is a new class.
+    `multilabel`: a set of labels a sample, also open. `regression`: a value for each of `outputs`."""
+    outputs: Annotated[tuple[DeclaredOutput, ...], Field(max_length=MAX_OUTPUTS)] = ()
+    """Of a regression: names and ranges of what it predicts."""
     labels: tuple[Label, ...] = ()
     """Labels that get the first indices, in this order. Others are appended as they arrive. Each 1 to 256 bytes."""
     recipe: str = presets.DEFAULT
@@ -303,11 +310,39 @@ class ModelSpec(Strict):
         """Whether the head learns by gradient steps; otherwise it is solved from the memory."""
         return learns_by_gradient(self)
 
+    @field_validator("outputs")
+    @classmethod
+    def _outputs_of_a_regression(
+        cls, value: tuple[DeclaredOutput, ...], info: ValidationInfo
+    ) -> tuple[DeclaredOutput, ...]:
+        rules.unique(output.name for output in value)
+        if info.data.get("task") == "regression" and not value:
+            raise ValueError("is missing: what a regression predicts, such as [{name: celsius, min: -40, max: 80}]")
+        if info.data.get("task", "regression") != "regression" and value:
+            raise ValueError(f"are of a regression, and the task is {info.data['task']}; leave them out")
+        return value
+
     @field_validator("labels")
     @classmethod
-    def _labels_differ(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _labels_differ(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         rules.unique(value)
+        if value and info.data.get("task") == "regression":
+            raise ValueError("a regression has outputs and no labels; leave them out")
         return value
+
+    @field_validator("adapt", "memory", "head")
+    @classmethod
+    def _fits_the_task(cls, value: Adapt | Memory | Head, info: ValidationInfo) -> Adapt | Memory | Head:
+        decay = value.decay if isinstance(value, Memory) else None
+        problem = wrong_for_task(info.data.get("task", "classification"), info.field_name or "", value.kind, decay)
+        if problem is not None:
+            raise ValueError(problem)
+        return value
+
+    @property
+    def declared_outputs(self) -> tuple[Output, ...]:
+        """Of a regression, as values; empty for other tasks."""
+        return tuple(Output(name=each.name, low=each.min, high=each.max) for each in self.outputs)
 
 
 class Model(Strict):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from everlearn.spec.composition import GRADIENT_HEADS
+from everlearn.spec.composition import GRADIENT_HEADS, HEADS_OF
 
 DEFAULT: Final = "analytic"
 
@@ -143,6 +143,9 @@ def expand(spec: Mapping[str, Any]) -> dict[str, Any]:
             # Another kind has other options: then nothing of the recipe's choice is left.
             same = given.get("kind", chosen.get("kind")) == chosen.get("kind")
             merged[axis] = {**chosen, **given} if same else given
+    task = merged.get("task")
+    if isinstance(task, str) and task in HEADS_OF and isinstance(merged.get("head", {}), Mapping):
+        merged["head"] = {"kind": HEADS_OF[task][0], **merged.get("head", {})}
     head = merged.get("head")
     if isinstance(head, Mapping) and head.get("kind") in GRADIENT_HEADS:
         for axis in ("loss", "train"):

@@ -1,0 +1,85 @@
+"""Tasks in a declaration: what each needs, what it takes by default, and what cannot be together."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from everlearn.errors import SpecError
+from everlearn.spec.changes import ChangeClass, classify
+from everlearn.spec.load import dump, parse
+from everlearn.spec.model import Model
+
+CELSIUS = {"name": "celsius", "min": -40, "max": 80}
+
+
+def declared(**spec: Any) -> Model:
+    body = {
+        "backbone": {"source": "identity"},
+        "input": {"modality": "tensor", "shape": [3], "range": [0, 1]},
+        **spec,
+    }
+    return parse(json.dumps({"metadata": {"name": "m"}, "spec": body}))
+
+
+def test_several_labels_are_solved_by_ridge_unless_told_otherwise() -> None:
+    assert declared().spec.head.kind == "balanced_ridge"
+    assert declared(task="multilabel").spec.head.kind == "ridge"
+    assert declared(task="multilabel", head={"regularization": 0.5}).spec.head.kind == "ridge"
+    assert declared(task="multilabel", head={"kind": "balanced_ridge"}).spec.head.kind == "balanced_ridge"
+    assert declared(task="multilabel", recipe="ranpac").spec.projection is not None
+    assert declared(task="regression", outputs=[CELSIUS]).spec.head.kind == "ridge"
+
+
+def test_outputs_are_values_with_a_range_and_survive_dumping() -> None:
+    model = declared(task="regression", outputs=[CELSIUS, {"name": "bar", "min": 0, "max": 10.5}])
+    assert [(each.name, each.low, each.high) for each in model.spec.declared_outputs] == [
+        ("celsius", -40, 80),
+        ("bar", 0, 10.5),
+    ]
+    assert parse(dump(model)) == model
+
+
+@pytest.mark.parametrize(
+    ("spec", "field", "words"),
+    [
+        ({"task": "regression"}, "spec.outputs", "is missing"),
+        ({"task": "ranking"}, "spec.task", "one of classification, multilabel, regression"),
+        ({"outputs": [CELSIUS]}, "spec.outputs", "are of a regression, and the task is classification"),
+        ({"task": "multilabel", "outputs": [CELSIUS]}, "spec.outputs", "task is multilabel; leave them out"),
+        ({"task": "regression", "outputs": [CELSIUS, CELSIUS]}, "spec.outputs", "given twice"),
+        ({"task": "regression", "outputs": [{**CELSIUS, "max": -40}]}, "spec.outputs", "not above min"),
+        ({"task": "regression", "outputs": [{**CELSIUS, "max": 1e31}]}, "spec.outputs", "another unit"),
+        ({"task": "regression", "outputs": [{"name": "t", "min": 1e9, "max": 1e9 + 1}]}, "spec.outputs", "origin"),
+        ({"task": "regression", "outputs": [{"name": "", "min": 0, "max": 1}]}, "spec.outputs", "empty"),
+        ({"task": "regression", "outputs": [CELSIUS], "labels": ["a"]}, "spec.labels", "outputs and no labels"),
+        ({"task": "multilabel", "recipe": "slda"}, "spec.head", "write kind: ridge or balanced_ridge"),
+        ({"task": "multilabel", "head": {"kind": "linear"}}, "spec.head", "write kind: ridge"),
+        (
+            {"task": "regression", "outputs": [CELSIUS], "head": {"kind": "balanced_ridge"}},
+            "spec.head",
+            "task is regression; write kind: ridge",
+        ),
+        ({"task": "multilabel", "memory": {"kind": "none"}}, "spec.memory", "write kind: statistics"),
+        ({"task": "multilabel", "memory": {"decay": 0.9}}, "spec.memory", "exact for good"),
+        ({"task": "multilabel", "adapt": {"kind": "first_session"}}, "spec.adapt", "write kind: frozen"),
+    ],
+)
+def test_contradictions_are_refused_by_field(spec: dict[str, Any], field: str, words: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        declared(**spec)
+    path, message = caught.value.problems[0]
+    assert path.startswith(field)
+    assert words in message
+
+
+def test_another_task_or_another_range_starts_a_new_memory() -> None:
+    before = declared(task="regression", outputs=[CELSIUS])
+    for after, field in (
+        (declared(task="regression", outputs=[{**CELSIUS, "max": 90}]), "spec.outputs"),
+        (declared(task="multilabel"), "spec.task"),
+    ):
+        changed = {change.field: change.klass for change in classify(before, after)}
+        assert changed[field] is ChangeClass.REPLACE
