@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from everlearn.errors import EverlearnError
+from everlearn.truth import Truth
 from everlearn.values import FeaturesBd
 
 
@@ -18,7 +19,7 @@ class Derived:
     epoch: int
     sequence: int
     features_Bd: FeaturesBd
-    labels: tuple[str, ...]
+    labels: Truth
     refusal: EverlearnError | None = None
 
 

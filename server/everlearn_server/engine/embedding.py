@@ -17,8 +17,8 @@ from everlearn.inputs.samples import Features, Raw, Samples
 from everlearn.spec.recipe import Projection
 from everlearn.values import FeaturesBd
 from everlearn_server.engine.decode import Decoder
-from everlearn_server.engine.learning import MAX_BATCH_SAMPLES
 from everlearn_server.engine.live_model import LiveModel
+from everlearn_server.engine.truth_check import MAX_BATCH_SAMPLES
 from everlearn_server.engine.work_queue import Work, WorkQueue
 
 MAX_BYTES = 4 * 2**20 - 64 * 2**10

@@ -21,6 +21,7 @@ def dump_solution(solution: Solution) -> bytes:
         "labels": head.labels,
         "normalise": head.normalise,
         "regularization": head.regularization,
+        "task": head.task,
     }
     if tail is not None:
         header["tail_graph"] = tail.graph_digest
@@ -50,6 +51,7 @@ def load_solution(data: bytes, tail: Tail | None) -> Solution:
         normalise=header["normalise"],
         labels=tuple(header["labels"]),
         regularization=header["regularization"],
+        task=header.get("task", "classification"),  # heads of earlier releases knew no other
     )
     if "tail_graph" not in header:
         return Solution(head=head)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from everlearn.learners import ClosedForm, Learner
+from everlearn.learners import ClosedForm, Learner, TargetLearner
 from everlearn.learners.trainer import Trainer, TrainerSettings
 from everlearn.spec.model import ModelSpec
 from everlearn_server.engine.trunks import LiveTrunk
@@ -16,4 +16,6 @@ def make_learner(spec: ModelSpec, trunk: LiveTrunk, data: bytes | None, settings
     """
     if spec.by_gradient:
         return Trainer(spec, trunk.scale, tail=trunk.tail, data=data, settings=settings)
+    if spec.task != "classification":
+        return TargetLearner.of(spec, trunk.scale, data)
     return ClosedForm.of(spec, trunk.scale, data)

@@ -11,14 +11,14 @@ import numpy as np
 
 from everlearn.errors import EverlearnError, InputError, InvalidError, OverloadedError, TimelineChangedError
 from everlearn.inputs.samples import Features, Samples
-from everlearn.spec import rules
+from everlearn.truth import Truth
 from everlearn.values import FeaturesBd
 from everlearn_server.engine.batches import Derived, Outcome
 from everlearn_server.engine.decode import Decoder
 from everlearn_server.engine.live_model import LiveModel
+from everlearn_server.engine.truth_check import TruthCheck
 from everlearn_server.engine.work_queue import WorkQueue
 
-MAX_BATCH_SAMPLES = 1024
 _NOTHING: FeaturesBd = np.empty((0, 0), np.float32)
 CREDITS = 16
 """Batches of one stream that may be in flight: enough to keep the workers busy, little enough to bound memory. One is
@@ -30,7 +30,7 @@ class LearnBatch:
     """A parsed batch; `samples` is None where the message could not be understood, and `refusal` says why."""
 
     sequence: int
-    labels: tuple[str, ...]
+    labels: Truth
     samples: Samples | None
     refusal: InvalidError | None = None
 
@@ -101,6 +101,7 @@ class LearnStream:
         self._model = model
         self._writer = model.writer
         self._decoder = Decoder(model.ready_trunk, model.spec.spec.input)
+        self._truth = TruthCheck(model.spec.spec)
         self._queue = queue
         self._client = client
         self._sends_features = bool(feature_digest)
@@ -197,7 +198,7 @@ class LearnStream:
 
     async def _derive(self, batch: LearnBatch) -> _Features:
         try:
-            refusal = batch.refusal or _check_labels(batch)
+            refusal = batch.refusal or self._truth.refusal(batch.labels, batch.samples)
             if refusal is not None or batch.samples is None:
                 raise refusal or InputError("samples are missing", field="batch.samples")
             samples = batch.samples
@@ -280,17 +281,3 @@ class LearnStream:
                 version=self._model.book.latest.record.number if self._model.book.latest else 0,
             )
         )
-
-
-def _check_labels(batch: LearnBatch) -> InvalidError | None:
-    count = len(batch.samples) if batch.samples is not None else 0
-    if len(batch.labels) != count:
-        return InputError(f"{len(batch.labels)} labels for {count} samples; send one a sample", field="batch.labels")
-    if count > MAX_BATCH_SAMPLES:
-        return InputError(f"{count} samples; send {MAX_BATCH_SAMPLES} a batch at most", field="batch.samples")
-    for label in dict.fromkeys(batch.labels):
-        try:
-            rules.label(label)
-        except ValueError as error:
-            return InputError(f"the label {error}", field=f"batch.labels[{batch.labels.index(label)}]")
-    return None

@@ -14,7 +14,7 @@ import structlog
 
 from everlearn.errors import PreconditionError
 from everlearn.learners.trainer import TrainerSettings
-from everlearn.metrics.prequential import Prequential
+from everlearn.metrics.records import record_for
 from everlearn.metrics.transferability import Transferability, transferability
 from everlearn.spec.load import dump
 from everlearn.spec.model import Model
@@ -120,7 +120,7 @@ class LiveModel:
         data = await self._store.ledger.memory(self.name)
         ledger = await self._store.ledger.state(self.name)
         learner = await asyncio.to_thread(make_learner, self.spec.spec, trunk, data, self._trainer)
-        prequential = Prequential.from_dict(json.loads(ledger.prequential_json)) if ledger else Prequential()
+        prequential = record_for(self.spec.spec.task, json.loads(ledger.prequential_json) if ledger else None)
         await self._reserve_numbers()
         await self._restore_versions(trunk, trunk_of)
         latest = self.book.latest

@@ -29,7 +29,7 @@ import structlog
 from everlearn.errors import EverlearnError, FencedError, SequenceGapError, UnavailableError
 from everlearn.learners.base import Learned, Learner
 from everlearn.memories.base import Origin
-from everlearn.metrics.prequential import Prequential
+from everlearn.metrics.record import Record
 from everlearn.spec.model import ModelSpec
 from everlearn.sums import Sums
 from everlearn.values import FeaturesBd, FeatureScale
@@ -63,7 +63,7 @@ class ModelWriter:
         timeline: str,
         learner: Learner,
         scale: FeatureScale,
-        prequential: Prequential,
+        prequential: Record,
         streams: Mapping[str, StreamRow],
         ledger: Ledger,
         executor: Executor,
@@ -291,9 +291,7 @@ class ModelWriter:
         self.saturated_values += int(np.count_nonzero(np.abs(quantised_Bd) == self._scale.limit))
         before = self.prequential.correct
         known, features_Bd = live.head.labels if live else (), self._scale.restore(quantised_Bd)
-        self.prequential.update(
-            batch.labels, None, batch.client, scores_BC=scores_BC, known=known, features_Bd=features_Bd
-        )
+        self.prequential.test(batch.labels, batch.client, scores_BC=scores_BC, known=known, features_Bd=features_Bd)
         correct = self.prequential.correct - before
         tail.integrated = batch.sequence
         self._changes += 1

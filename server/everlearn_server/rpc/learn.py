@@ -17,7 +17,7 @@ from everlearn_server.engine.learning import CREDITS, DurableUpTo, LearnBatch, L
 from everlearn_server.errors import status_of
 from everlearn_server.rpc import names, wire
 from everlearn_server.rpc.messages import input_contract
-from everlearn_server.rpc.samples import samples_of
+from everlearn_server.rpc.samples import samples_of, truth_of
 
 MAX_EMBEDDED = 256
 """Models that one call may name."""
@@ -125,15 +125,15 @@ def _batch(batch: learn_pb2.Batch) -> LearnBatch:
     """A batch whose samples cannot be understood is refused in its turn, and spends its sequence."""
     if batch.sequence == 0:
         raise InvalidError("sequences begin with 1", field="batch.sequence")
-    labels = tuple(batch.labels)
-    if not batch.HasField("samples") and not labels:
-        return LearnBatch(sequence=batch.sequence, labels=(), samples=_EMPTY)
     try:
+        truth = truth_of(batch)
+        if not batch.HasField("samples") and not len(truth):
+            return LearnBatch(sequence=batch.sequence, labels=(), samples=_EMPTY)
         return LearnBatch(
-            sequence=batch.sequence, labels=labels, samples=samples_of(batch.samples, field="batch.samples")
+            sequence=batch.sequence, labels=truth, samples=samples_of(batch.samples, field="batch.samples")
         )
     except InputError as error:
-        return LearnBatch(sequence=batch.sequence, labels=labels, samples=None, refusal=error)
+        return LearnBatch(sequence=batch.sequence, labels=tuple(batch.labels), samples=None, refusal=error)
 
 
 def _received(event: Received) -> learn_pb2.LearnResponse:

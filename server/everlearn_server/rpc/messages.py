@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from everlearn.errors import NotFoundError
-from everlearn.metrics.prequential import Prequential
+from everlearn.metrics.record import Record
 from everlearn.spec import plan as planning
 from everlearn.spec.defaults import height_width
 from everlearn.spec.load import dump
@@ -20,10 +20,10 @@ from everlearn.values import FrontConfig
 from everlearn_protos.v1 import export_pb2, models_pb2
 from everlearn_server.engine.engine import Engine
 from everlearn_server.engine.input_figures import ImageFigures
-from everlearn_server.engine.learning import MAX_BATCH_SAMPLES
 from everlearn_server.engine.live_model import LiveModel
 from everlearn_server.engine.operations import Operation
 from everlearn_server.engine.probe import Probe
+from everlearn_server.engine.truth_check import MAX_BATCH_SAMPLES
 from everlearn_server.rpc import names
 from everlearn_server.rpc.status import to_status
 from everlearn_server.store.rows import ExportRow, VersionRow
@@ -90,13 +90,18 @@ def input_contract(model: LiveModel) -> models_pb2.InputContract:
         max_batch_samples=MAX_BATCH_SAMPLES,
         feature_digest=model.ready_trunk.feature_digest,
         modality=declared.modality,
+        task=model.spec.spec.task,
+        outputs=[
+            models_pb2.Output(name=output.name, min=output.low, max=output.high)
+            for output in model.spec.spec.declared_outputs
+        ],
         shape=model.ready_trunk.front.sample_shape,
         max_text_bytes=declared.max_text_bytes or 0,
         max_tokens=declared.max_tokens or 0,
     )
 
 
-def prequential_message(prequential: Prequential) -> models_pb2.Prequential:
+def prequential_message(prequential: Record) -> models_pb2.Prequential:
     """Test-then-train accuracy so far."""
     return models_pb2.Prequential(
         tested=prequential.tested,
@@ -107,7 +112,7 @@ def prequential_message(prequential: Prequential) -> models_pb2.Prequential:
     )
 
 
-def _report(prequential: Prequential) -> models_pb2.LearningReport:
+def _report(prequential: Record) -> models_pb2.LearningReport:
     return json_format.ParseDict(prequential.report(), models_pb2.LearningReport())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from everlearn_protos.oip import message
@@ -11,7 +12,13 @@ from everlearn_server.rpc.oip_tensors import TensorSpec, input_specs, output_spe
 PLATFORM = "onnxruntime_onnx"
 """Triton's name for a model that runs in ONNX Runtime; tools choose by it."""
 
-_CONFIG_TYPE = {"UINT8": "TYPE_UINT8", "FP32": "TYPE_FP32", "INT64": "TYPE_INT64", "BYTES": "TYPE_STRING"}
+_CONFIG_TYPE = {
+    "UINT8": "TYPE_UINT8",
+    "FP32": "TYPE_FP32",
+    "INT64": "TYPE_INT64",
+    "BYTES": "TYPE_STRING",
+    "BOOL": "TYPE_BOOL",
+}
 
 
 def metadata_message(snapshot: Snapshot, versions: list[int]) -> Any:
@@ -41,6 +48,10 @@ def config_message(snapshot: Snapshot) -> Any:
     for spec in output_specs(snapshot).values():
         config.output.add(**_config_tensor(spec))
     config.parameters["feature_digest"].string_value = snapshot.feature_digest
+    if snapshot.head.task != "classification":  # whose labels are an output themselves
+        config.parameters["task"].string_value = snapshot.head.task
+        names = "outputs" if snapshot.head.task == "regression" else "labels"
+        config.parameters[names].string_value = json.dumps(snapshot.head.labels, ensure_ascii=False)
     return response
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from everlearn.errors import InputError
+from everlearn.metrics.label_sets import THRESHOLD
 from everlearn_protos.oip import message
 from everlearn_server.engine.serving import Snapshot
 from everlearn_server.rpc.oip_tensors import output_specs, pack_bytes, refuse_shared_memory
@@ -80,12 +81,14 @@ def build_response(
     batch = len(scores_BC)
     best_B = scores_BC.argmax(axis=1)
     for output in outputs:
-        if output.classes:
+        if output.name == "present":
+            _add(response, "present", "BOOL", list(scores_BC.shape), (scores_BC >= THRESHOLD).tobytes())
+        elif output.classes:
             count = min(output.classes, scores_BC.shape[1])
             _add(response, "scores", "BYTES", [batch, count], _classification(snapshot, scores_BC, count))
-        elif output.name == "scores":
+        elif output.name in ("scores", "values"):
             raw = np.ascontiguousarray(scores_BC, "<f4").tobytes()
-            _add(response, "scores", "FP32", list(scores_BC.shape), raw)
+            _add(response, output.name, "FP32", list(scores_BC.shape), raw)
         elif output.name == "label_index":
             _add(response, "label_index", "INT64", [batch], best_B.astype("<i8").tobytes())
         else:

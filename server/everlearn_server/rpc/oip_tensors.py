@@ -17,13 +17,13 @@ import numpy.typing as npt
 
 from everlearn.errors import InputError, NotFoundError
 from everlearn.inputs.samples import EncodedImages, Features, Images, Pixels, Samples, Tensors, Texts
-from everlearn.values import Front, TensorFront, TextFront
+from everlearn.values import Front, Task, TensorFront, TextFront
 from everlearn_server.engine.serving import Snapshot
 
 MAX_BATCH = 1024
 """Samples in one request."""
 
-Datatype = Literal["UINT8", "FP32", "INT64", "BYTES"]
+Datatype = Literal["UINT8", "FP32", "INT64", "BYTES", "BOOL"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def input_specs(snapshot: Snapshot) -> Mapping[str, TensorSpec]:
 
 def output_specs(snapshot: Snapshot) -> Mapping[str, TensorSpec]:
     """The outputs of a model version."""
-    return _output_specs(len(snapshot.head.labels))
+    return _output_specs(len(snapshot.head.labels), snapshot.head.task)
 
 
 @lru_cache(maxsize=1024)
@@ -67,12 +67,14 @@ def _input_specs(front: Front, feature_dim: int) -> Mapping[str, TensorSpec]:
 
 
 @lru_cache(maxsize=1024)
-def _output_specs(classes: int) -> Mapping[str, TensorSpec]:
-    specs = (
-        TensorSpec("scores", "FP32", (-1, classes)),
-        TensorSpec("label", "BYTES", (-1,)),
-        TensorSpec("label_index", "INT64", (-1,)),
-    )
+def _output_specs(classes: int, task: Task) -> Mapping[str, TensorSpec]:
+    scores = TensorSpec("values" if task == "regression" else "scores", "FP32", (-1, classes))
+    answers = {
+        "classification": [TensorSpec("label", "BYTES", (-1,)), TensorSpec("label_index", "INT64", (-1,))],
+        "multilabel": [TensorSpec("present", "BOOL", (-1, classes))],
+        "regression": [],
+    }
+    specs = (scores, *answers[task])
     return {spec.name: spec for spec in specs}
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from everlearn.errors import EverlearnError, InputError
+from everlearn.metrics.label_sets import THRESHOLD
 from everlearn_protos.arrays import to_tensor
 from everlearn_protos.v1 import predict_pb2
 from everlearn_server.engine.serving import Scored, Serving, Snapshot
@@ -51,9 +52,16 @@ class PredictService:
         snapshot = self._serving.snapshot(model, version)
         samples = samples_of(request.samples, field="samples")
         labels = snapshot.head.labels
+        task = snapshot.head.task
+        if task == "regression" and request.top_k > 1:
+            raise InputError("a regression has values, and no classes to rank; leave top_k out", field="top_k")
+        # Of several labels without a number, all that a sample has: nobody knows how many before it is scored.
+        present = task == "multilabel" and request.top_k == 0
         count = min(max(1, request.top_k), len(labels))
-        _check_size(len(samples), count, labels, scores=request.scores)
+        _check_size(len(samples), count, labels, scores=request.scores or task == "regression")
         scored = await self._serving.score(snapshot, samples, timeout_s=context.time_remaining())
+        if present:
+            count = _most_present(scored.scores_BC)
         if scored.scores_BC.size <= _SCORES_ON_THE_LOOP and len(samples) * count <= _RANKED_ON_THE_LOOP:
             return _response(request, snapshot, scored, count)
         return await asyncio.to_thread(_response, request, snapshot, scored, count)
@@ -117,20 +125,21 @@ def _response(
     request: predict_pb2.PredictRequest, snapshot: Snapshot, scored: Scored, count: int
 ) -> predict_pb2.PredictResponse:
     labels = snapshot.head.labels
-    best_Bk = best_of(scored.scores_BC, count)
     response = predict_pb2.PredictResponse(
         version=f"models/{snapshot.model}/versions/{snapshot.version}",
         queue_ms=scored.queue_ms,
         trunk_ms=scored.trunk_ms,
     )
-    best = np.take_along_axis(scored.scores_BC, best_Bk, axis=1).tolist()
-    for indices_k, scores_k in zip(best_Bk.tolist(), best, strict=True):
-        top = response.predictions.add().top
-        for index, score in zip(indices_k, scores_k, strict=True):
-            top.add(label=labels[index], index=index, score=score)
+    if snapshot.head.task == "regression":
+        response.values.CopyFrom(to_tensor(scored.scores_BC))
+        response.labels.extend(labels)
+    else:
+        least = THRESHOLD if snapshot.head.task == "multilabel" and request.top_k == 0 else -np.inf
+        _rank(response, scored.scores_BC, labels, count, least)
     if request.scores:
         response.scores.CopyFrom(to_tensor(scored.scores_BC))
-        response.labels.extend(labels)
+        if not response.labels:
+            response.labels.extend(labels)
     size = response.ByteSize()
     if size > MAX_RESPONSE_BYTES:
         raise InputError(
@@ -138,3 +147,29 @@ def _response(
             field="scores" if request.scores else "top_k",
         )
     return response
+
+
+def _most_present(scores_BC: npt.NDArray[np.float32]) -> int:
+    """Labels of the sample that has most of them. Raises InputError where naming them all would hold up everyone."""
+    present_B = (scores_BC >= THRESHOLD).sum(axis=1)
+    if int(present_B.sum()) > MAX_RANKED:
+        raise InputError(f"the samples have more than {MAX_RANKED} labels; send fewer samples", field="samples")
+    return max(1, int(present_B.max(initial=0)))
+
+
+def _rank(
+    response: predict_pb2.PredictResponse,
+    scores_BC: npt.NDArray[np.float32],
+    labels: tuple[str, ...],
+    count: int,
+    least: float,
+) -> None:
+    """The best classes of each sample, of those that have at least the score `least`."""
+    best_Bk = best_of(scores_BC, count)
+    best = np.take_along_axis(scores_BC, best_Bk, axis=1).tolist()
+    for indices_k, scores_k in zip(best_Bk.tolist(), best, strict=True):
+        top = response.predictions.add().top
+        for index, score in zip(indices_k, scores_k, strict=True):
+            if score < least:
+                break
+            top.add(label=labels[index], index=index, score=score)

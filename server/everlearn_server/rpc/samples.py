@@ -8,8 +8,9 @@ import numpy as np
 
 from everlearn.errors import InputError
 from everlearn.inputs.samples import EncodedImages, Features, Images, Pixels, Samples, Tensors, Texts
+from everlearn.truth import LabelSets, Truth, Values
 from everlearn_protos.arrays import from_tensor
-from everlearn_protos.v1 import tensor_pb2
+from everlearn_protos.v1 import learn_pb2, tensor_pb2
 
 
 def samples_of(message: tensor_pb2.Samples, *, field: str) -> Samples:
@@ -29,6 +30,19 @@ def samples_of(message: tensor_pb2.Samples, *, field: str) -> Samples:
         # As many axes as the model's own samples have: whoever knows the model checks them.
         return Tensors(_array(message.tensors, np.dtype(np.float32), None, f"{field}.tensors"))
     return Features(_array(message.features, np.dtype(np.float32), 2, f"{field}.features"))
+
+
+def truth_of(batch: learn_pb2.Batch) -> Truth:
+    """What is true of a batch's samples. Raises InputError where it comes in two forms, or as no array of floats."""
+    forms = [name for name in ("labels", "label_sets") if len(getattr(batch, name))]
+    forms += ["values"] if batch.HasField("values") else []
+    if len(forms) > 1:
+        raise InputError(f"{' and '.join(forms)} are both set; send the one of the model's task", field="batch.labels")
+    if forms == ["label_sets"]:
+        return LabelSets(tuple(tuple(each.labels) for each in batch.label_sets))
+    if forms == ["values"]:
+        return Values(_array(batch.values, np.dtype(np.float32), 2, "batch.values"))
+    return tuple(batch.labels)
 
 
 def _array(tensor: tensor_pb2.Tensor, dtype: np.dtype[np.generic], rank: int | None, field: str) -> Any:

@@ -167,7 +167,10 @@ def _add_answers(graph: onnx.GraphProto, head: LinearHead) -> None:
                 _node("Gather", ["head/labels", "label_index"], "label", axis=0),
             ]
         )
-        outputs = [("label_index", TensorProto.INT64, ["N"]), ("label", TensorProto.STRING, ["N"])]
+        outputs: list[tuple[str, int, list[str | int]]] = [
+            ("label_index", TensorProto.INT64, ["N"]),
+            ("label", TensorProto.STRING, ["N"]),
+        ]
     else:
         graph.initializer.append(_tensor("head/threshold", np.array([THRESHOLD], np.float32)))
         graph.node.append(_node("GreaterOrEqual", ["scores", "head/threshold"], "present"))

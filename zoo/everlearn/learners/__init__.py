@@ -2,5 +2,6 @@
 
 from everlearn.learners.base import Learned, Learner, Solution
 from everlearn.learners.closed_form import ClosedForm
+from everlearn.learners.targets import TargetLearner
 
-__all__ = ["ClosedForm", "Learned", "Learner", "Solution"]
+__all__ = ["ClosedForm", "Learned", "Learner", "Solution", "TargetLearner"]

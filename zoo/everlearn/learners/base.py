@@ -17,6 +17,7 @@ from everlearn.errors import PreconditionError
 from everlearn.memories.base import Origin
 from everlearn.spec.model import ModelSpec
 from everlearn.sums import Sums
+from everlearn.truth import Truth
 from everlearn.values import LinearHead, QuantisedBd
 
 
@@ -95,11 +96,12 @@ class Learner(ABC):
         )
 
     @abstractmethod
-    def integrate(self, quantised_Bd: QuantisedBd, labels: Sequence[str], *, origin: Origin | None = None) -> None:
+    def integrate(self, quantised_Bd: QuantisedBd, labels: Truth, *, origin: Origin | None = None) -> None:
         """Learns a batch; B may be 0. Whole or not at all.
 
-        Raises InputError where lengths disagree, ResourceError where the memory is full, PreconditionError (reason
-        NOT_FINITE) where a gradient step would lose the weights, UnavailableError where a trainer cannot go on.
+        Raises InputError where lengths disagree or the truth is not of the learner's task, ResourceError where the
+        memory is full, PreconditionError (reason NOT_FINITE) where a gradient step would lose the weights,
+        UnavailableError where a trainer cannot go on.
         """
 
     @abstractmethod

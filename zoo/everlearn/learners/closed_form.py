@@ -16,6 +16,7 @@ from everlearn.memories import memory_for
 from everlearn.memories.base import Memory, Origin
 from everlearn.spec.model import ModelSpec
 from everlearn.sums import Sums
+from everlearn.truth import Truth, single_labels
 from everlearn.values import FeaturesBd, FeatureScale, LinearHead, QuantisedBd
 
 
@@ -70,9 +71,9 @@ class ClosedForm(Learner):
         """See Learner."""
         return self.memory.sums
 
-    def integrate(self, quantised_Bd: QuantisedBd, labels: Sequence[str], *, origin: Origin | None = None) -> None:
+    def integrate(self, quantised_Bd: QuantisedBd, labels: Truth, *, origin: Origin | None = None) -> None:
         """See Learner."""
-        self.memory.integrate(quantised_Bd, labels, origin=origin)
+        self.memory.integrate(quantised_Bd, single_labels(labels), origin=origin)
 
     def declare(self, labels: Sequence[str]) -> None:
         """See Learner."""

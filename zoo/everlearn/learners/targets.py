@@ -8,12 +8,13 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from everlearn.errors import DataLossError, InputError
+from everlearn.errors import DataLossError, InputError, PreconditionError
 from everlearn.heads import head_for
 from everlearn.heads.base import Head
 from everlearn.learners.base import Learned, Learner, Solution
 from everlearn.memories.base import Origin
 from everlearn.spec.model import ModelSpec
+from everlearn.sums import Sums
 from everlearn.target_sums import TargetSums
 from everlearn.truth import LabelSets, Truth, Values
 from everlearn.values import FeatureScale, QuantisedBd
@@ -67,6 +68,13 @@ class TargetLearner(Learner):
     def samples(self) -> int:
         """See Learner."""
         return self.targets.samples
+
+    @property
+    def sums(self) -> Sums:
+        """See Learner; none of single labels."""
+        raise PreconditionError(
+            f"there is nothing to compare classes by: the model's task is {self.targets.task}", reason="NO_SUMS"
+        )
 
     def integrate(self, quantised_Bd: QuantisedBd, labels: Truth, *, origin: Origin | None = None) -> None:
         """See Learner."""

@@ -144,8 +144,9 @@ def expand(spec: Mapping[str, Any]) -> dict[str, Any]:
             same = given.get("kind", chosen.get("kind")) == chosen.get("kind")
             merged[axis] = {**chosen, **given} if same else given
     task = merged.get("task")
-    if isinstance(task, str) and task in HEADS_OF and isinstance(merged.get("head", {}), Mapping):
-        merged["head"] = {"kind": HEADS_OF[task][0], **merged.get("head", {})}
+    default = next((heads[0] for name, heads in HEADS_OF.items() if name == task), None)
+    if default is not None and isinstance(merged.get("head", {}), Mapping):
+        merged["head"] = {"kind": default, **merged.get("head", {})}
     head = merged.get("head")
     if isinstance(head, Mapping) and head.get("kind") in GRADIENT_HEADS:
         for axis in ("loss", "train"):
