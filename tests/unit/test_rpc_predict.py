@@ -41,7 +41,10 @@ class Served:
         self.asked = 0
 
     def snapshot(self, model: str, version: str = "") -> Snapshot:
-        return cast(Snapshot, SimpleNamespace(model=model, version=1, head=SimpleNamespace(labels=self.labels)))
+        return cast(
+            Snapshot,
+            SimpleNamespace(model=model, version=1, head=SimpleNamespace(labels=self.labels, task="classification")),
+        )
 
     async def score(self, snapshot: Snapshot, samples: Samples, *, timeout_s: float | None) -> Scored:
         self.asked += 1

@@ -27,8 +27,8 @@ def claim(front: Front, head: LinearHead) -> str:
     if isinstance(front, TextFront):
         sample, inside = "a text", "the pretrained network, the head"
         beside = (
-            f" Beside it lies the tokenizer, `tokenizer.json` (sha256 `{front.tokenizer}`): with another one the answers "
-            "mean nothing."
+            f" Beside it lies the tokenizer, `tokenizer.json` (sha256 `{front.tokenizer}`): with another one the "
+            "answers mean nothing."
         )
     if head.task == "regression":
         return f"Predicts {_listed(head.labels)} of {sample}. One ONNX file with everything inside: {inside}.{beside}"
