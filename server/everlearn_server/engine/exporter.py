@@ -122,7 +122,9 @@ def _release(bench: _Bench, model: str, versioned: Versioned, tolerance: float) 
         told["memory_digest"] = record.memory_digest
     live = versioned.snapshot.tail
     onnx = bench.composer.compose(head, told, live.tail if live is not None else None)
-    report = check_release(onnx, versioned.snapshot.scores, head.labels, bench.probes, tolerance=tolerance)
+    report = check_release(
+        onnx, versioned.snapshot.scores, head.labels, bench.probes, task=head.task, tolerance=tolerance
+    )
     tested = metrics["tested"] > 0
     facts = CardFacts(
         model=model,

@@ -30,6 +30,7 @@ from everlearn.learners.base import Learned, Learner, Solution
 from everlearn.memories.base import Origin
 from everlearn.runtime.process import BackgroundModule
 from everlearn.spec.model import ModelSpec
+from everlearn.truth import Truth, single_labels
 from everlearn.values import FeatureScale, LinearHead, QuantisedBd
 
 MODULE: Final = "everlearn.learners.gradient.child"
@@ -87,9 +88,9 @@ class Trainer(Learner):
         """See Learner."""
         return self._count_C
 
-    def integrate(self, quantised_Bd: QuantisedBd, labels: Sequence[str], *, origin: Origin | None = None) -> None:
+    def integrate(self, quantised_Bd: QuantisedBd, labels: Truth, *, origin: Origin | None = None) -> None:
         """See Learner."""
-        told: dict[str, Any] = {"ask": "learn", "labels": list(labels)}
+        told: dict[str, Any] = {"ask": "learn", "labels": list(single_labels(labels))}
         if origin is not None:
             told |= {"client": origin.client, "time_s": origin.time_s}
         self._do(Frame(told=told, parts={"quantised": np.ascontiguousarray(quantised_Bd, np.int16).tobytes()}))
