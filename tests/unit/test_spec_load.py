@@ -58,7 +58,7 @@ def test_lists_and_whole_numbers_are_taken_where_tuples_and_floats_are_declared(
         ("  backbone.x: 1", "spec.backbone.x: unknown key"),
         ("  size: 96", "spec.size: unknown key here; it belongs at spec.input.size (line 4)"),
         ("  keep_versions: 3", "spec.keep_versions: unknown key here; it belongs at spec.serving.keep_versions"),
-        ("  wibble: 1", "spec.wibble: unknown key; known: backbone, input, task, labels,"),
+        ("  wibble: 1", "spec.wibble: unknown key; known: backbone, input, task, outputs, labels,"),
         ("  gate:", "spec.gate: is empty; leave it out, or write its keys (line 4)"),
         ("  gate: 3", "spec.gate: must be a mapping, not 3"),
         ("  labels: good", "spec.labels: must be a list, not 'good'"),
