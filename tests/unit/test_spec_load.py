@@ -67,7 +67,7 @@ def test_lists_and_whole_numbers_are_taken_where_tuples_and_floats_are_declared(
         (f"  labels: [{'x' * 257}]", "has 257 bytes; at most 256"),
         ('  labels: ["a\\nb"]', "contains a control character"),
         ("  labels: [' a']", "begins or ends with a space"),
-        ("  task: regression", "spec.task: must be classification, not 'regression'"),
+        ("  task: ranking", "spec.task: must be one of classification, multilabel, regression, not 'ranking'"),
         (
             "  input: {encodings: [jpg]}",
             "spec.input.encodings[0]: must be one of jpeg, png, webp, not 'jpg'; did you mean",
