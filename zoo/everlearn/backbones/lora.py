@@ -20,8 +20,12 @@ from torch.nn.utils import parametrize
 from everlearn.errors import BackboneError
 
 _FIELD = "spec.recipe.adapt.lora"
-_ATTENTION = ("*.attn.qkv", "*.attn.proj", "*.attn.q", "*.attn.k", "*.attn.v", "*.attn.kv")
-"""Where the paper puts them (section 4.2), by timm's names; the output projection is cheap and helps."""
+_ATTENTION = (
+    *("*.attn.qkv", "*.attn.proj", "*.attn.q", "*.attn.k", "*.attn.v", "*.attn.kv"),
+    *("*.attention.self.*", "*.attention.output.dense", "*.attention.?_lin", "*.attention.out_lin", "*.attn.o"),
+)
+"""Where the paper puts them (section 4.2), by timm's names and by Transformers'; the output projection is cheap and
+helps."""
 
 
 @dataclass(frozen=True, kw_only=True)

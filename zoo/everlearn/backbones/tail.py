@@ -45,7 +45,7 @@ class Tail:
     """Everything that follows the cut, for whoever trains it, serves it or exports it."""
 
     architecture: str
-    """timm's name of the whole network."""
+    """timm's name of the whole network; `transformers/` and the kind for a text encoder."""
     arguments: Mapping[str, Argument] = field(default_factory=dict)
     """Of its constructor, beside the name."""
     blocks: int | None
@@ -57,9 +57,9 @@ class Tail:
     channel_axis: int
     """Which axis of the shape tells the channels apart: 0, or the last."""
     height: int
-    """Pixels the whole network takes."""
+    """Pixels the whole network takes; 0 for texts."""
     width: int
-    """Pixels the whole network takes."""
+    """Pixels the whole network takes; for texts the places at the cut."""
     feature_dim: int
     """d, after pooling."""
     graph: bytes

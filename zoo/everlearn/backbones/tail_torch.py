@@ -6,6 +6,7 @@ Axes: N images, d features, d_cut values of an image at the cut.
 from __future__ import annotations
 
 import copy
+import importlib
 import io
 import warnings
 from collections.abc import Mapping
@@ -40,8 +41,9 @@ def make_tail(
 ) -> Tail:
     """The value of a cut network's upper half, held against it on `activations_Nd`.
 
-    `activations_Nd`: values at the cut of ordinary images. `size`: pixels of the network's input, height and width.
-    Raises BackboneError if ONNX Runtime computes other features from it than torch.
+    `activations_Nd`: values at the cut of ordinary samples. `size`: height and width of the network's input in pixels;
+    of a text 0, and its places at the cut. Raises BackboneError if ONNX Runtime computes other features from it than
+    torch.
     """
     module = halves.tail
     graph, names = trace(module)
@@ -72,16 +74,25 @@ def build_tail_module(tail: Tail) -> TailModule:
 
     Raises BackboneError if this timm cuts the network elsewhere, or the weights do not fit.
     """
-    model = timm.create_model(tail.architecture, pretrained=False, num_classes=0, **tail.arguments)
-    generator = torch.Generator().manual_seed(0)
-    module = split(model, tail.blocks, torch.randn(2, 3, tail.height, tail.width, generator=generator)).tail
+    module = _rebuilt(tail)
     if module.cut_shape != tail.shape:
         raise BackboneError(
-            f"timm {timm.__version__} has {list(module.cut_shape)} at the cut of {tail.architecture}, the tail "
+            f"this version has {list(module.cut_shape)} at the cut of {tail.architecture}, the tail "
             f"{list(tail.shape)}; it was made by another version"
         )
     load_weights(module, tail)
     return module
+
+
+def _rebuilt(tail: Tail) -> TailModule:
+    if "/" in tail.architecture:
+        # Loaded only where there is one: Transformers takes seconds, which a learner of images need not wait for.
+        of_encoders = importlib.import_module("everlearn.backbones.encoder_cut")
+        module: TailModule = of_encoders.rebuilt(tail)
+        return module
+    model = timm.create_model(tail.architecture, pretrained=False, num_classes=0, **tail.arguments)
+    generator = torch.Generator().manual_seed(0)
+    return split(model, tail.blocks, torch.randn(2, 3, tail.height, tail.width, generator=generator)).tail
 
 
 def load_weights(module: TailModule, tail: Tail) -> None:

@@ -20,7 +20,7 @@ import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -29,11 +29,16 @@ import transformers
 from safetensors.torch import load as load_safetensors
 
 from everlearn.backbones.base import BackboneDefaults, Loader, provenance_of, read_verified, weights_name
-from everlearn.backbones.pooling import Pooling, pooling_of, trained_tokens
-from everlearn.backbones.probes import Reference, finish
+from everlearn.backbones.encoder_cut import ENCODERS, arguments_of, split_encoder
+from everlearn.backbones.encoder_torch import KINDS, Pooled, config_of, encoder_of
+from everlearn.backbones.pooling import pooling_of, trained_tokens
+from everlearn.backbones.probes import Reference, finish, probes_of
+from everlearn.backbones.tail import Tail
+from everlearn.backbones.tail_torch import make_tail
 from everlearn.backbones.torch_file import with_safetensors
 from everlearn.errors import BackboneError
 from everlearn.inputs.text import own_max_tokens, tokenizer_of
+from everlearn.runtime.session import join
 from everlearn.spec.model import Backbone
 from everlearn.values import BackboneFiles, FeaturesBd, Front, TextFront, Trunk, TrunkInput
 
@@ -42,13 +47,6 @@ OPSET = 20
 MAX_TOKENS = 512
 """Longest text by default, where tokenizer.json says nothing."""
 _CONFIG, _TOKENIZER = "config.json", "tokenizer.json"
-_KINDS: Final = {
-    "bert": (transformers.BertConfig, transformers.BertModel),
-    "distilbert": (transformers.DistilBertConfig, transformers.DistilBertModel),
-    "roberta": (transformers.RobertaConfig, transformers.RobertaModel),
-    "xlm-roberta": (transformers.XLMRobertaConfig, transformers.XLMRobertaModel),
-    "mpnet": (transformers.MPNetConfig, transformers.MPNetModel),
-}
 _NUMBERS = frozenset(
     {"vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"}
     | {"max_position_embeddings", "type_vocab_size", "layer_norm_eps", "pad_token_id", "bos_token_id", "eos_token_id"}
@@ -87,16 +85,54 @@ class TransformersLoader(Loader):
 
     def build(self, backbone: Backbone, files: BackboneFiles, front: Front, *, bits: int) -> Trunk:
         """See the base class."""
-        if not isinstance(front, TextFront):
-            raise BackboneError("the backbone takes texts; write modality: text", field="spec.input.modality")
+        front = _text_front(front)
+        whole, tokenizer, provenance = self._loaded(backbone, files, front)
+        return finish(_export(whole), front, bits, provenance, _reference(whole), tokenizer=tokenizer)
+
+    def build_cut(
+        self, backbone: Backbone, files: BackboneFiles, front: Front, *, bits: int, blocks: int | None
+    ) -> tuple[Trunk, Tail]:
+        """See the base class. The tail takes as many places as the front has tokens, those without a token zero."""
+        front = _text_front(front)
+        whole, tokenizer, provenance = self._loaded(backbone, files, front)
+        probes = probes_of(front, tokenizer)
+        halves = split_encoder(whole, blocks, front.max_tokens, torch.from_numpy(join(probes[:4])))
+
+        def reference(input_ids: TrunkInput) -> FeaturesBd:
+            with torch.inference_mode():
+                flat_Bd: FeaturesBd = halves.trunk(torch.from_numpy(input_ids)).numpy()
+            return flat_Bd
+
+        tail = make_tail(
+            halves,
+            f"{ENCODERS}{whole.encoder.config.model_type}",
+            arguments_of(whole, _numbers(files)),
+            (0, front.max_tokens),
+            blocks=blocks,
+            activations_Nd=np.concatenate([reference(probe) for probe in probes]),
+        )
+        provenance |= {"cut": halves.cut, "cut_shape": "x".join(map(str, tail.shape))}
+        trunk = finish(
+            _export(halves.trunk),
+            front,
+            bits,
+            provenance,
+            reference,
+            channels_d=tail.channels,
+            tokenizer=tokenizer,
+        )
+        return trunk, tail
+
+    def _loaded(
+        self, backbone: Backbone, files: BackboneFiles, front: TextFront
+    ) -> tuple[Pooled, bytes, dict[str, str]]:
+        """The encoder with its weights and its pooling, its tokenizer, and what is to be told of it."""
         torch.set_num_threads(1)
         config, tokenizer = _config(backbone, files), _tokenizer(files)
         _check_tokens(config, tokenizer, front)
         pooling = pooling_of(files)
-        encoder = _encoder(config)
+        encoder = encoder_of(config)
         _load_strictly(encoder, _weights(backbone, files), config.model_type)
-        # The exporter leaves a module as it found it: one that trains would drop activations from then on.
-        pooled = Pooled(encoder, int(config.pad_token_id), pooling).eval()
         provenance = provenance_of(backbone, files) | {
             "architecture": str(config.model_type),
             "licence": "unknown",
@@ -104,35 +140,19 @@ class TransformersLoader(Loader):
             "transformers": transformers.__version__,
             "torch": torch.__version__,
         }
-        return finish(_export(pooled), front, bits, provenance, _reference(encoder, pooling), tokenizer=tokenizer)
+        # The exporter leaves a module as it found it: one that trains would drop activations from then on.
+        return Pooled(encoder, pooling).eval(), tokenizer, provenance
 
 
-class Pooled(torch.nn.Module):  # type: ignore[misc]  # torch's types are skipped, see pyproject
-    """`input_ids` [N, L], padded with the encoder's padding or -1 -> features [N, d]."""
-
-    def __init__(self, encoder: torch.nn.Module, padding: int, pooling: Pooling) -> None:
-        super().__init__()
-        self.encoder, self._padding, self._pooling = encoder, padding, pooling
-        self._flat_mask = encoder.config.model_type == "mpnet"
-
-    def forward(self, input_ids_NL: torch.Tensor) -> torch.Tensor:
-        """See the class."""
-        there_NL = (input_ids_NL >= 0) & (input_ids_NL != self._padding)
-        ids_NL = torch.where(there_NL, input_ids_NL, torch.full_like(input_ids_NL, self._padding))
-        weight_NL = there_NL.to(torch.float32)
-        # A mask of four axes is added to the scores as it is; MPNet makes that of one of two by itself.
-        mask = weight_NL if self._flat_mask else (1 - weight_NL)[:, None, None, :] * torch.finfo(torch.float32).min
-        hidden_NLd = self.encoder(input_ids=ids_NL, attention_mask=mask).last_hidden_state
-        if self._pooling.kind == "cls":
-            pooled_Nd = hidden_NLd[:, 0]
-        else:
-            count_N1 = weight_NL.sum(1, keepdim=True).clamp(min=1)
-            pooled_Nd = (hidden_NLd * weight_NL[:, :, None]).sum(1) / count_N1
-        return torch.nn.functional.normalize(pooled_Nd, dim=1) if self._pooling.normalise else pooled_Nd
+def _text_front(front: Front) -> TextFront:
+    if not isinstance(front, TextFront):
+        raise BackboneError("the backbone takes texts; write modality: text", field="spec.input.modality")
+    return front
 
 
-def _reference(encoder: torch.nn.Module, pooling: Pooling) -> Reference:
+def _reference(whole: Pooled) -> Reference:
     """The library's own way, with a mask of its own, on one text without padding."""
+    encoder, pooling = whole.encoder, whole.pooling
 
     def reference(input_ids: TrunkInput) -> FeaturesBd:
         ids_1L = torch.from_numpy(input_ids)
@@ -144,7 +164,7 @@ def _reference(encoder: torch.nn.Module, pooling: Pooling) -> Reference:
     return reference
 
 
-def _export(pooled: Pooled) -> bytes:
+def _export(module: torch.nn.Module) -> bytes:
     sample = torch.tensor([[5, 6, 7, -1, -1], [5, 6, 7, 8, 9]])
     buffer = io.BytesIO()
     try:
@@ -152,7 +172,7 @@ def _export(pooled: Pooled) -> bytes:
             # Traced branches on shapes are what is wanted, and texts of other lengths are tried by `finish`.
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                pooled,
+                module,
                 (sample,),
                 buffer,
                 dynamo=False,
@@ -164,7 +184,7 @@ def _export(pooled: Pooled) -> bytes:
     # The exporter has no base error; an operator it does not know ends here too.
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        raise BackboneError(f"torch cannot export {type(pooled.encoder).__name__} to ONNX: {reason}") from error
+        raise BackboneError(f"torch cannot export {type(module).__name__} to ONNX: {reason}") from error
     return buffer.getvalue()
 
 
@@ -176,9 +196,9 @@ def _config(backbone: Backbone, files: BackboneFiles) -> Any:
         kind = told.get("model_type")
     except (ValueError, AttributeError) as error:
         raise BackboneError("config.json is not a JSON object") from error
-    if not isinstance(kind, str) or kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise BackboneError(
-            f"config.json names a model of type {str(kind)[:40]!r}; encoders are {', '.join(_KINDS)}",
+            f"config.json names a model of type {str(kind)[:40]!r}; encoders are {', '.join(KINDS)}",
             field="spec.backbone.source",
         )
     if backbone.architecture not in (None, kind):
@@ -193,28 +213,18 @@ def _config(backbone: Backbone, files: BackboneFiles) -> Any:
         )
     if told.get("position_embedding_type", "absolute") != "absolute":
         raise BackboneError("only absolute position embeddings are known; choose another encoder")
-    numbers = {name: value for name, value in told.items() if name in _NUMBERS}
+    numbers = _numbers(files)
     if any(not isinstance(value, int | float | str | None) for value in numbers.values()):
         raise BackboneError("config.json has sizes that are no numbers")
-    try:
-        # Eager attention takes a mask as it is; the others choose by what the device offers.
-        config = _KINDS[kind][0](**numbers, attn_implementation="eager")
-    # Configurations raise whatever a wrong number leads them into.
-    except Exception as error:
-        raise BackboneError(f"config.json makes no {kind}: {str(error)[:200]}") from error
+    config = config_of(kind, numbers)
     if not isinstance(config.pad_token_id, int):
         raise BackboneError("config.json names no pad_token_id")
     return config
 
 
-def _encoder(config: Any) -> torch.nn.Module:
-    arguments = {} if config.model_type == "distilbert" else {"add_pooling_layer": False}
-    try:
-        encoder: torch.nn.Module = _KINDS[config.model_type][1](config, **arguments)
-    # Constructors raise whatever a wrong number leads them into.
-    except Exception as error:
-        raise BackboneError(f"config.json makes no {config.model_type}: {str(error)[:200]}") from error
-    return encoder.eval()
+def _numbers(files: BackboneFiles) -> dict[str, Any]:
+    told = json.loads(read_verified(files, _CONFIG))
+    return {name: value for name, value in told.items() if name in _NUMBERS and value is not None}
 
 
 def _tokenizer(files: BackboneFiles) -> bytes:
