@@ -113,6 +113,11 @@ class Memory(ABC):
         Raises InvalidError for what does not change in place (kind, precision).
         """
 
+    @property
+    def ttl_s(self) -> float | None:
+        """Seconds after which what is kept must go; None where nothing has an end."""
+        return None
+
     def expire(self, now_s: float) -> int:
         """Drops what is older than declared, and says how many rows. `integrate` does so by itself; this is for streams
         that rest. Not abstract, because most memories keep nothing that has an age.

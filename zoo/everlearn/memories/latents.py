@@ -159,6 +159,11 @@ class Latents(Memory):
         none: Known = {"class": nothing, "client": nothing, "arrival": nothing.astype(np.int64), "time_s": np.empty(0)}
         self._admit(np.empty((0, self.dim), np.int16), none, None)
 
+    @property
+    def ttl_s(self) -> float | None:
+        """See Memory."""
+        return self._declared.ttl_s
+
     def expire(self, now_s: float) -> int:
         """See Memory. Time never runs backwards: an earlier `now_s` than the latest so far counts as that."""
         self._arrivals.latest_s = max(self._arrivals.latest_s, float(now_s))
