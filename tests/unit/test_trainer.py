@@ -92,6 +92,24 @@ def test_a_stored_state_goes_on_as_if_nothing_had_happened(learner: Trainer, uni
         again.close()
 
 
+def test_features_that_came_to_their_end_are_dropped_by_the_next_process_too() -> None:
+    spec = spec_of(memory={"kind": "latents", "ttl_s": 5})
+    killed, spared = Trainer(spec, SCALE), Trainer(spec, SCALE)
+    try:
+        for each in (killed, spared):
+            teach(each, 0, 4)
+            assert each.ttl_s == 5
+            assert each.expire(6.0) == 16  # of times 0 and 1
+            assert each.expire(6.0) == 0
+        os.kill(pid_of(killed), signal.SIGKILL)
+        for each in (killed, spared):
+            teach(each, 4, 6)
+        assert killed.to_bytes() == spared.to_bytes()
+    finally:
+        killed.close()
+        spared.close()
+
+
 def test_what_the_learner_refuses_is_refused_here_and_nothing_is_learned(learner: Trainer) -> None:
     teach(learner, 0, 2)
     before = learner.learned().digest()

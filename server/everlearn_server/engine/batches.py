@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from everlearn.errors import EverlearnError
+from everlearn.metrics.record import Record
 from everlearn.truth import Truth
 from everlearn.values import FeaturesBd
+from everlearn_server.engine.serving import Snapshot
+from everlearn_server.store.rows import RejectRow
 
 
 @dataclass(kw_only=True, eq=False)
@@ -70,6 +76,44 @@ class Pending:
 
     batch: Derived
     outcome: asyncio.Future[Outcome]
+
+
+@dataclass(kw_only=True)
+class Counters:
+    """What a writer counts between and over commits."""
+
+    commits: int = 0
+    commit_s: float = 0.0
+    rejects: list[RejectRow] = field(default_factory=list)
+
+
+def outcome_of(
+    batch: Derived,
+    prequential: Record,
+    count_C: npt.NDArray[np.int64],
+    live: Snapshot | None,
+    *,
+    duplicate: bool = False,
+    correct: int = 0,
+    took_s: tuple[float, float] = (0.0, 0.0),
+) -> Outcome:
+    """What a stream is told of a batch. `count_C`: samples learned of each label; `live`: what it was tested by;
+    `took_s`: the test, and learning it."""
+    return Outcome(
+        sequence=batch.sequence,
+        samples=len(batch.labels),
+        correct=correct,
+        duplicate=duplicate,
+        tested=prequential.tested,
+        total_correct=prequential.correct,
+        windowed_accuracy=prequential.window_accuracy,
+        window=prequential.window,
+        classes_seen=int(np.count_nonzero(count_C)),
+        regularization=live.head.regularization if live else 0.0,
+        tested_by_version=live.version if live and not duplicate else 0,
+        test_ms=took_s[0] * 1e3,
+        integrate_ms=took_s[1] * 1e3,
+    )
 
 
 def settle(future: asyncio.Future[Outcome], result: Outcome | EverlearnError) -> None:

@@ -20,7 +20,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +32,16 @@ from everlearn.metrics.record import Record
 from everlearn.spec.model import ModelSpec
 from everlearn.sums import Sums
 from everlearn.values import FeaturesBd, FeatureScale
-from everlearn_server.engine.batches import Derived, Outcome, Pending, StreamListener, Tail, settle
+from everlearn_server.engine.batches import (
+    Counters,
+    Derived,
+    Outcome,
+    Pending,
+    StreamListener,
+    Tail,
+    outcome_of,
+    settle,
+)
 from everlearn_server.engine.serving import Snapshot
 from everlearn_server.store.ledger import Ledger
 from everlearn_server.store.rows import Commit, RejectRow, StreamRow
@@ -42,13 +50,8 @@ from everlearn_server.store.store import exit_at_once
 _logger = structlog.get_logger(__name__)
 _GROUP = 32
 """Batches integrated in one hop to the worker thread."""
-
-
-@dataclass(kw_only=True)
-class _Counters:
-    commits: int = 0
-    commit_s: float = 0.0
-    rejects: list[RejectRow] = field(default_factory=list)
+_EXPIRE_S = 60.0
+"""Longest time that features of a resting stream stay beyond their end; a tenth of what they are kept for, if less."""
 
 
 class ModelWriter:
@@ -96,12 +99,15 @@ class ModelWriter:
         }
         self._listeners: dict[str, StreamListener] = {}
         self._inbox: deque[Pending] = deque()
-        self._counters = _Counters()
+        self._counters = Counters()
         self._changes = 0
         self._digest: tuple[int, str] | None = None
         self._memory_lock = asyncio.Lock()
         self._wake = asyncio.Event()
         self._may_commit_at_s = 0.0
+        self._expire_at_s = 0.0
+        self._disk_has_more = False
+        """Features that were dropped from the memory are still in the last commit."""
         self._committing: asyncio.Task[None] | None = None
         self._closed = False
         self._failed = False
@@ -185,17 +191,18 @@ class ModelWriter:
         async with self._memory_lock:
             await asyncio.get_running_loop().run_in_executor(self._executor, self.learner.configure, spec)
             self._changes += 1
+        if spec.memory.kind == "latents":  # what is no longer allowed goes from the disk at once
+            self._commit_the_rest()
+        self._wake.set()
 
     async def digest(self) -> str:
         """sha256 of what has been learned, computed again only where it has changed."""
         async with self._memory_lock:
             if self._digest is None or self._digest[0] != self._changes:
-                digest = await asyncio.get_running_loop().run_in_executor(self._executor, self._digest_now)
+                loop = asyncio.get_running_loop()
+                digest = await loop.run_in_executor(self._executor, lambda: self.learner.learned().digest())
                 self._digest = (self._changes, digest)
             return self._digest[1]
-
-    def _digest_now(self) -> str:
-        return self.learner.learned().digest()
 
     def is_durable(self, tails: Mapping[str, int]) -> bool:
         """Whether everything up to these sequences is committed."""
@@ -230,7 +237,11 @@ class ModelWriter:
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            await self._wake.wait()
+            ttl_s = self.learner.ttl_s
+            if ttl_s is not None:
+                await self._expire(every_s=min(max(ttl_s / 10, 1.0), _EXPIRE_S))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), ttl_s and self._expire_at_s - time.monotonic())
             self._wake.clear()
             while self._inbox:
                 group = [self._inbox.popleft() for _ in range(min(_GROUP, len(self._inbox)))]
@@ -246,6 +257,17 @@ class ModelWriter:
                     self._commit_when_due()
             if self._closed:
                 return
+
+    async def _expire(self, *, every_s: float) -> None:
+        if time.monotonic() < self._expire_at_s or self._closed:
+            return
+        self._expire_at_s = time.monotonic() + every_s
+        async with self._memory_lock:
+            loop = asyncio.get_running_loop()
+            gone = await loop.run_in_executor(self._executor, self.learner.expire, time.time())
+        if gone:
+            self._changes += 1
+            self._commit_the_rest()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
@@ -264,7 +286,7 @@ class ModelWriter:
                 f"epoch {batch.epoch} of client {batch.client!r} is over; {tail.epoch} is present", field="open.epoch"
             )
         if batch.sequence <= tail.integrated:
-            return self._outcome(batch, duplicate=True)
+            return outcome_of(batch, self.prequential, self.learner.count_C, self._live(), duplicate=True)
         expected = tail.integrated + 1
         if batch.sequence > expected:
             return SequenceGapError(f"sequence {batch.sequence} leaves a gap; send {expected}", expected=expected)
@@ -296,43 +318,20 @@ class ModelWriter:
         tail.integrated = batch.sequence
         self._changes += 1
         done_s = time.perf_counter()
-        return self._outcome(
-            batch, correct=correct, live=live, test_s=tested_s - begun_s, integrate_s=done_s - tested_s
-        )
-
-    def _outcome(
-        self,
-        batch: Derived,
-        *,
-        duplicate: bool = False,
-        correct: int = 0,
-        live: Snapshot | None = None,
-        test_s: float = 0.0,
-        integrate_s: float = 0.0,
-    ) -> Outcome:
-        prequential = self.prequential
-        live = live or self._live()
-        return Outcome(
-            sequence=batch.sequence,
-            samples=len(batch.labels),
-            correct=correct,
-            duplicate=duplicate,
-            tested=prequential.tested,
-            total_correct=prequential.correct,
-            windowed_accuracy=prequential.window_accuracy,
-            window=prequential.window,
-            classes_seen=int(np.count_nonzero(self.learner.count_C)),
-            regularization=live.head.regularization if live else 0.0,
-            tested_by_version=live.version if live and not duplicate else 0,
-            test_ms=test_s * 1e3,
-            integrate_ms=integrate_s * 1e3,
+        took_s = tested_s - begun_s, done_s - tested_s
+        return outcome_of(
+            batch, self.prequential, self.learner.count_C, live or self._live(), correct=correct, took_s=took_s
         )
 
     # -- commits ------------------------------------------------------------------------------------------------
 
     @property
     def _dirty(self) -> bool:
-        return any(tail.integrated > tail.durable for tail in self._tails.values())
+        return self._disk_has_more or any(tail.integrated > tail.durable for tail in self._tails.values())
+
+    def _commit_the_rest(self) -> None:
+        self._disk_has_more = self.learner.samples > 0
+        self._commit_when_due()
 
     def _commit_when_due(self) -> None:
         if (self._committing is None or self._committing.done()) and self._dirty:
@@ -358,6 +357,7 @@ class ModelWriter:
                 if tail.integrated > tail.durable
             }
             rejects, self._counters.rejects = self._counters.rejects, []
+            dropped, self._disk_has_more = self._disk_has_more, False
             commit = Commit(
                 model=self._model,
                 uid=self._uid,
@@ -369,7 +369,7 @@ class ModelWriter:
                 prequential_json=prequential_json,
                 timeline=self._timeline,
             )
-        if not moved:
+        if not moved and not dropped:
             return
         receipt = await self._ledger.commit(commit)
         self._counters.commits += 1

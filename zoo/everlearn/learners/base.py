@@ -95,6 +95,11 @@ class Learner(ABC):
             "this model keeps no sums of its features; declare memory.kind: statistics for that", reason="NO_SUMS"
         )
 
+    @property
+    def ttl_s(self) -> float | None:
+        """Seconds after which features that are kept must go; None where none are, or they have no end."""
+        return None
+
     @abstractmethod
     def integrate(self, quantised_Bd: QuantisedBd, labels: Truth, *, origin: Origin | None = None) -> None:
         """Learns a batch; B may be 0. Whole or not at all.
@@ -119,6 +124,11 @@ class Learner(ABC):
     @abstractmethod
     def to_bytes(self) -> bytes:
         """The whole state, versioned and self-describing; what made the learner goes on from it bit for bit."""
+
+    def expire(self, now_s: float) -> int:
+        """Drops features that have come to their end by `now_s`, seconds since the epoch; returns how many samples'.
+        Each batch does so, too; this is for streams that rest."""
+        return 0
 
     def settle(self) -> None:
         """The stream rests or ends: what waits for more samples goes on with those that came."""

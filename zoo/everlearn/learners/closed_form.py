@@ -71,6 +71,11 @@ class ClosedForm(Learner):
         """See Learner."""
         return self.memory.sums
 
+    @property
+    def ttl_s(self) -> float | None:
+        """See Learner."""
+        return self.memory.ttl_s
+
     def integrate(self, quantised_Bd: QuantisedBd, labels: Truth, *, origin: Origin | None = None) -> None:
         """See Learner."""
         self.memory.integrate(quantised_Bd, single_labels(labels), origin=origin)
@@ -79,6 +84,10 @@ class ClosedForm(Learner):
         """See Learner."""
         known = set(self.memory.labels)
         self.memory.declare([label for label in labels if label not in known])
+
+    def expire(self, now_s: float) -> int:
+        """See Learner."""
+        return self.memory.expire(now_s)
 
     def learned(self) -> Learned:
         """See Learner."""

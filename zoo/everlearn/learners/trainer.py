@@ -88,6 +88,11 @@ class Trainer(Learner):
         """See Learner."""
         return self._count_C
 
+    @property
+    def ttl_s(self) -> float | None:
+        """See Learner."""
+        return self._spec.memory.ttl_s
+
     def integrate(self, quantised_Bd: QuantisedBd, labels: Truth, *, origin: Origin | None = None) -> None:
         """See Learner."""
         told: dict[str, Any] = {"ask": "learn", "labels": list(single_labels(labels))}
@@ -100,6 +105,14 @@ class Trainer(Learner):
         new = [label for label in labels if label not in self._labels]
         if new:
             self._do(Frame(told={"ask": "declare", "labels": new}))
+
+    def expire(self, now_s: float) -> int:
+        """See Learner."""
+        question = Frame(told={"ask": "expire", "now_s": now_s})
+        gone = int(self._ask(question).told["gone"])
+        if gone:
+            self._since.append(question)
+        return gone
 
     def learned(self) -> Learned:
         """See Learner."""

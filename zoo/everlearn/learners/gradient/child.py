@@ -45,6 +45,7 @@ class Child:
             "open": self._open,
             "learn": self._learn,
             "declare": self._declare,
+            "expire": self._expire,
             "solve": self._solve,
             "state": self._state,
         }
@@ -89,6 +90,10 @@ class Child:
     def _declare(self, question: Frame) -> Answer:
         self._present.declare(question.told["labels"])
         return self._progress()
+
+    def _expire(self, question: Frame) -> Answer:
+        gone = self._present.memory.expire(question.told["now_s"])
+        return Frame(told={**self._progress().told, "gone": gone})
 
     def _solve(self, _: Frame) -> Answer:
         head = self._present.head()
