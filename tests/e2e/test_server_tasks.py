@@ -19,7 +19,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from tests.real_server import RealServer
 from typer.testing import CliRunner
 
-from everlearn_client import Client, InvalidArgument, LearnReport, Tensors
+from everlearn_client import Client, FailedPrecondition, InvalidArgument, LearnReport, Tensors
 from everlearn_client.cli.app import app
 from everlearn_protos.v1 import models_pb2
 
@@ -372,6 +372,20 @@ def test_a_broken_line_is_named(server: RealServer, tmp_path: Path) -> None:
         result = CliRunner().invoke(app, f"learn broken {tmp_path / file} --server {server.address}")
         assert result.exit_code != 0
         assert words in result.output.replace("\n", " ")
+
+
+def test_what_compares_single_labels_refuses_other_tasks(server: RealServer, client: Client, tmp_path: Path) -> None:
+    server.declare(DIGITS.declaration("compared"))
+    learn_digits(client, "compared", slice(0, 64))
+    with pytest.raises(FailedPrecondition) as caught:
+        client.models.probe("compared")
+    assert caught.value.reason == "NO_SUMS"
+    rows = [",".join([*map(str, sample.ravel()), "ab"[row % 2]]) for row, sample in enumerate(DIGITS.values[:40])]
+    (tmp_path / "one.csv").write_text("\n".join(rows))
+    result = CliRunner().invoke(app, f"doctor compared {tmp_path / 'one.csv'} --server {server.address}")
+    assert result.exit_code != 0
+    assert "task is multilabel" in result.output.replace("\n", " ")
+    assert not [model.name for model in client.models.list() if "doctor" in model.name]
 
 
 def test_changing_the_range_of_an_output_needs_consent(server: RealServer, client: Client) -> None:

@@ -85,11 +85,14 @@ def temporary(
 ) -> Iterator[models_pb2.Model]:
     """Applies a declaration whose model is called `name` and in the end deletes it, after an error or Ctrl-C too.
 
-    Where it cannot be deleted, the error says which model is left.
+    Where it cannot be deleted, the error says which model is left. Raises InvalidArgument for a model of another task
+    than classification: trials compare single labels.
     """
     try:
         applied = client.models.apply(declaration, progress=progress)
-        yield applied.model if applied.model is not None else client.models.get(name)
+        model = applied.model if applied.model is not None else client.models.get(name)
+        _check_task(model)
+        yield model
     except BaseException as error:
         try:
             _delete(client, name)
@@ -97,6 +100,15 @@ def temporary(
             error.add_note(f"model {name} could not be deleted ({left.message}); `everlearn delete {name}` does it")
         raise
     _delete(client, name)
+
+
+def _check_task(model: models_pb2.Model) -> None:
+    task = model.status.input.task
+    if task not in ("", "classification"):  # empty: a server that knows no other
+        raise InvalidArgument(
+            f"this looks at one label a sample, and the model's task is {task}; try it as classification of one label",
+            field="spec.task",
+        )
 
 
 def embed(client: Client, models: Sequence[models_pb2.Model], batches: Iterator[Batch]) -> Embedded:
