@@ -11,8 +11,11 @@ import everlearn.heads
 from everlearn import plugins
 from everlearn.errors import InvalidError, PreconditionError, SpecError
 from everlearn.heads import head_for
+from everlearn.outputs import Output
+from everlearn.spec.composition import HEADS_OF
 from everlearn.sums import Sums
-from everlearn.values import FeatureScale, LinearHead
+from everlearn.target_sums import TargetSums
+from everlearn.values import FeatureScale, LinearHead, Task
 
 KINDS = plugins.kinds(everlearn.heads)
 DIM = 16
@@ -176,3 +179,36 @@ class TestEveryHead:
 )
 def test_a_declared_regularization_is_the_one_that_is_used(kind: str, value: float) -> None:
     assert head_for(kind, value).solve(learned(*clusters(4, 90)), scale()).regularization == value
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+def test_a_head_solves_the_tasks_it_names_and_refuses_the_others_by_field(kind: str, task: Task) -> None:
+    random = np.random.default_rng(0)
+    features = random.integers(-1000, 1000, (60, DIM)).astype(np.int16)
+    sums = TargetSums(DIM, outputs=[Output(name="y", low=-1, high=1)] if task == "regression" else [])
+    if task == "regression":
+        sums.add_values(features, features[:, :1] / 1000)
+    else:
+        sums.add_sets(features, sets_of(features))
+    head = head_for(kind)
+    declared = kind in HEADS_OF[task]
+    assert declared == (task in head.TASKS), "composition.HEADS_OF and the head disagree"
+    if not declared:
+        with pytest.raises(SpecError) as caught:
+            head.solve_targets(sums, scale())
+        assert caught.value.field == "spec.head.kind"
+        return
+    solved = head.solve_targets(sums, scale())
+    scores = solved.scores(scale().restore(features))
+    assert solved.task == task
+    if task == "regression":
+        assert np.abs(scores - features[:, :1] / 1000).max() < 0.01
+    else:
+        has = [[label in labels for label in solved.labels] for labels in sets_of(features)]
+        assert ((scores >= 0.5) == has).mean() > 0.9
+    assert "classification" in head.TASKS
+
+
+def sets_of(features: np.ndarray) -> list[list[str]]:
+    return [[name for name, value in zip("ab", row, strict=False) if value > 0] for row in features]
