@@ -132,3 +132,44 @@ def test_a_server_that_comes_back_goes_on_where_durable_said(backbone: Path, tmp
             assert after.memory_digest == before.memory_digest
             assert list(after.samples_per_class) == list(before.samples_per_class)
             assert accuracy(client, "tiny") > 0.9
+
+
+def test_a_first_session_ends_with_its_samples_or_with_the_stream_and_survives_a_restart(
+    network: Path, tmp_path: Path
+) -> None:
+    adapt = {"kind": "first_session", "blocks": 1, "samples": 60, "epochs": 2, "patience_s": 1.0}
+    with RealServer(tmp_path / "data") as server:
+        server.declare(tailed(network, "first", recipe="first_session_analytic", adapt=adapt))
+        server.declare(tailed(network, "short", recipe="first_session_analytic", adapt=adapt))
+        with server.client(client_id="one") as client:
+            assert client.learn("short", stream(3)).durable_samples == 36, "patience ends a session that stays short"
+            assert client.learn("first", stream(8)).durable_samples == 96
+            assert accuracy(client, "first") > 0.8
+            client.download(client.export("first"), tmp_path)
+            before = client.models.get("first").status
+        session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+        image = tiny.images(1, 1, seed=5)
+        (scores_NC,) = session.run(["scores"], {"image": image})
+        server.kill()
+        server.start()
+        with server.client(client_id="one") as client:
+            assert client.models.get("first").status.memory_digest == before.memory_digest
+            assert np.abs(scores_NC - client.predict("first", image, scores=True).scores_NC).max() < 0.05
+
+
+def test_samples_of_a_session_that_was_cut_off_are_sent_again_by_the_client(network: Path, tmp_path: Path) -> None:
+    adapt = {"kind": "first_session", "blocks": 1, "samples": 80, "epochs": 1, "patience_s": 60.0}
+    with RealServer(tmp_path / "data") as server:
+        server.declare(tailed(network, "first", recipe="first_session_analytic", adapt=adapt))
+
+        def cut_off() -> Any:
+            for number, item in enumerate(stream(8)):
+                if number == 4:
+                    server.kill()
+                    server.start()
+                yield item
+
+        with server.client(client_id="one") as client:
+            report = client.learn("first", cut_off())
+            assert report.durable_samples == 96
+            assert client.models.get("first").status.sample_count == 96

@@ -221,8 +221,6 @@ class Applier:
 
 def _check_kinds(model: Model) -> None:
     """Raises SpecError for a plug-in that is not there, before anything is asked of a hub."""
-    if model.spec.adapt.kind == "first_session":  # until it lands
-        raise SpecError("this server knows no first session yet", field="spec.adapt.kind")
     if not model.spec.by_gradient:
         head_for(model.spec.head.kind, model.spec.head.regularization)
     memory_for(model.spec.memory.kind)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from everlearn.learners import ClosedForm, Learner, TargetLearner
-from everlearn.learners.trainer import Trainer, TrainerSettings
+from everlearn.learners.first_session import FirstSession
+from everlearn.learners.trainer import Trainer, TrainerSettings, fit_of
 from everlearn.spec.model import ModelSpec
 from everlearn_server.engine.trunks import LiveTrunk
 
@@ -18,4 +19,6 @@ def make_learner(spec: ModelSpec, trunk: LiveTrunk, data: bytes | None, settings
         return Trainer(spec, trunk.scale, tail=trunk.tail, data=data, settings=settings)
     if spec.task != "classification":
         return TargetLearner.of(spec, trunk.scale, data)
+    if trunk.tail is not None:
+        return FirstSession(spec, trunk.scale, trunk.tail, fit_of(spec, trunk.scale, settings), data)
     return ClosedForm.of(spec, trunk.scale, data)

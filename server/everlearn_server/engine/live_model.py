@@ -216,7 +216,7 @@ class LiveModel:
 
     def _threads(self) -> Executor:
         """A gradient step may take seconds: those wait in a thread of their own, not where others integrate."""
-        if not self.spec.spec.by_gradient:
+        if not self.spec.spec.by_gradient and self.spec.spec.adapt.kind == "frozen":
             return self._executor
         self._own_threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"trainer-{self.name}")
         return self._own_threads

@@ -22,7 +22,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 
 import numpy as np
-import numpy.typing as npt
 import structlog
 
 from everlearn.errors import EverlearnError, FencedError, SequenceGapError, UnavailableError
@@ -31,7 +30,7 @@ from everlearn.memories.base import Origin
 from everlearn.metrics.record import Record
 from everlearn.spec.model import ModelSpec
 from everlearn.sums import Sums
-from everlearn.values import FeaturesBd, FeatureScale
+from everlearn.values import FeatureScale
 from everlearn_server.engine.batches import (
     Counters,
     Derived,
@@ -42,6 +41,7 @@ from everlearn_server.engine.batches import (
     outcome_of,
     settle,
 )
+from everlearn_server.engine.rest import Rest
 from everlearn_server.engine.serving import Snapshot
 from everlearn_server.store.ledger import Ledger
 from everlearn_server.store.rows import Commit, RejectRow, StreamRow
@@ -108,6 +108,7 @@ class ModelWriter:
         self._expire_at_s = 0.0
         self._disk_has_more = False
         """Features that were dropped from the memory are still in the last commit."""
+        self._rest = Rest(self._settle)
         self._committing: asyncio.Task[None] | None = None
         self._closed = False
         self._failed = False
@@ -211,6 +212,7 @@ class ModelWriter:
     async def close(self, *, commit: bool = True) -> None:
         """Integrates and commits what is staged, then stops; without `commit` what is not durable is dropped."""
         self._closed = True
+        self._rest.end()
         self._hurry.set()
         if not commit:
             while self._inbox:
@@ -221,7 +223,8 @@ class ModelWriter:
         if self._committing is not None:
             # Before the last commit, or both would commit the same watermarks.
             await asyncio.gather(self._committing, return_exceptions=True)
-        while commit and self._dirty and not self._failed:
+        # What is held in RAM alone goes with it: it was never said to be durable, and clients send it again.
+        while commit and self._dirty and not self._failed and not self.learner.holds_samples:
             await self._commit_after(0.0)
         for listener in self._listeners.values():
             listener.over(self._closing())
@@ -268,6 +271,13 @@ class ModelWriter:
         if gone:
             self._changes += 1
             self._commit_the_rest()
+    async def _settle(self) -> None:
+        """The stream rests: what waits for more samples goes on with those that came."""
+        async with self._memory_lock:
+            await asyncio.get_running_loop().run_in_executor(self._executor, self.learner.settle)
+            self._changes += 1
+        self._on_integrated()
+        self._commit_when_due()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
@@ -303,7 +313,7 @@ class ModelWriter:
     def _learn(self, batch: Derived, tail: Tail) -> Outcome | EverlearnError:
         begun_s = time.perf_counter()
         live = self._live()
-        scores_BC = _predict(live, batch.features_Bd)
+        scores_BC = live.scores(batch.features_Bd) if live is not None and batch.labels else None
         tested_s = time.perf_counter()
         try:
             quantised_Bd = self._scale.quantise(batch.features_Bd)
@@ -334,12 +344,14 @@ class ModelWriter:
         self._commit_when_due()
 
     def _commit_when_due(self) -> None:
-        if (self._committing is None or self._committing.done()) and self._dirty:
+        if self.learner.holds_samples:
+            self._rest.begin(self.learner.patience_s)
+        elif (self._committing is None or self._committing.done()) and self._dirty:
             self._committing = asyncio.get_running_loop().create_task(self._commit_loop(), name=f"commit-{self._model}")
             self._committing.add_done_callback(self._ended)
 
     async def _commit_loop(self) -> None:
-        while self._dirty and not self._closed:
+        while self._dirty and not self._closed and not self.learner.holds_samples:
             await self._commit_after(max(0.0, self._may_commit_at_s - time.monotonic()))
 
     async def _commit_after(self, delay_s: float) -> None:
@@ -348,6 +360,8 @@ class ModelWriter:
                 await asyncio.wait_for(self._hurry.wait(), delay_s)
         loop = asyncio.get_running_loop()
         async with self._memory_lock:
+            if self.learner.holds_samples:
+                return
             begun_s = time.monotonic()
             data, prequential_json = await loop.run_in_executor(self._executor, self._serialise)
             serialise_s = time.monotonic() - begun_s
@@ -388,8 +402,3 @@ class ModelWriter:
 
     def _closing(self) -> UnavailableError:
         return UnavailableError(f"model {self._model!r} is being closed; reconnect")
-
-
-def _predict(live: Snapshot | None, features_Bd: FeaturesBd) -> npt.NDArray[np.float32] | None:
-    """Scores the live version gives, [B, C], or None where there is no head yet."""
-    return None if live is None or not len(features_Bd) else live.scores(features_Bd)

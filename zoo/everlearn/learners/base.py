@@ -89,6 +89,11 @@ class Learner(ABC):
         return False
 
     @property
+    def patience_s(self) -> float:
+        """Seconds without a batch after which `settle` is to be called while samples are held."""
+        return 0.0
+
+    @property
     def sums(self) -> Sums:
         """What closed forms need, live. Raises PreconditionError (reason NO_SUMS) for a learner that keeps none."""
         raise PreconditionError(

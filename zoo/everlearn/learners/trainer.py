@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -31,7 +31,7 @@ from everlearn.memories.base import Origin
 from everlearn.runtime.process import BackgroundModule
 from everlearn.spec.model import ModelSpec
 from everlearn.truth import Truth, single_labels
-from everlearn.values import FeatureScale, LinearHead, QuantisedBd
+from everlearn.values import FeaturesBd, FeatureScale, LinearHead, QuantisedBd
 
 MODULE: Final = "everlearn.learners.gradient.child"
 _LIVES = 3
@@ -198,11 +198,7 @@ class Trainer(Learner):
         }
         parts = {"step_d": self._scale.step_d.astype(np.float32).tobytes()}
         if self._tail is not None:
-            parts |= {
-                "tail_graph": self._tail.graph,
-                "tail_weights": self._tail.weights,
-                "tail_manifest": dump_tail(self._tail),
-            }
+            parts |= _tail_parts(self._tail)
         if self._checkpoint is not None:
             parts["state"] = self._checkpoint
         return Frame(told=told, parts=parts)
@@ -222,6 +218,37 @@ class Trainer(Learner):
         )
         tail = replace(self._tail, weights=parts["tail"]) if self._tail is not None else None
         return Solution(head=head, tail=tail)
+
+
+def fit_of(spec: ModelSpec, scale: FeatureScale, settings: TrainerSettings) -> Callable[..., Tail]:
+    """What a first session fits its blocks with: a process for that alone, which ends with it."""
+
+    def fit(tail: Tail, values_Nn: FeaturesBd, labels: Sequence[str]) -> Tail:
+        child = BackgroundModule(MODULE, timeout_s=settings.timeout_s)
+        try:
+            told = {
+                "ask": "fit",
+                "spec": spec.model_dump(mode="json", exclude_none=True),
+                "labels": list(labels),
+                "device": settings.device,
+                "threads": settings.threads,
+            }
+            parts = {**_tail_parts(tail), "values": np.ascontiguousarray(values_Nn, np.float32).tobytes()}
+            question = Frame(told=told, parts=parts)
+            answer = child.ask(lambda stream: _frames.write(stream, question), _frames.read)
+        except EOFError as error:
+            raise UnavailableError(f"the process that fits the first session ended with: {error}") from error
+        finally:
+            child.close()
+        if "error" in answer.told:
+            raise _error_of(answer.told["error"])
+        return replace(tail, weights=answer.parts["tail"])
+
+    return fit
+
+
+def _tail_parts(tail: Tail) -> dict[str, bytes]:
+    return {"tail_graph": tail.graph, "tail_weights": tail.weights, "tail_manifest": dump_tail(tail)}
 
 
 class LearnedWeights(Learned):

@@ -23,6 +23,7 @@ from everlearn.learners import _frames
 from everlearn.learners._frames import Frame
 from everlearn.learners.gradient.learner import GradientLearner
 from everlearn.learners.gradient.recipe import Recipe
+from everlearn.learners.gradient.session import adapted, fitted
 from everlearn.memories.base import Origin
 from everlearn.runtime.process import become_background_child
 from everlearn.spec.model import ModelSpec
@@ -48,6 +49,7 @@ class Child:
             "expire": self._expire,
             "solve": self._solve,
             "state": self._state,
+            "fit": self._fit,
         }
 
     def answer(self, question: Frame) -> Answer:
@@ -105,11 +107,20 @@ class Child:
 
             self._shell.load_state_dict(state)
             found, wanted = weights_of(self._shell), sorted(self._tail.arrays)
-            parts["tail"] = safetensors.numpy.save({name: found[name] for name in wanted})
+            parts["tail"] = safetensors.numpy.save({name: np.ascontiguousarray(found[name]) for name in wanted})
         return Frame(told=told, parts=parts)
 
     def _state(self, _: Frame) -> Answer:
         return Frame(told={}, parts={"state": self._present.to_bytes()})
+
+    def _fit(self, question: Frame) -> Answer:
+        told, parts = question.told, question.parts
+        spec = ModelSpec.model_validate(told["spec"], strict=False)
+        torch.set_num_threads(told["threads"])
+        tail = load_tail(parts["tail_graph"], parts["tail_weights"], parts["tail_manifest"])
+        values_Nn = np.frombuffer(parts["values"], np.float32).reshape(-1, tail.input_dim)
+        weights = fitted(tail, spec, values_Nn, told["labels"], device=told["device"])
+        return Frame(told={}, parts={"tail": weights})
 
     def _progress(self) -> Answer:
         learner = self._present
@@ -131,19 +142,6 @@ def recipe_of(spec: ModelSpec) -> Recipe:
         loss=spec.loss or Loss(),
         train=spec.train or Training(),
     )
-
-
-def adapted(tail: Tail, spec: ModelSpec) -> torch.nn.Module:
-    """The tail's module, of which that learns what the declaration says."""
-    # Here: importing timm takes as long as all the rest, and most models have no tail.
-    from everlearn.backbones.lora import add_lora
-    from everlearn.backbones.tail_torch import build_tail_module
-
-    module = build_tail_module(tail)
-    if spec.adapt.rank is not None:
-        seed = spec.train.seed if spec.train is not None else 0
-        add_lora(module, spec.adapt.rank, targets=spec.adapt.targets, seed=seed)
-    return module
 
 
 def main() -> None:
