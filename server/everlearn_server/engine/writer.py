@@ -249,9 +249,7 @@ class ModelWriter:
             while self._inbox:
                 group = [self._inbox.popleft() for _ in range(min(_GROUP, len(self._inbox)))]
                 async with self._memory_lock:
-                    results = await loop.run_in_executor(
-                        self._executor, self._integrate_all, [pending.batch for pending in group]
-                    )
+                    results = await loop.run_in_executor(self._executor, self._integrate_all, group)
                 for pending, result in zip(group, results, strict=True):
                     settle(pending.outcome, result)
                 # Duplicates alone change nothing: no new head for them.
@@ -266,11 +264,11 @@ class ModelWriter:
             return
         self._expire_at_s = time.monotonic() + every_s
         async with self._memory_lock:
-            loop = asyncio.get_running_loop()
-            gone = await loop.run_in_executor(self._executor, self.learner.expire, time.time())
+            gone = await asyncio.to_thread(self.learner.expire, time.time())
         if gone:
             self._changes += 1
             self._commit_the_rest()
+
     async def _settle(self) -> None:
         """The stream rests: what waits for more samples goes on with those that came."""
         async with self._memory_lock:
@@ -286,8 +284,8 @@ class ModelWriter:
             _logger.critical("writer failed", model=self._model, task=task.get_name(), exc_info=error)
             self._on_fatal(error)
 
-    def _integrate_all(self, batches: list[Derived]) -> list[Outcome | EverlearnError]:
-        return [self._integrate(batch) for batch in batches]
+    def _integrate_all(self, group: list[Pending]) -> list[Outcome | EverlearnError]:
+        return [self._integrate(pending.batch) for pending in group]
 
     def _integrate(self, batch: Derived) -> Outcome | EverlearnError:
         tail = self._tails[batch.client]
@@ -301,11 +299,9 @@ class ModelWriter:
         if batch.sequence > expected:
             return SequenceGapError(f"sequence {batch.sequence} leaves a gap; send {expected}", expected=expected)
         if batch.refusal is not None:
-            self._counters.rejects.append(
-                RejectRow(
-                    client=batch.client, sequence=batch.sequence, code=batch.refusal.reason, field=batch.refusal.field
-                )
-            )
+            reason, field = batch.refusal.reason, batch.refusal.field
+            row = RejectRow(client=batch.client, sequence=batch.sequence, code=reason, field=field)
+            self._counters.rejects.append(row)
             tail.integrated = batch.sequence
             return Outcome(sequence=batch.sequence, refusal=batch.refusal)
         return self._learn(batch, tail)
