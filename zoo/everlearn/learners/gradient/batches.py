@@ -6,17 +6,21 @@ Axes: B new rows, R replayed rows, N = B + R; C classes, S classes seen, n value
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from everlearn.memories.base import Replayed
+from everlearn.memories.base import Memory, Replayed
 from everlearn.values import FeatureScale, QuantisedBd
 
 Classes = npt.NDArray[np.int64]
+
+DRAWN_VALUES: Final = 1 << 22
+"""Most that are drawn from a memory at once: 8 MB."""
 
 
 def sent(values: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
@@ -71,40 +75,34 @@ class Rows:
 
 
 class Table:
-    """One call's rows on the device: the new ones stay, the replayed ones are overwritten at each step."""
+    """One call's rows on the device: the new ones in every step, and others of the memory in each."""
 
     def __init__(
-        self, quantised_Bn: QuantisedBd, class_B: Classes, replay: int, step_n: torch.Tensor, classes: int
+        self, quantised_Bn: QuantisedBd, class_B: Classes, drawn: Iterator[Replayed], step_n: torch.Tensor, classes: int
     ) -> None:
+        """`drawn`: what is replayed in the steps to come, one after the other; nothing where it ends."""
         self._step_n = step_n
         self._class_B = class_B
         self._classes = classes
-        self._rows_Nn = torch.empty(len(class_B) + replay, len(step_n), device=step_n.device)
-        self._fill(slice(0, len(class_B)), quantised_Bn)
-
-    @property
-    def new_Bn(self) -> torch.Tensor:  # noqa: N802  # axes
+        self._drawn = drawn
+        self.new_Bn = self._floats(quantised_Bn)
         """The new rows."""
-        return self._rows_Nn[: len(self._class_B)]
 
-    def with_replayed(self, replayed: Replayed | None) -> Rows:
-        """The new rows and these; valid until the next call."""
-        new = len(self._class_B)
+    def next_rows(self) -> Rows:
+        """Of the next step."""
+        replayed = next(self._drawn, None)
         if replayed is None or not len(replayed.class_R):
-            return Rows(inputs_Nn=self.new_Bn, class_N=self._class_B, new=new)
-        end = new + len(replayed.class_R)
-        self._fill(slice(new, end), replayed.quantised_Rd)
+            return Rows(inputs_Nn=self.new_Bn, class_N=self._class_B, new=len(self._class_B))
         return Rows(
-            inputs_Nn=self._rows_Nn[:end],
+            inputs_Nn=torch.cat([self.new_Bn, self._floats(replayed.quantised_Rd)]),
             class_N=np.concatenate([self._class_B, replayed.class_R]),
-            new=new,
+            new=len(self._class_B),
             stored_RC=self._stored(replayed.logits_RC),
         )
 
-    def _fill(self, rows: slice, quantised: QuantisedBd) -> None:
+    def _floats(self, quantised: QuantisedBd) -> torch.Tensor:
         # int16 travels: half the bytes. Where torch would not take it as it is, a copy: what was read may be read-only.
-        integers = np.require(quantised, np.int16, ("C", "W"))
-        torch.mul(sent(integers, self._step_n.device), self._step_n, out=self._rows_Nn[rows])
+        return sent(np.require(quantised, np.int16, ("C", "W")), self._step_n.device) * self._step_n
 
     def _stored(self, logits_RC: npt.NDArray[np.float32] | None) -> torch.Tensor | None:
         if logits_RC is None:
@@ -112,6 +110,22 @@ class Table:
         stored_RC = np.full((len(logits_RC), self._classes), np.nan, np.float32)
         stored_RC[:, : logits_RC.shape[1]] = logits_RC
         return sent(stored_RC, self._step_n.device)
+
+
+def rehearsals(memory: Memory, random: np.random.Generator, *, rows: int, steps: int) -> Iterator[Replayed]:
+    """What is replayed in each of so many steps. Several are drawn at once, because most of a draw's cost is its own.
+
+    A memory draws classes alike and in order, so every k-th row is a draw of classes alike again.
+    """
+    at_once = max(1, DRAWN_VALUES // max(rows * memory.dim, 1))
+    for start in range(0, steps, at_once):
+        parts = min(at_once, steps - start)
+        drawn = memory.draw(rows * parts, random)
+        for part in range(parts):
+            logits_RC = None if drawn.logits_RC is None else drawn.logits_RC[part::parts]
+            yield Replayed(
+                quantised_Rd=drawn.quantised_Rd[part::parts], class_R=drawn.class_R[part::parts], logits_RC=logits_RC
+            )
 
 
 def mixed(rows: Rows, alpha: float, random: np.random.Generator) -> Rows:

@@ -8,6 +8,7 @@ moved.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -52,6 +53,11 @@ class Watch:
         for loss, norm in zip(losses, norms, strict=True):
             _refuse(loss, norm)
         return Figures(losses=tuple(losses), gradient_norms=tuple(norms))
+
+
+def norm_of(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Euclidean length of all together, on their device."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
 
 
 def _refuse(loss: float, norm: float) -> None:

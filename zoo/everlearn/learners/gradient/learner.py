@@ -16,9 +16,9 @@ import torch
 from everlearn.errors import InvalidError, PreconditionError
 from everlearn.labels import Labels
 from everlearn.learners.gradient import checkpoint, state
-from everlearn.learners.gradient.batches import Classes, Competing, Table, mixed, sent, steps_of
+from everlearn.learners.gradient.batches import Classes, Competing, Table, mixed, rehearsals, sent, steps_of
 from everlearn.learners.gradient.depth import Draws, leave_out
-from everlearn.learners.gradient.guards import REASON, Figures
+from everlearn.learners.gradient.guards import REASON, Figures, norm_of
 from everlearn.learners.gradient.network import TOPS, Network
 from everlearn.learners.gradient.optimizers import follow
 from everlearn.learners.gradient.pixels import Pixels
@@ -221,7 +221,8 @@ class GradientLearner:
         train, known = self.recipe.train, len(self.table)
         knew = Competing(self.count_C > 0, self.device)
         class_B = self.table.take(labels).astype(np.int64)
-        table = Table(quantised_Bd, class_B, train.replay, self._step_n, len(self.table))
+        drawn = rehearsals(self.memory, self.random, rows=train.replay, steps=train.steps if train.replay else 0)
+        table = Table(quantised_Bd, class_B, drawn, self._step_n, len(self.table))
         tested = len(labels) if train.early_stop is not None or train.soup else 0
         correct = self.served.test(table.new_Bn, sent(class_B, self.device), knew) if tested else 0
         self._grow(self._directions(table.new_Bn, class_B, known))
@@ -240,9 +241,7 @@ class GradientLearner:
         return report
 
     def _step(self, table: Table, competing: Competing) -> None:
-        replay = self.recipe.train.replay
-        replayed = self.memory.draw(replay, self.random) if replay else None
-        rows = table.with_replayed(replayed)
+        rows = table.next_rows()
         if self.pixels is not None:
             rows = self.pixels.varied(rows)
         rows = mixed(rows, self.recipe.train.mixup, self.random)
@@ -297,6 +296,6 @@ class GradientLearner:
         pairs = [(now, before[name]) for name, now in self.network.moving() if now.ndim > 1 and len(before[name])]
         if not pairs:
             return None
-        change = torch.stack([(now[: len(old)] - old).square().sum() for now, old in pairs]).sum()
-        size = torch.stack([now[: len(old)].square().sum() for now, old in pairs]).sum()
-        return float((change / size.clamp_min(1e-24)).sqrt()) / steps
+        old = [was for _, was in pairs]
+        change = norm_of(torch._foreach_sub([now[: len(was)] for now, was in pairs], old))
+        return float(change / norm_of(old).clamp_min(1e-12)) / steps

@@ -1,0 +1,160 @@
+"""A step of the gradient learner against the same step written by hand in bare PyTorch, alternately, call by call.
+
+Both take batches of 32 quantised rows, four steps each with 64 replayed ones: the learner with all its guards, with the
+copy it could go back to, with labels by name and int8 latents; the bare one with class numbers, floats and nothing else.
+CPU time, in one thread: what others do on the machine is not in it.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import timm
+import torch
+from tests.benchmarks.scene import DIM, Scene, clustered_features
+from tests.benchmarks.table import Row
+from torch import nn
+from torch.nn import functional
+
+from everlearn.backbones.cut import split
+from everlearn.learners.gradient import checkpoint
+from everlearn.learners.gradient.learner import GradientLearner
+from everlearn.learners.gradient.network import LENGTH
+from everlearn.learners.gradient.recipe import Recipe
+from everlearn.spec.model import Memory
+from everlearn.spec.recipe import Training
+from everlearn.values import FeatureScale, QuantisedBd
+
+ROWS = 32
+REPLAY = 64
+STEPS = 4
+KEPT = 1000
+BLOCKS = 2
+TARGET = 1.1
+
+Batches = list[tuple[QuantisedBd, list[int]]]
+
+
+def measure(scene: Scene, *, quick: bool) -> list[Row]:
+    """The head alone with 10 and 100 classes, and with the last blocks of EfficientNet-Lite0 below it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        calls = 40 if quick else 300
+        rows = [_head_row(scene, classes, calls) for classes in (10, 100)]
+        return [*rows, _tail_row(scene, size=96 if quick else 224, calls=6 if quick else 14)]
+    finally:
+        torch.set_num_threads(threads)
+
+
+class Bare:
+    """What one would write in a notebook."""
+
+    def __init__(self, dim: int, values: int, classes: int, step_n: torch.Tensor, tail: nn.Module | None) -> None:
+        self._tail, self._step_n = tail, step_n
+        self._head = nn.Linear(dim, classes)
+        nn.init.zeros_(self._head.weight)
+        nn.init.zeros_(self._head.bias)
+        self._parameters = [*self._head.parameters(), *(() if tail is None else tail.parameters())]
+        self._optimizer = torch.optim.SGD(self._parameters, lr=0.05 * 3**0.5, momentum=0.9, nesterov=True)
+        self._kept_Kn, self._class_K = torch.empty(KEPT, values), torch.empty(KEPT, dtype=torch.int64)
+        self._seen = 0
+
+    def learn(self, quantised_Bn: QuantisedBd, classes: list[int]) -> None:
+        new_Bn, class_B = torch.from_numpy(quantised_Bn) * self._step_n, torch.tensor(classes)
+        for _ in range(STEPS):
+            inputs_Nn, class_N = new_Bn, class_B
+            if self._seen:
+                drawn = torch.randint(min(self._seen, KEPT), (REPLAY,))
+                inputs_Nn = torch.cat([new_Bn, self._kept_Kn[drawn]])
+                class_N = torch.cat([class_B, self._class_K[drawn]])
+            features_Nd = inputs_Nn if self._tail is None else self._tail(inputs_Nn)
+            logits_NC = self._head(LENGTH * functional.normalize(features_Nd))
+            loss = functional.cross_entropy(logits_NC, class_N)
+            self._optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(self._parameters, 1.0)
+            self._optimizer.step()
+        places = [number if number < KEPT else np.random.randint(KEPT) for number in self._numbers(len(classes))]
+        self._kept_Kn[places], self._class_K[places] = new_Bn, class_B
+
+    def _numbers(self, count: int) -> Iterator[int]:
+        self._seen += count
+        return iter(range(self._seen - count, self._seen))
+
+
+def _head_row(scene: Scene, classes: int, calls: int) -> Row:
+    scene.tell(f"head alone, {classes} classes")
+    scale = FeatureScale(step_d=np.full(DIM, 8 / 2047, np.float32))
+    random = np.random.default_rng(0)
+    drawn = [[*map(int, random.integers(classes, size=ROWS))] for _ in range(64)]
+    batches = [(scale.quantise(np.abs(clustered_features(random, each, DIM))), each) for each in drawn]
+    ours = _learner(DIM, classes, scale, None)
+    bare = Bare(DIM, DIM, classes, torch.from_numpy(scale.step_d), None)
+    return _row(f"d = {DIM}, {classes} classes, head alone", ours, bare, batches, calls)
+
+
+def _tail_row(scene: Scene, *, size: int, calls: int) -> Row:
+    scene.tell(f"last {BLOCKS} blocks of EfficientNet-Lite0 at {size} px")
+    tails = [_tail(size) for _ in range(2)]
+    values = int(np.prod(tails[0].cut_shape))
+    scale = FeatureScale(step_d=np.full(values, 8 / 2047, np.float32))
+    random = np.random.default_rng(0)
+    drawn = [[*map(int, random.integers(10, size=ROWS))] for _ in range(16)]
+    batches = [(scale.quantise(clustered_features(random, each, values)), each) for each in drawn]
+    ours = _learner(DIM, 10, scale, tails[0])
+    bare = Bare(DIM, values, 10, torch.from_numpy(scale.step_d), tails[1])
+    moving = sum(parameter.numel() for _, parameter in ours.network.moving())
+    what = f"last {BLOCKS} blocks of EfficientNet-Lite0 at {size} px ({moving / 1e6:.1f} M weights), 10 classes"
+    return _row(what, ours, bare, batches, calls)
+
+
+def _tail(size: int) -> nn.Module:
+    torch.manual_seed(0)
+    model = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
+    return split(model, BLOCKS, torch.randn(2, 3, size, size)).tail
+
+
+def _learner(dim: int, classes: int, scale: FeatureScale, tail: nn.Module | None) -> GradientLearner:
+    recipe = Recipe(memory=Memory(kind="latents", capacity=KEPT), train=Training(steps=STEPS, replay=REPLAY))
+    labels = [str(each) for each in range(classes)]
+    return GradientLearner.create(dim=dim, labels=labels, scale=scale, recipe=recipe, tail=tail)
+
+
+def _row(what: str, ours: GradientLearner, bare: Bare, batches: Batches, calls: int) -> Row:
+    named = [[str(each) for each in classes] for _, classes in batches]
+    ours_ms, bare_ms = [], []
+    for call in range(calls):
+        quantised_Bn, classes = batches[call % len(batches)]
+        sides: list[tuple[list[float], Callable[[], object]]] = [
+            (ours_ms, lambda given=quantised_Bn, to=named[call % len(batches)]: ours.learn(given, to)),
+            (bare_ms, lambda given=quantised_Bn, to=classes: bare.learn(given, to)),
+        ]
+        # Who goes first has colder caches.
+        for times_ms, learn in sides if call % 2 else sides[::-1]:
+            begun_s = time.process_time()
+            learn()
+            times_ms.append((time.process_time() - begun_s) * 1e3 / STEPS)
+    warm = calls // 4
+    ratio = statistics.median(a / b for a, b in zip(ours_ms[warm:], bare_ms[warm:], strict=True))
+    ours_p50, bare_p50 = statistics.median(ours_ms[warm:]), statistics.median(bare_ms[warm:])
+    copies_ms = [_copy_ms(ours) / STEPS for _ in range(20)]
+    return Row(
+        group="gradient_step",
+        what=f"step of the gradient learner against bare PyTorch: {what}",
+        target=f"<= {TARGET} times",
+        measured=f"{ratio:.2f} times",
+        met=ratio <= TARGET,
+        detail=f"median over {calls - warm} calls of {STEPS} steps of {ROWS} new and {REPLAY} replayed rows: "
+        f"{ours_p50:.2f} against {bare_p50:.2f} ms a step, one thread, CPU time of all of `learn`; of ours "
+        f"{statistics.median(copies_ms) / ours_p50:.1%} is the copy that a refused call goes back to",
+    )
+
+
+def _copy_ms(learner: GradientLearner) -> float:
+    begun_s = time.process_time()
+    checkpoint.copied(checkpoint.capture(learner))
+    return (time.process_time() - begun_s) * 1e3
