@@ -77,28 +77,35 @@ class Rows:
 class Table:
     """One call's rows on the device: the new ones in every step, and others of the memory in each."""
 
-    def __init__(
-        self, quantised_Bn: QuantisedBd, class_B: Classes, drawn: Iterator[Replayed], step_n: torch.Tensor, classes: int
-    ) -> None:
-        """`drawn`: what is replayed in the steps to come, one after the other; nothing where it ends."""
+    def __init__(self, quantised_Bn: QuantisedBd, class_B: Classes, step_n: torch.Tensor, classes: int) -> None:
         self._step_n = step_n
         self._class_B = class_B
         self._classes = classes
-        self._drawn = drawn
         self.new_Bn = self._floats(quantised_Bn)
         """The new rows."""
 
-    def next_rows(self) -> Rows:
-        """Of the next step."""
-        replayed = next(self._drawn, None)
-        if replayed is None or not len(replayed.class_R):
-            return Rows(inputs_Nn=self.new_Bn, class_N=self._class_B, new=len(self._class_B))
-        return Rows(
-            inputs_Nn=torch.cat([self.new_Bn, self._floats(replayed.quantised_Rd)]),
-            class_N=np.concatenate([self._class_B, replayed.class_R]),
-            new=len(self._class_B),
-            stored_RC=self._stored(replayed.logits_RC),
-        )
+    def steps(self, memory: Memory, random: np.random.Generator, *, replay: int, steps: int) -> Iterator[Rows]:
+        """The rows of so many steps. What is replayed in several is drawn at once: most of a draw's cost is its own."""
+        at_once = max(1, DRAWN_VALUES // max(replay * memory.dim, 1))
+        for start in range(0, steps, at_once):
+            parts = min(at_once, steps - start)
+            drawn = memory.draw(replay * parts, random) if replay else None
+            if drawn is None or not len(drawn.class_R):
+                yield from [Rows(inputs_Nn=self.new_Bn, class_N=self._class_B, new=len(self._class_B))] * parts
+            else:
+                yield from self._with_replayed(drawn, parts)
+
+    def _with_replayed(self, drawn: Replayed, parts: int) -> Iterator[Rows]:
+        """A memory draws classes alike, and in order: so every k-th row is a draw of classes alike again."""
+        stored_RC = self._stored(drawn.logits_RC)
+        for part in range(parts):
+            yield Rows(
+                # Floats of one step at a time: they stay in the processor's cache until they are used.
+                inputs_Nn=torch.cat([self.new_Bn, self._floats(drawn.quantised_Rd[part::parts])]),
+                class_N=np.concatenate([self._class_B, drawn.class_R[part::parts]]),
+                new=len(self._class_B),
+                stored_RC=None if stored_RC is None else stored_RC[part::parts],
+            )
 
     def _floats(self, quantised: QuantisedBd) -> torch.Tensor:
         # int16 travels: half the bytes. Where torch would not take it as it is, a copy: what was read may be read-only.
@@ -110,22 +117,6 @@ class Table:
         stored_RC = np.full((len(logits_RC), self._classes), np.nan, np.float32)
         stored_RC[:, : logits_RC.shape[1]] = logits_RC
         return sent(stored_RC, self._step_n.device)
-
-
-def rehearsals(memory: Memory, random: np.random.Generator, *, rows: int, steps: int) -> Iterator[Replayed]:
-    """What is replayed in each of so many steps. Several are drawn at once, because most of a draw's cost is its own.
-
-    A memory draws classes alike and in order, so every k-th row is a draw of classes alike again.
-    """
-    at_once = max(1, DRAWN_VALUES // max(rows * memory.dim, 1))
-    for start in range(0, steps, at_once):
-        parts = min(at_once, steps - start)
-        drawn = memory.draw(rows * parts, random)
-        for part in range(parts):
-            logits_RC = None if drawn.logits_RC is None else drawn.logits_RC[part::parts]
-            yield Replayed(
-                quantised_Rd=drawn.quantised_Rd[part::parts], class_R=drawn.class_R[part::parts], logits_RC=logits_RC
-            )
 
 
 def mixed(rows: Rows, alpha: float, random: np.random.Generator) -> Rows:

@@ -49,7 +49,8 @@ class Watch:
         """All figures in one transfer. Raises PreconditionError (reason NOT_FINITE): take the call back."""
         if not self._losses:
             return Figures()
-        losses, norms = torch.stack([torch.stack(self._losses), torch.stack(self._norms)]).tolist()
+        figures = torch.stack([*self._losses, *self._norms]).tolist()
+        losses, norms = figures[: len(self._losses)], figures[len(self._losses) :]
         for loss, norm in zip(losses, norms, strict=True):
             _refuse(loss, norm)
         return Figures(losses=tuple(losses), gradient_norms=tuple(norms))

@@ -16,7 +16,7 @@ import torch
 from everlearn.errors import InvalidError, PreconditionError
 from everlearn.labels import Labels
 from everlearn.learners.gradient import checkpoint, state
-from everlearn.learners.gradient.batches import Classes, Competing, Table, mixed, rehearsals, sent, steps_of
+from everlearn.learners.gradient.batches import Classes, Competing, Rows, Table, mixed, sent, steps_of
 from everlearn.learners.gradient.depth import Draws, leave_out
 from everlearn.learners.gradient.guards import REASON, Figures, norm_of
 from everlearn.learners.gradient.network import TOPS, Network
@@ -221,8 +221,7 @@ class GradientLearner:
         train, known = self.recipe.train, len(self.table)
         knew = Competing(self.count_C > 0, self.device)
         class_B = self.table.take(labels).astype(np.int64)
-        drawn = rehearsals(self.memory, self.random, rows=train.replay, steps=train.steps if train.replay else 0)
-        table = Table(quantised_Bd, class_B, drawn, self._step_n, len(self.table))
+        table = Table(quantised_Bd, class_B, self._step_n, len(self.table))
         tested = len(labels) if train.early_stop is not None or train.soup else 0
         correct = self.served.test(table.new_Bn, sent(class_B, self.device), knew) if tested else 0
         self._grow(self._directions(table.new_Bn, class_B, known))
@@ -232,16 +231,15 @@ class GradientLearner:
         competing = Competing(self.count_C + more_C > 0, self.device)
         scores_BC = self._scores(table.new_Bn, known)
         self.stepper.watch.clear()
-        for _ in range(0 if rests else train.steps):
-            self._step(table, competing)
+        for rows in table.steps(self.memory, self.random, replay=train.replay, steps=0 if rests else train.steps):
+            self._step(rows, competing)
         figures = self.stepper.watch.read()
         report = self._report(figures, competing, before, tested=tested, correct=correct)
         self.memory.integrate(quantised_Bd, labels, origin=origin, logits_BC=scores_BC)
         self.count_C += more_C
         return report
 
-    def _step(self, table: Table, competing: Competing) -> None:
-        rows = table.next_rows()
+    def _step(self, rows: Rows, competing: Competing) -> None:
         if self.pixels is not None:
             rows = self.pixels.varied(rows)
         rows = mixed(rows, self.recipe.train.mixup, self.random)

@@ -31,7 +31,7 @@ def optimizer_for(declared: Optimizer, network: Network) -> torch.optim.Optimize
         case "sgd":
             momentum = declared.momentum or 0.0
             nesterov = bool(declared.nesterov) and momentum > 0  # of no momentum there is none to look ahead by
-            return torch.optim.SGD(parts, lr=rate, momentum=momentum, nesterov=nesterov, fused=fused)
+            return _with_momentum(torch.optim.SGD(parts, lr=rate, momentum=momentum, nesterov=nesterov, fused=fused))
         case "adam":
             return torch.optim.Adam(parts, lr=rate, fused=fused)
         case "adamw":
@@ -85,6 +85,17 @@ def restore(optimizer: torch.optim.Optimizer, network: Network, state: Mapping[s
             continue
         device = value.device if value.ndim == 0 else parameters[name].device
         optimizer.state[parameters[name]][key] = value.to(device).clone()
+    _with_momentum(optimizer)
+
+
+def _with_momentum(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Zeros where SGD has no momentum yet, which is what it begins with: its fused step takes all of a group or none,
+    and blocks may begin to learn later than their head."""
+    for group in optimizer.param_groups:
+        if isinstance(optimizer, torch.optim.SGD) and group["momentum"]:
+            for parameter in group["params"]:
+                optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter.detach()))
+    return optimizer
 
 
 def _below_head(name: str, tail: nn.Module | None) -> int:
