@@ -8,6 +8,7 @@ CPU time, in one thread: what others do on the machine is not in it.
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -145,8 +146,8 @@ def _row(what: str, ours: GradientLearner, bare: Bare, batches: Batches, calls: 
     for call in range(calls):
         quantised_Bn, classes = batches[call % len(batches)]
         sides: list[tuple[list[float], Callable[[], object]]] = [
-            (ours_ms, lambda given=quantised_Bn, to=named[call % len(batches)]: ours.learn(given, to)),
-            (bare_ms, lambda given=quantised_Bn, to=classes: bare.learn(given, to)),
+            (ours_ms, functools.partial(ours.learn, quantised_Bn, named[call % len(batches)])),
+            (bare_ms, functools.partial(bare.learn, quantised_Bn, classes)),
         ]
         # Who goes first has colder caches.
         for times_ms, learn in sides if call % 2 else sides[::-1]:
@@ -169,8 +170,9 @@ def _row(what: str, ours: GradientLearner, bare: Bare, batches: Batches, calls: 
         measured=f"{ratio:.2f} times",
         met=ratio <= TARGET,
         detail=f"median over {calls - warm} calls of {STEPS} steps of {ROWS} new and {REPLAY} replayed rows: "
-        f"{ours_p50:.2f} against {bare_p50:.2f} ms of CPU a step, one thread, rows drawn from what is kept but not the "
-        f"keeping, with which it is {whole:.2f} times; of ours {statistics.median(copies_ms) / ours_p50:.1%} is the copy "
+        f"{ours_p50:.2f} against {bare_p50:.2f} ms of CPU a step, one thread, rows drawn from what is kept but not "
+        f"the keeping, with which it is {whole:.2f} times; of ours "
+        f"{statistics.median(copies_ms) / ours_p50:.1%} is the copy "
         "that a refused call goes back to",
     )
 
