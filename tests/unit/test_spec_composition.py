@@ -80,3 +80,14 @@ def test_axes_that_do_not_compose_are_refused_with_what_would(axes: dict[str, An
     with pytest.raises(SpecError) as raised:
         declared(**axes)
     assert words in str(raised.value)
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_a_plan_tells_what_each_recipe_expands_to_and_keeps(name: str) -> None:
+    model = declared(recipe=name)
+    plan = build_plan(None, model, etag="", resolved_lock={}, downloads=(), stored=StoredCounts(), trunk_cached=True)
+    assert plan.recipe[0].startswith(f"{name}: ")
+    assert any(line.startswith(f"memory: {model.spec.memory.kind}") for line in plan.recipe)
+    (kept,) = [line for line in plan.recipe if line.startswith("kept on disk: ")]
+    assert "raw inputs never" in kept
+    assert ("feature vectors of single samples" in kept) == (model.spec.memory.kind == "latents")

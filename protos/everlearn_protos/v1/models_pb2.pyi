@@ -841,6 +841,7 @@ class Plan(google.protobuf.message.Message):
     COST_FIELD_NUMBER: builtins.int
     WARNINGS_FIELD_NUMBER: builtins.int
     DECLARATION_FIELD_NUMBER: builtins.int
+    RECIPE_FIELD_NUMBER: builtins.int
     id: builtins.str
     """Bound to the declaration, the model's etag and the resolved source; Apply with a stale one is refused."""
     action: builtins.str
@@ -865,6 +866,10 @@ class Plan(google.protobuf.message.Message):
 
     @property
     def warnings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    @property
+    def recipe(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What the recipe expands to, what it keeps on disk, and when to use it, in words."""
+
     def __init__(
         self,
         *,
@@ -876,8 +881,9 @@ class Plan(google.protobuf.message.Message):
         cost: collections.abc.Mapping[builtins.str, builtins.float] | None = ...,
         warnings: collections.abc.Iterable[builtins.str] | None = ...,
         declaration: builtins.str = ...,
+        recipe: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["action", b"action", "changes", b"changes", "cost", b"cost", "declaration", b"declaration", "deletions", b"deletions", "downloads", b"downloads", "id", b"id", "warnings", b"warnings"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["action", b"action", "changes", b"changes", "cost", b"cost", "declaration", b"declaration", "deletions", b"deletions", "downloads", b"downloads", "id", b"id", "recipe", b"recipe", "warnings", b"warnings"]) -> None: ...
 
 Global___Plan: typing_extensions.TypeAlias = Plan
 
@@ -1156,6 +1162,22 @@ Global___DeleteModelResponse: typing_extensions.TypeAlias = DeleteModelResponse
 class Version(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    @typing.final
+    class TrainingEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.float
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.float = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     NAME_FIELD_NUMBER: builtins.int
     NUMBER_FIELD_NUMBER: builtins.int
     CREATE_TIME_FIELD_NUMBER: builtins.int
@@ -1170,6 +1192,8 @@ class Version(google.protobuf.message.Message):
     GATE_REASON_FIELD_NUMBER: builtins.int
     ALIASES_FIELD_NUMBER: builtins.int
     REPORT_FIELD_NUMBER: builtins.int
+    RECIPE_FIELD_NUMBER: builtins.int
+    TRAINING_FIELD_NUMBER: builtins.int
     name: builtins.str
     """`models/{model}/versions/{number}`."""
     number: builtins.int
@@ -1181,6 +1205,8 @@ class Version(google.protobuf.message.Message):
     memory_digest: builtins.str
     gate_passed: builtins.bool
     gate_reason: builtins.str
+    recipe: builtins.str
+    """Name of the declared recipe."""
     @property
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
@@ -1192,6 +1218,12 @@ class Version(google.protobuf.message.Message):
     @property
     def report(self) -> Global___LearningReport:
         """Figures when it was made: `total` and `window` alone."""
+
+    @property
+    def training(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]:
+        """Of the last gradient steps: `loss`, `first_loss`, `log_classes` (the loss of who knows nothing), `gradient_norm`,
+        `update_ratio`, `learning_rate`, `steps` ...; of a first session: `base_accuracy`, `fitted_accuracy`, `samples`.
+        """
 
     def __init__(
         self,
@@ -1210,9 +1242,11 @@ class Version(google.protobuf.message.Message):
         gate_reason: builtins.str = ...,
         aliases: collections.abc.Iterable[builtins.str] | None = ...,
         report: Global___LearningReport | None = ...,
+        recipe: builtins.str = ...,
+        training: collections.abc.Mapping[builtins.str, builtins.float] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["create_time", b"create_time", "prequential", b"prequential", "report", b"report"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "create_time", b"create_time", "gate_passed", b"gate_passed", "gate_reason", b"gate_reason", "head", b"head", "labels", b"labels", "memory_digest", b"memory_digest", "name", b"name", "number", b"number", "prequential", b"prequential", "regularization", b"regularization", "report", b"report", "sample_count", b"sample_count", "trunk_digest", b"trunk_digest"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "create_time", b"create_time", "gate_passed", b"gate_passed", "gate_reason", b"gate_reason", "head", b"head", "labels", b"labels", "memory_digest", b"memory_digest", "name", b"name", "number", b"number", "prequential", b"prequential", "recipe", b"recipe", "regularization", b"regularization", "report", b"report", "sample_count", b"sample_count", "training", b"training", "trunk_digest", b"trunk_digest"]) -> None: ...
 
 Global___Version: typing_extensions.TypeAlias = Version
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from everlearn.errors import EverlearnError
+from everlearn.errors import EverlearnError, FencedError
 from everlearn.metrics.record import Record
 from everlearn.truth import Truth
 from everlearn.values import FeaturesBd
 from everlearn_server.engine.serving import Snapshot
-from everlearn_server.store.rows import RejectRow
+from everlearn_server.store.rows import RejectRow, StreamRow
 
 
 @dataclass(kw_only=True, eq=False)
@@ -59,6 +59,11 @@ class Tail:
     durable: int
     """Last sequence whose effect is committed."""
 
+    @classmethod
+    def of(cls, row: StreamRow) -> Self:
+        """As it is stored."""
+        return cls(epoch=row.epoch, integrated=row.durable_sequence, durable=row.durable_sequence)
+
 
 class StreamListener(Protocol):
     """One connection of a client. Called on the event loop; must not raise, or the writer ends the process."""
@@ -85,6 +90,11 @@ class Counters:
     commits: int = 0
     commit_s: float = 0.0
     rejects: list[RejectRow] = field(default_factory=list)
+
+
+def fenced(epoch: int, client: str, present: int) -> FencedError:
+    """What a connection is told whose epoch is over."""
+    return FencedError(f"epoch {epoch} of client {client!r} is over; {present} is present", field="open.epoch")
 
 
 def outcome_of(

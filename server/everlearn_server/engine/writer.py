@@ -20,6 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from typing import TypeVar
 
 import numpy as np
 import structlog
@@ -38,6 +39,7 @@ from everlearn_server.engine.batches import (
     Pending,
     StreamListener,
     Tail,
+    fenced,
     outcome_of,
     settle,
 )
@@ -50,6 +52,8 @@ from everlearn_server.store.store import exit_at_once
 _logger = structlog.get_logger(__name__)
 _GROUP = 32
 """Batches integrated in one hop to the worker thread."""
+_HOP_S = 0.1
+T = TypeVar("T")
 _EXPIRE_S = 60.0
 """Longest time that features of a resting stream stay beyond their end; a tenth of what they are kept for, if less."""
 
@@ -93,10 +97,7 @@ class ModelWriter:
         self._on_durable = on_durable
         self._commit_share = commit_share
         self._on_fatal = on_fatal
-        self._tails = {
-            client: Tail(epoch=row.epoch, integrated=row.durable_sequence, durable=row.durable_sequence)
-            for client, row in streams.items()
-        }
+        self._tails = {client: Tail.of(row) for client, row in streams.items()}
         self._listeners: dict[str, StreamListener] = {}
         self._inbox: deque[Pending] = deque()
         self._counters = Counters()
@@ -128,14 +129,11 @@ class ModelWriter:
                 raise self._closing()
             tail = self._tails.get(client)
             if epoch and (tail is None or epoch != tail.epoch):
-                present = tail.epoch if tail else 0
-                raise FencedError(
-                    f"epoch {epoch} of client {client!r} is over; {present} is present", field="open.epoch"
-                )
+                raise fenced(epoch, client, tail.epoch if tail else 0)
             if not epoch or tail is None:
                 row = await self._ledger.open_stream(self._model, client)
                 if tail is None:
-                    tail = Tail(epoch=row.epoch, integrated=row.durable_sequence, durable=row.durable_sequence)
+                    tail = Tail.of(row)
                     self._tails[client] = tail
                 tail.epoch = row.epoch
             older = self._listeners.get(client)
@@ -179,19 +177,16 @@ class ModelWriter:
 
     async def copy_sums(self) -> Sums:
         """A copy of the sums. Raises PreconditionError (reason NO_SUMS) where the recipe keeps none."""
-        async with self._memory_lock:
-            return await asyncio.get_running_loop().run_in_executor(self._executor, self.learner.sums.copy)
+        return await self._under_lock(lambda: self.learner.sums.copy())
 
     async def declare(self, labels: Sequence[str]) -> None:
         """Gives declared labels their indices, before any sample of theirs."""
-        async with self._memory_lock:
-            await asyncio.get_running_loop().run_in_executor(self._executor, self.learner.declare, labels)
+        await self._under_lock(lambda: self.learner.declare(labels))
 
     async def configure(self, spec: ModelSpec) -> None:
         """Options that change in place. Raises what the learner raises; the old ones hold then."""
-        async with self._memory_lock:
-            await asyncio.get_running_loop().run_in_executor(self._executor, self.learner.configure, spec)
-            self._changes += 1
+        await self._under_lock(lambda: self.learner.configure(spec))
+        self._changes += 1
         if spec.memory.kind == "latents":  # what is no longer allowed goes from the disk at once
             self._commit_the_rest()
         self._wake.set()
@@ -250,7 +245,8 @@ class ModelWriter:
                 group = [self._inbox.popleft() for _ in range(min(_GROUP, len(self._inbox)))]
                 async with self._memory_lock:
                     results = await loop.run_in_executor(self._executor, self._integrate_all, group)
-                for pending, result in zip(group, results, strict=True):
+                self._inbox.extendleft(reversed(group[len(results) :]))
+                for pending, result in zip(group, results, strict=False):
                     settle(pending.outcome, result)
                 # Duplicates alone change nothing: no new head for them.
                 if any(isinstance(result, Outcome) and not result.duplicate for result in results):
@@ -263,17 +259,18 @@ class ModelWriter:
         if time.monotonic() < self._expire_at_s or self._closed:
             return
         self._expire_at_s = time.monotonic() + every_s
-        async with self._memory_lock:
-            gone = await asyncio.to_thread(self.learner.expire, time.time())
-        if gone:
+        if await self._under_lock(lambda: self.learner.expire(time.time())):
             self._changes += 1
             self._commit_the_rest()
 
+    async def _under_lock(self, call: Callable[[], T]) -> T:
+        async with self._memory_lock:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+
     async def _settle(self) -> None:
         """The stream rests: what waits for more samples goes on with those that came."""
-        async with self._memory_lock:
-            await asyncio.get_running_loop().run_in_executor(self._executor, self.learner.settle)
-            self._changes += 1
+        await self._under_lock(self.learner.settle)
+        self._changes += 1
         self._on_integrated()
         self._commit_when_due()
 
@@ -285,14 +282,16 @@ class ModelWriter:
             self._on_fatal(error)
 
     def _integrate_all(self, group: list[Pending]) -> list[Outcome | EverlearnError]:
-        return [self._integrate(pending.batch) for pending in group]
+        """Of the first ones, as many as a hop is worth: heads and commits are not to wait for slow batches."""
+        end_s, results = time.monotonic() + _HOP_S, [self._integrate(group[0].batch)]
+        while len(results) < len(group) and time.monotonic() < end_s:
+            results.append(self._integrate(group[len(results)].batch))
+        return results
 
     def _integrate(self, batch: Derived) -> Outcome | EverlearnError:
         tail = self._tails[batch.client]
         if batch.epoch != tail.epoch:
-            return FencedError(
-                f"epoch {batch.epoch} of client {batch.client!r} is over; {tail.epoch} is present", field="open.epoch"
-            )
+            return fenced(batch.epoch, batch.client, tail.epoch)
         if batch.sequence <= tail.integrated:
             return outcome_of(batch, self.prequential, self.learner.count_C, self._live(), duplicate=True)
         expected = tail.integrated + 1

@@ -141,6 +141,8 @@ def version_message(model: LiveModel, record: VersionRow) -> models_pb2.Version:
         aliases=model.book.aliases_of(record.number),
         # Of a version that an earlier release made there is none.
         report=json_format.ParseDict(metrics.get("report", {}), models_pb2.LearningReport()),
+        recipe=metrics.get("recipe", ""),
+        training=metrics.get("training", {}),
     )
 
 
@@ -167,6 +169,7 @@ def plan_message(plan: planning.Plan) -> models_pb2.Plan:
         cost=dict(plan.cost),
         warnings=plan.warnings,
         declaration=dump(plan.declaration),
+        recipe=plan.recipe,
     )
 
 

@@ -14,6 +14,7 @@ from everlearn.spec.changes import CLASS_OF, Change, ChangeClass, classify
 from everlearn.spec.composition import MOVING
 from everlearn.spec.defaults import front_config
 from everlearn.spec.model import Memory, Model
+from everlearn.spec.telling import told
 
 __all__ = [
     "CLASS_OF",
@@ -80,6 +81,8 @@ class Plan:
     cost: Mapping[str, float] = field(default_factory=dict)
     """By kind, in the unit that its name ends with."""
     warnings: tuple[str, ...] = ()
+    recipe: tuple[str, ...] = ()
+    """What the recipe expands to and keeps, in words."""
 
     @property
     def replaces(self) -> tuple[Change, ...]:
@@ -119,6 +122,7 @@ def build_plan(
         id=plan_id(after, etag=etag, lock=resolved_lock),
         action=action,
         declaration=after,
+        recipe=told(after.spec),
         changes=changes,
         deletions=_deletions(changes, before or after, after, stored),
         downloads=() if action == "none" else tuple(downloads),

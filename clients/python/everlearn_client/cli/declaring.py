@@ -183,6 +183,8 @@ def _show(planned: models_pb2.Plan) -> None:
         put(f"costs {kind} {amount:g}")
     for deletion in planned.deletions:
         put(f"DELETES {deletion}")
+    for line in planned.recipe if planned.action != "none" else ():
+        put(f"  {line}")
     for warning in planned.warnings:
         say(f"warning: {warning}", style="yellow")
 

@@ -1,0 +1,64 @@
+"""What a recipe means, in words for people: what it does, which axes it chooses, what is kept on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from everlearn.spec import presets
+from everlearn.spec.model import ModelSpec
+from everlearn.spec.strict import Strict
+
+_KEPT = {
+    "statistics": "counts and sums of features (exact integers); no feature of a single sample",
+    "per_class_statistics": "counts and sums of features of each class; no feature of a single sample",
+    "none": "nothing of the samples",
+}
+
+
+def told(spec: ModelSpec) -> tuple[str, ...]:
+    """The recipe of a completed declaration in a few lines."""
+    preset = presets.PRESETS[spec.recipe]
+    lines = [f"{spec.recipe}: {preset.title}"]
+    lines += [f"{axis}: {chosen}" for axis, chosen in _axes(spec)]
+    lines.append(f"kept on disk: {_kept(spec)}; raw inputs never")
+    if preset.advice:
+        lines.append(f"use it: {preset.advice}")
+    return tuple(lines)
+
+
+def _axes(spec: ModelSpec) -> list[tuple[str, str]]:
+    axes = [("adapt", _options(spec.adapt)), ("memory", _options(spec.memory)), ("head", _options(spec.head))]
+    if spec.projection is not None:
+        axes.insert(1, ("projection", _options(spec.projection)))
+    axes += [("regularize", _options(regularizer)) for regularizer in spec.regularize]
+    if spec.loss is not None:
+        axes.append(("loss", _options(spec.loss)))
+    if spec.train is not None:
+        optimizer, train = spec.train.optimizer, spec.train
+        axes.append(("optimizer", _options(optimizer)))
+        axes.append(("schedule", _options(train.schedule)))
+        axes.append(("train", _listed({k: v for k, v in train.model_dump().items() if not isinstance(v, dict)})))
+    return axes
+
+
+def _options(part: Strict) -> str:
+    values = part.model_dump(mode="json", exclude_none=True)
+    kind = values.pop("kind", None)
+    options = _listed(values)
+    return f"{kind} ({options})" if kind and options else str(kind or options)
+
+
+def _listed(values: Mapping[str, object]) -> str:
+    """Options by name; those that are off are left out."""
+    return ", ".join(f"{name} {value}" for name, value in values.items() if value not in (None, 0, False, ()))
+
+
+def _kept(spec: ModelSpec) -> str:
+    kept = _KEPT.get(spec.memory.kind)
+    if kept is None:
+        kept = f"up to {spec.memory.capacity:,} feature vectors of single samples, {spec.memory.precision}"
+    if spec.by_gradient:
+        kept += "; weights of what learns, with the optimizer's state"
+    elif spec.adapt.kind != "frozen":
+        kept += "; weights of the blocks that were fitted"
+    return kept
