@@ -23,6 +23,7 @@ _SAMPLES, _LABELS = ("images", "x", "features"), ("labels", "y")
 _ALIASES = {"X": "x", "Y": "y"}
 Modality = Literal["image", "tensor", "text"]
 """What the model takes; an .npz of plain float32 and a .csv mean something else for each."""
+_MODALITIES: dict[str, Modality] = {"image": "image", "tensor": "tensor", "text": "text"}
 _HEADERS = ({"path", "file", "filename", "image"}, {"label", "class"})
 
 
@@ -54,10 +55,13 @@ class Dataset:
             yield from split_batch(whole, max_samples=max_samples)
 
 
-def open_dataset(path: Path, modality: Modality = "image", shape: Sequence[int] = ()) -> Dataset:
-    """By what lies at `path`, for a model of this modality and shape of a sample. Raises InvalidArgument that says what
-    would be right.
+def open_dataset(path: Path, told: str = "image", shape: Sequence[int] = ()) -> Dataset:
+    """By what lies at `path`, for a model that told this modality and shape of a sample.
+
+    Raises InvalidArgument that says what would be right.
     """
+    # An older server tells none, and knows images alone.
+    modality = _MODALITIES.get(told, "image")
     if path.is_dir() and modality == "image":
         return _open_folder(path)
     if not path.exists():

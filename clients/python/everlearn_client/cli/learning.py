@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from everlearn_client.cli import exit_codes
 from everlearn_client.cli.connection import DEFAULT_SERVER, ModelArgument, ServerOption, connect
-from everlearn_client.cli.datasets import Dataset, Modality, open_dataset
+from everlearn_client.cli.datasets import Dataset, open_dataset
 from everlearn_client.cli.output import Output, OutputOption, put_data, put_fields, say, stderr
 from everlearn_client.cli.reporting import figure_of
 from everlearn_client.cli.target_files import open_targets
@@ -91,11 +91,10 @@ def learn(
 
 def _open(path: Path, model: str, feature_digest: str, contract: models_pb2.InputContract) -> Dataset:
     """What lies at the path; says what of it is left out."""
-    known: dict[str, Modality] = {"tensor": "tensor", "text": "text"}
     if contract.task in ("multilabel", "regression"):
         dataset = open_targets(path, contract)
     else:
-        dataset = open_dataset(path, known.get(contract.modality, "image"), contract.shape)
+        dataset = open_dataset(path, contract.modality, contract.shape)
     if dataset.is_features and not feature_digest:
         raise InvalidArgument(
             f"{path} holds features: give --feature-digest; `everlearn get {model} -o json` has the model's own under "

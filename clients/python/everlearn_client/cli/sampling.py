@@ -29,7 +29,7 @@ DataArgument = Annotated[
     typer.Argument(
         metavar="DATA",
         help="Images: folder with one subfolder a class, .csv of path,label, or .npz with images and labels. Tensors: "
-        ".csv of numbers and a label, or .npz with x and labels.",
+        ".csv of numbers and a label, or .npz with x and labels. Texts: .csv, .json or .jsonl of text and label.",
     ),
 ]
 SamplesOption = Annotated[int, typer.Option("--samples", "-n", min=32, help="Largest sample to use, drawn at random.")]
@@ -60,7 +60,7 @@ def draw(path: Path, samples: int, *, modality: str = "image", shape: Sequence[i
 
     Raises InvalidArgument for what is no such data, for features, and for too few.
     """
-    dataset = open_dataset(path, "tensor" if modality == "tensor" else "image", shape)
+    dataset = open_dataset(path, modality, shape)
     if dataset.is_features:
         raise InvalidArgument(f"{path} holds features of one backbone; give the samples themselves", field="DATA")
     sample = Sample(dataset, dataset.order(shuffle_seed=_SEED, limit=samples))
