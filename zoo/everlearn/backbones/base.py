@@ -66,7 +66,7 @@ class Loader(ABC):
         The trunk's features are the values at the cut, flat. Raises BackboneError, also where this loader cannot cut.
         """
         raise BackboneError(
-            f"loader {backbone.loader} cannot cut a network; write adapt: frozen, or use a loader that can (timm)",
+            f"loader {backbone.loader} cannot cut a network; write adapt: frozen, or load it by timm or transformers",
             field="spec.recipe.adapt",
         )
 
