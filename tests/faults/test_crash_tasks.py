@@ -1,0 +1,57 @@
+"""Samples with several labels and with values are counted once through kill -9, bit for bit."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.e2e.test_server_tasks import DIGITS, PATIENTS
+from tests.real_server import RealServer
+
+from everlearn_client import LearnReport, Tensors
+from everlearn_client.targets import Truth
+
+BATCHES = 60
+
+
+def batches(task: str, pause_s: float) -> Iterator[tuple[Tensors, Truth]]:
+    """The same batches every time, slowly enough to be interrupted."""
+    for number in range(BATCHES):
+        time.sleep(pause_s)
+        rows = slice(7 * number, 7 * number + 7)
+        if task == "multilabel":
+            yield Tensors(DIGITS.values[rows]), DIGITS.sets(rows)
+        else:
+            yield Tensors(PATIENTS.values[rows]), PATIENTS.truth[rows]
+
+
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+def test_killed_servers_leave_the_same_sums_as_an_undisturbed_one(task: str, tmp_path: Path) -> None:
+    data = DIGITS if task == "multilabel" else PATIENTS
+    random, reports = np.random.default_rng(0), list[LearnReport]()
+    with RealServer(tmp_path / "data") as server:
+        server.declare(data.declaration("killed"))
+        server.declare(data.declaration("calm"))
+
+        def learn() -> None:
+            with server.client() as client:
+                reports.append(client.learn("killed", batches(task, 0.03), client_id="a"))
+
+        learner = threading.Thread(target=learn)
+        learner.start()
+        for _ in range(2):
+            time.sleep(float(random.uniform(0.2, 0.6)))
+            server.kill()
+            server.start()
+        learner.join(timeout=60)
+        with server.client() as client:
+            client.learn("calm", batches(task, 0.0), client_id="a")
+            killed, calm = (client.models.get(name).status for name in ("killed", "calm"))
+    assert reports[0].reconnects >= 1
+    assert killed.sample_count == calm.sample_count == 7 * BATCHES
+    assert killed.memory_digest == calm.memory_digest
+    assert killed.prequential.tested == 7 * BATCHES
