@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection
 import everlearn
 from everlearn.errors import UnavailableError
 from everlearn.hubs.base import HubSettings
+from everlearn.learners.trainer import TrainerSettings
 from everlearn.runtime.garbage import freeze_what_stays
 from everlearn.runtime.malloc import tune_malloc
 from everlearn.runtime.providers import providers_in_use
@@ -178,6 +179,7 @@ def _engine_settings(settings: Settings) -> EngineSettings:
         ),
         work_dir=settings.data_dir / "work",
         providers=settings.providers,
+        trainer=TrainerSettings(device=settings.device, visible_devices=settings.visible_devices),
         workers=settings.workers,
         queue_images=settings.queue_images,
         max_batch=settings.images_a_pass,

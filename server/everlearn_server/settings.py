@@ -31,7 +31,9 @@ class Settings:
     queue_images: int = 256
     """Images that may wait, per lane."""
     device: str = "cpu"
-    """`cpu` or `cuda`; `cuda` fails at start where it cannot be had."""
+    """`cpu` or `cuda`, of trunks and of gradient steps; `cuda` fails at start where it cannot be had."""
+    visible_devices: str = ""
+    """CUDA_VISIBLE_DEVICES, for the processes that make gradient steps: they see no other variable."""
     max_batch: int = 0
     """Images in one trunk pass; 0 = 1 on a CPU, 32 on a GPU."""
     commit_share: float = 0.08
@@ -129,6 +131,7 @@ VARIABLES: Mapping[str, tuple[str, Callable[[str], object]]] = {
     "EVERLEARN_WORKERS": ("workers", int),
     "EVERLEARN_QUEUE_IMAGES": ("queue_images", int),
     "EVERLEARN_DEVICE": ("device", str),
+    "CUDA_VISIBLE_DEVICES": ("visible_devices", str),
     "EVERLEARN_MAX_BATCH": ("max_batch", int),
     "EVERLEARN_COMMIT_SHARE": ("commit_share", float),
     "EVERLEARN_MAX_MESSAGE_BYTES": ("max_message_bytes", int),

@@ -44,6 +44,8 @@ class TrainerSettings:
 
     device: str = "cpu"
     """torch's name of it."""
+    visible_devices: str = ""
+    """CUDA_VISIBLE_DEVICES of the children; empty for all."""
     threads: int = 1
     """Of one child, on a CPU."""
     timeout_s: float = 600.0
@@ -177,7 +179,7 @@ class Trainer(Learner):
         """A child that is where the last one was."""
         for life in range(1, _LIVES + 1):
             self.close()
-            self._child = BackgroundModule(MODULE, timeout_s=self._settings.timeout_s)
+            self._child = begun(self._settings)
             try:
                 self._take(self._once(self._opening()))
                 for question in self._since:
@@ -220,11 +222,17 @@ class Trainer(Learner):
         return Solution(head=head, tail=tail)
 
 
+def begun(settings: TrainerSettings) -> BackgroundModule:
+    """A child that waits for questions."""
+    seen = {"CUDA_VISIBLE_DEVICES": settings.visible_devices} if settings.visible_devices else {}
+    return BackgroundModule(MODULE, timeout_s=settings.timeout_s, environment=seen)
+
+
 def fit_of(spec: ModelSpec, scale: FeatureScale, settings: TrainerSettings) -> Callable[..., Tail]:
     """What a first session fits its blocks with: a process for that alone, which ends with it."""
 
     def fit(tail: Tail, values_Nn: FeaturesBd, labels: Sequence[str]) -> Tail:
-        child = BackgroundModule(MODULE, timeout_s=settings.timeout_s)
+        child = begun(settings)
         try:
             told = {
                 "ask": "fit",

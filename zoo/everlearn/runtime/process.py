@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -59,8 +59,8 @@ def run_module(module: str, arguments: Sequence[str] = (), *, stdin: bytes = b""
 class BackgroundModule:
     """`python -m module` that answers questions on its pipes until it is closed. One thread at a time."""
 
-    def __init__(self, module: str, *, timeout_s: float) -> None:
-        """`timeout_s`: longest answer, after which the process is killed."""
+    def __init__(self, module: str, *, timeout_s: float, environment: Mapping[str, str] | None = None) -> None:
+        """`timeout_s`: longest answer; a later one is not waited for. `environment`: beside what every child sees."""
         self._timeout_s = timeout_s
         self._is_late = False
         # A file rather than a pipe: nobody reads it, and a full pipe would stop the child.
@@ -70,7 +70,7 @@ class BackgroundModule:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
-            env=_ENVIRONMENT,
+            env={**_ENVIRONMENT, **(environment or {})},
         )
 
     def ask(self, write: Callable[[IO[bytes]], None], read: Callable[[IO[bytes]], T]) -> T:
