@@ -171,6 +171,15 @@ def test_tables_rank_random_features_beside_none(run: Run, tmp_path: Path) -> No
     assert "different kinds" in refused.stderr
 
 
+def test_another_task_than_classification_is_refused(run: Run, tmp_path: Path) -> None:
+    table_of(tmp_path / "table.csv")
+    spec = {**TABLE["spec"], "task": "multilabel"}
+    (tmp_path / "sets.yaml").write_text(yaml.safe_dump({**TABLE, "metadata": {"name": "sets"}, "spec": spec}))
+    refused = run("backbones rank sets.yaml table.csv")
+    assert refused.exit_code == exit_codes.INVALID
+    assert "judges classification only" in refused.stderr
+
+
 def digits(count: int) -> tuple[Images, list[str]]:
     """Real digits, 16 x 16, white on black."""
     images, target = load_digits(return_X_y=True)

@@ -51,6 +51,20 @@ def test_a_few_sentences_are_enough_to_tell_topics_apart(client: Client, topics:
     assert status.lock["tokenizer.json"] == MINILM_TOKENIZER
 
 
+def test_doctor_examines_texts(server: RealServer, client: Client, topics: str, tmp_path: Path) -> None:
+    texts, labels = sentences(0, 12)
+    rows = [{"text": text, "label": label} for text, label in zip(texts, labels, strict=True)]
+    (tmp_path / "topics.json").write_text(json.dumps(rows))
+    before = client.models.get(topics).status.memory_digest
+    arguments = ["doctor", topics, str(tmp_path / "topics.json"), "--server", server.address, "-o", "json"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    level_of = {each["check"]: each["level"] for each in json.loads(result.stdout)["findings"]}
+    assert {level_of[check] for check in ("empty texts", "length", "baseline", "one batch")} == {"ok"}
+    assert "brightness" not in level_of
+    assert client.models.get(topics).status.memory_digest == before
+
+
 def test_what_scipys_functions_do_is_told_better_than_by_their_words(server: RealServer, client: Client) -> None:
     texts, labels = scipy_summaries()
     cut = 2 * len(texts) // 3

@@ -11,7 +11,7 @@ from everlearn_client.choosing import diagnosis
 from everlearn_client.choosing.diagnosis import CurvePoint
 from everlearn_client.choosing.duplicates import repeats
 from everlearn_client.choosing.findings import Finding, Level
-from everlearn_client.choosing.input_checks import Expected, ImageFigures, check_images, check_tensors
+from everlearn_client.choosing.input_checks import Expected, ImageFigures, check_images, check_tensors, check_texts
 from everlearn_client.choosing.trial import block_edges
 from everlearn_client.errors import InvalidArgument
 from everlearn_client.samples import Batch
@@ -210,3 +210,11 @@ def test_the_range_test_warns_only_where_another_regularization_is_better_beyond
     assert (worse.level, "25.0 points more at 0.1" in worse.found) == (Level.WARN, True)
     assert worse.advice == "leave head.regularization out, or write 0.1"
     assert check(100, 150, is_declared=False).advice == "write head.regularization: 0.1"
+
+
+def test_texts_without_words_and_texts_whose_end_is_not_read_are_told() -> None:
+    sound = {finding.check: finding.level for finding in check_texts(["a word"] * 40, max_tokens=8)}
+    assert sound == {"empty texts": Level.OK, "length": Level.OK}
+    odd = {finding.check: finding for finding in check_texts(["a word", " - ", "word " * 40], max_tokens=8)}
+    assert (odd["empty texts"].level, odd["length"].level) == (Level.BAD, Level.WARN)
+    assert "1 of 3 texts are longer than 8 tokens hold" in odd["length"].found

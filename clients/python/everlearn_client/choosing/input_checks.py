@@ -17,6 +17,10 @@ SATURATES = 4.0
 """Times the declared range, from its middle: beyond, values count as this many (everlearn.spec.input)."""
 
 
+CHARACTERS_A_TOKEN = 6
+"""More than a token of ordinary words is long (about 4), so that what is called cut is cut."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageFigures:
     """One image before it is resized; values in [0, 1]."""
@@ -64,6 +68,35 @@ def check_tensors(
     scaled_Nk = (values_Nk - (low_k + high_k) / 2) / ((high_k - low_k) / 2)
     findings = [_outside(scaled_Nk), _constant(values_Nk)]
     return findings if bits is None else [*findings, _resolution(scaled_Nk, bits)]
+
+
+def check_texts(texts: Sequence[str], *, max_tokens: int) -> list[Finding]:
+    """Texts with nothing in them, and those whose end is not read. `texts` must not be empty."""
+    return [_empty(texts), _length(texts, max_tokens)]
+
+
+def _empty(texts: Sequence[str]) -> Finding:
+    empty = sum(not any(character.isalnum() for character in text) for text in texts)
+    figures = {"empty": empty, "texts": len(texts)}
+    shown = f"{empty} of {len(texts)} texts have no letter or digit"
+    advice = "look at them: an empty column, another encoding, or a field that was not filled in"
+    if empty > 0.05 * len(texts):
+        return bad("empty texts", shown, advice, figures)
+    return warn("empty texts", shown, advice, figures) if empty else ok("empty texts", shown, figures)
+
+
+def _length(texts: Sequence[str], max_tokens: int) -> Finding:
+    longest_read = CHARACTERS_A_TOKEN * max_tokens
+    cut = sum(len(text) > longest_read for text in texts)
+    middle = float(np.median([len(text) for text in texts]))
+    figures = {"cut": cut, "texts": len(texts), "median_characters": middle}
+    shown = (
+        f"{middle:.0f} characters in the middle; {cut} of {len(texts)} texts are longer than {max_tokens} tokens hold"
+    )
+    if cut > 0.1 * len(texts):
+        advice = "their end is not read: cut texts where the matter is, or declare a larger input.max_tokens"
+        return warn("length", shown, advice, figures)
+    return ok("length", shown, figures)
 
 
 def _outside(scaled_Nk: npt.NDArray[np.float64]) -> Finding:

@@ -35,6 +35,8 @@ AT_ONCE = 8
 """Models taught at a time. The server paces the commits of each, so that one alone would mostly wait."""
 RETRY_FOR_S = 60.0
 """Of failing in a row: a server that is away for longer ends the trial."""
+STREAM_ROWS = 32
+"""Samples a message, as a learner streams them: where the head learns by steps, a batch is what it steps on."""
 _FLOAT_BYTES = 4
 _ANSWER_BYTES = MESSAGE_LIMIT_BYTES - 64 * 2**10
 
@@ -178,7 +180,11 @@ def teach(
     """Learns features; returns when a head knows them. Raises InvalidArgument where the server refuses one."""
     digest = model.status.input.feature_digest
     report = client.learn(
-        model.name, split_batch(batch), feature_digest=digest, on_event=on_event, retry_for_s=RETRY_FOR_S
+        model.name,
+        split_batch(batch, max_samples=STREAM_ROWS),
+        feature_digest=digest,
+        on_event=on_event,
+        retry_for_s=RETRY_FOR_S,
     )
     if report.rejected:
         refusal = report.rejected[0]

@@ -15,7 +15,7 @@ from everlearn_client.choosing.ranking import Candidate, Recommendation, by_accu
 from everlearn_client.cli import exit_codes
 from everlearn_client.cli.connection import DEFAULT_SERVER, ServerOption, connect, read_declaration
 from everlearn_client.cli.output import Output, OutputOption, put, put_data, put_table, report, say
-from everlearn_client.cli.sampling import DataArgument, Sample, SamplesOption, Stages, draw, interruptible
+from everlearn_client.cli.sampling import DataArgument, Kind, Sample, SamplesOption, Stages, draw, interruptible
 from everlearn_client.client import Client
 from everlearn_client.errors import EverlearnClientError, InvalidArgument, Unavailable
 
@@ -52,8 +52,7 @@ def rank(
     Ctrl-C. Exit code 9 if some could not be tried.
     """
     entries = parse_candidates(read_declaration(str(candidates)))
-    modality, shape = _input_of(entries)
-    sample = draw(data, samples, modality=modality, shape=shape)
+    sample = draw(data, samples, _kind_of(entries))
     tried: list[Candidate] = []
     failed: list[tuple[Entry, EverlearnClientError]] = []
     with connect(ctx, server) as client, interruptible():
@@ -102,10 +101,9 @@ def _declarations(document: object, index: int) -> Iterator[dict[str, Any]]:
         yield {**document, "spec": {"backbone": part, **document["spec"]}}
 
 
-def _input_of(entries: list[Entry]) -> tuple[str, tuple[int, ...]]:
-    """Modality and shape of a sample, the same for all. Raises InvalidArgument."""
-    inputs = [entry.declaration["spec"].get("input") or {} for entry in entries]
-    kinds = {(str(each.get("modality", "image")), tuple(each.get("shape") or ())) for each in inputs}
+def _kind_of(entries: list[Entry]) -> Kind:
+    """What all of them learn from. Raises InvalidArgument."""
+    kinds = {Kind.of(entry.declaration["spec"]) for entry in entries}
     if len(kinds) > 1:
         raise InvalidArgument("candidates take samples of different kinds; give one kind", field="spec.input")
     return kinds.pop()

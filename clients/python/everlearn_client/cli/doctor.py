@@ -15,13 +15,13 @@ from rich.table import Table
 from everlearn_client.choosing import diagnosis, trial
 from everlearn_client.choosing.duplicates import Repeats, repeats
 from everlearn_client.choosing.findings import Finding, Level
-from everlearn_client.choosing.input_checks import Expected, ImageFigures, check_images, check_tensors
+from everlearn_client.choosing.input_checks import Expected, ImageFigures, check_images, check_tensors, check_texts
 from everlearn_client.cli import exit_codes
 from everlearn_client.cli.connection import DEFAULT_SERVER, ModelArgument, ServerOption, connect
 from everlearn_client.cli.output import Output, OutputOption, put_data, put_table, say, stdout
-from everlearn_client.cli.sampling import DataArgument, Sample, SamplesOption, Stages, draw, interruptible
+from everlearn_client.cli.sampling import DataArgument, Kind, Sample, SamplesOption, Stages, draw, interruptible
 from everlearn_client.client import Client
-from everlearn_client.samples import Tensors, split_batch
+from everlearn_client.samples import Tensors, Texts, split_batch
 from everlearn_protos.v1 import models_pb2
 
 LOOKED_AT = 64
@@ -55,9 +55,9 @@ def doctor(
     """
     with connect(ctx, server) as client, interruptible():
         found = client.models.get(model)
-        contract = found.status.input
-        sample = draw(data, samples, modality=contract.modality, shape=contract.shape)
-        findings = examine(client, yaml.safe_load(found.declaration), sample)
+        declaration = yaml.safe_load(found.declaration)
+        sample = draw(data, samples, Kind.of(declaration["spec"]))
+        findings = examine(client, declaration, sample)
     _put(model, findings, output)
     bad = any(finding.level is Level.BAD for finding in findings)
     raise typer.Exit(exit_codes.DIFFERENT if bad else exit_codes.OK)
@@ -149,8 +149,9 @@ def _look(client: Client, name: str, spec: Mapping[str, Any], sample: Sample) ->
         values = [batch.samples.values_N for batch in sample.batches() if isinstance(batch.samples, Tensors)]
         bits = spec["memory"]["bits"] if spec["backbone"]["source"] == "identity" else None
         return check_tensors(np.concatenate(values), declared["range"], bits=bits)
-    if declared["modality"] != "image":
-        return []
+    if declared["modality"] == "text":
+        texts = [text for batch in some if isinstance(batch.samples, Texts) for text in batch.samples.texts]
+        return check_texts(texts, max_tokens=declared["max_tokens"])
     images: list[ImageFigures] = []
     for whole in some:
         for batch in split_batch(whole):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
-from everlearn_client.cli.datasets import Dataset, open_dataset
+from everlearn_client.cli.datasets import Dataset, Modality, open_dataset
 from everlearn_client.cli.output import say
 from everlearn_client.errors import InvalidArgument
 from everlearn_client.samples import Batch
@@ -23,13 +23,15 @@ from everlearn_protos.v1 import models_pb2
 BATCH = 128
 """Samples a request; fewer where they are large."""
 _SEED = 0
+_MODALITIES: dict[str, Modality] = {"tensor": "tensor", "text": "text"}
 
 DataArgument = Annotated[
     Path,
     typer.Argument(
         metavar="DATA",
         help="Images: folder with one subfolder a class, .csv of path,label, or .npz with images and labels. Tensors: "
-        ".csv of numbers and a label, or .npz with x and labels. Texts: .csv, .json or .jsonl of text and label.",
+        ".csv of numbers and a label, or .npz with x and labels. Texts: .csv, .json or .jsonl of text and label, or "
+        "folder of .txt.",
     ),
 ]
 SamplesOption = Annotated[int, typer.Option("--samples", "-n", min=32, help="Largest sample to use, drawn at random.")]
@@ -55,12 +57,32 @@ class Sample:
         return self.dataset.batches(self.order[first:last], batch=BATCH)
 
 
-def draw(path: Path, samples: int, *, modality: str = "image", shape: Sequence[int] = ()) -> Sample:
-    """At most `samples` labelled samples at random, for models of this modality and shape of a sample.
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What a model learns from."""
 
-    Raises InvalidArgument for what is no such data, for features, and for too few.
+    modality: str = "image"
+    shape: tuple[int, ...] = ()
+    task: str = "classification"
+
+    @classmethod
+    def of(cls, spec: Mapping[str, Any]) -> Kind:
+        """Of a declaration's `spec`, complete or not."""
+        declared = spec.get("input") or {}
+        return cls(
+            modality=str(declared.get("modality", "image")),
+            shape=tuple(declared.get("shape") or ()),
+            task=str(spec.get("task", "classification")),
+        )
+
+
+def draw(path: Path, samples: int, kind: Kind) -> Sample:
+    """At most `samples` labelled samples at random. Raises InvalidArgument for what is no such data, for features, and
+    for too few; and for another task than classification, whose answers are not right or wrong one by one.
     """
-    dataset = open_dataset(path, modality, shape)
+    if kind.task != "classification":
+        raise InvalidArgument(f"the task is {kind.task}; this command judges classification only", field="spec.task")
+    dataset = open_dataset(path, _MODALITIES.get(kind.modality, "image"), kind.shape)
     if dataset.is_features:
         raise InvalidArgument(f"{path} holds features of one backbone; give the samples themselves", field="DATA")
     sample = Sample(dataset, dataset.order(shuffle_seed=_SEED, limit=samples))

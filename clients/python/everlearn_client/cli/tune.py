@@ -28,10 +28,11 @@ from everlearn_client.choosing.search import (
     with_options,
 )
 from everlearn_client.choosing.tuning import Choice, Tried, by_accuracy, choose
-from everlearn_client.cli import exit_codes, sampling
+from everlearn_client.cli import exit_codes
 from everlearn_client.cli.connection import DEFAULT_SERVER, ServerOption, connect, read_declaration, write_file
 from everlearn_client.cli.output import Output, OutputOption, put, put_data, put_table, report, say
-from everlearn_client.cli.sampling import DataArgument, SamplesOption, Stages, interruptible
+from everlearn_client.cli.sampling import DataArgument, Kind, Sample, SamplesOption, Stages, interruptible
+from everlearn_client.cli.sampling import draw as draw_sample
 from everlearn_client.client import Client
 from everlearn_client.errors import EverlearnClientError, InvalidArgument, Unavailable
 from everlearn_protos.v1 import models_pb2
@@ -93,8 +94,7 @@ def tune(
     chosen_space = parse_space(read_declaration(str(space))) if space else None
     with connect(ctx, server) as client, interruptible():
         planned = yaml.safe_load(client.models.plan(yaml.safe_dump(declaration)).declaration)
-        contract = planned["spec"]["input"]
-        sample = sampling.draw(data, samples, modality=contract["modality"], shape=tuple(contract.get("shape") or ()))
+        sample = draw_sample(data, samples, Kind.of(planned["spec"]))
         chosen_space = chosen_space or _default_space(planned)
         drawn = _draw(client, declaration, chosen_space, candidates, seed)
         paths = sorted({path for branch in chosen_space for path in branch} - {"recipe"})
@@ -144,7 +144,7 @@ def _draw(client: Client, declaration: Mapping[str, Any], space: Space, wanted: 
     return found
 
 
-def _search(client: Client, declaration: Mapping[str, Any], drawn: list[Candidate], sample: sampling.Sample) -> Search:
+def _search(client: Client, declaration: Mapping[str, Any], drawn: list[Candidate], sample: Sample) -> Search:
     locked = yaml.safe_load(client.models.lock(_yaml(declaration)).declaration)
     failed: list[tuple[str, EverlearnClientError]] = []
     ready: list[tuple[Candidate, models_pb2.Model]] = []
@@ -169,10 +169,10 @@ def _search(client: Client, declaration: Mapping[str, Any], drawn: list[Candidat
         models = [model for _, model in ready]
         shown = trial.run(client, models, embedded, on_block=_say_block)
         learn_s = time.monotonic() - begun_s
-        tried = []
+        tried, bytes_of = list[Tried](), dict[str, int]()
         for (candidate, model), each in zip(ready, shown, strict=True):
             if each.failure is None:
-                tried.append(_figures(client, candidate, model, each))
+                tried.append(_figures(client, candidate, model, each, bytes_of))
             elif candidate.name == DECLARED:
                 raise each.failure
             else:
@@ -204,15 +204,21 @@ def _with_plain(
     return [*models, stack.enter_context(trial.temporary(client, _yaml(_named(plain, name)), name))]
 
 
-def _figures(client: Client, candidate: Candidate, model: models_pb2.Model, shown: trial.Trial) -> Tried:
-    status, probe = client.models.get(model.name).status, client.models.probe(model.name)
+def _figures(
+    client: Client, candidate: Candidate, model: models_pb2.Model, shown: trial.Trial, bytes_of: dict[str, int]
+) -> Tried:
+    """`bytes_of`: an export's, by trunk, because a probe takes seconds where features are many."""
+    status = client.models.get(model.name).status
+    if status.trunk_digest not in bytes_of:
+        probe = client.models.probe(model.name)
+        bytes_of[status.trunk_digest] = probe.trunk_bytes + probe.head_bytes
     return Tried(
         name=candidate.name,
         options=candidate.options,
         correct_N=shown.correct_N,
         learn_us=1e3 * statistics.median(shown.learn_ms),
         memory_bytes=status.bytes_at_rest["memory"],
-        export_bytes=probe.trunk_bytes + probe.head_bytes,
+        export_bytes=bytes_of[status.trunk_digest],
     )
 
 
