@@ -93,6 +93,8 @@ def test_a_head_has_to_beat_the_answer_that_sees_nothing(correct: int, majority:
 def test_a_batch_that_was_just_learned_is_known() -> None:
     levels = [diagnosis.check_one_batch(correct, 32).level for correct in (32, 30, 10)]
     assert levels == [Level.OK, Level.WARN, Level.BAD]
+    slow = diagnosis.check_one_batch(20, 32, times=25)
+    assert (slow.level, "25 times over: it learns slowly" in slow.found) == (Level.WARN, True)
 
 
 @pytest.mark.parametrize(
@@ -119,9 +121,11 @@ def test_a_curve_that_rises_asks_for_more_and_one_that_is_flat_says_from_where()
     assert curve(800).level is Level.WARN
 
 
-def test_a_solved_head_has_no_learning_rate_and_a_trained_one_says_what_is_missing() -> None:
-    assert diagnosis.check_gradient("lda").level is Level.OK
-    assert diagnosis.check_gradient("linear").level is Level.WARN
+def test_a_head_that_learns_by_steps_begins_knowing_nothing_or_is_told_to() -> None:
+    begun = {"first_loss": 2.31, "log_classes": 2.3, "gradient_norm": 1.0, "learning_rate": 0.05}
+    found = diagnosis.check_steps(begun)
+    assert (found.level, "2.31, against ln C = 2.30" in found.found) == (Level.OK, True)
+    assert diagnosis.check_steps({**begun, "first_loss": 9.0}).level is Level.WARN
 
 
 def test_an_error_bar_is_not_zero_where_all_were_right() -> None:
@@ -198,7 +202,8 @@ def right(count: int) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
 
 def test_the_range_test_warns_only_where_another_regularization_is_better_beyond_the_noise() -> None:
     def check(declared: int, other: int, *, is_declared: bool = True) -> Finding:
-        return diagnosis.check_regularization(
+        return diagnosis.check_range(
+            "head.regularization",
             chosen=100.0,
             is_declared=is_declared,
             correct_N=right(declared),

@@ -153,6 +153,7 @@ class ModelStatus(google.protobuf.message.Message):
     LOCK_FIELD_NUMBER: builtins.int
     BYTES_AT_REST_FIELD_NUMBER: builtins.int
     REPORT_FIELD_NUMBER: builtins.int
+    TRUNK_BYTES_FIELD_NUMBER: builtins.int
     state: Global___ModelStatus.State.ValueType
     sample_count: builtins.int
     trunk_digest: builtins.str
@@ -162,6 +163,8 @@ class ModelStatus(google.protobuf.message.Message):
     promotion_paused: builtins.bool
     memory_digest: builtins.str
     """sha256 of the canonical integer sums: equal digests are equal memories, whatever the order they were learned in."""
+    trunk_bytes: builtins.int
+    """Of the trunk's ONNX file."""
     @property
     def conditions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Condition]: ...
     @property
@@ -212,9 +215,10 @@ class ModelStatus(google.protobuf.message.Message):
         lock: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
         bytes_at_rest: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
         report: Global___LearningReport | None = ...,
+        trunk_bytes: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["input", b"input", "prequential", b"prequential", "report", b"report"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "bytes_at_rest", b"bytes_at_rest", "conditions", b"conditions", "feature_dim", b"feature_dim", "input", b"input", "labels", b"labels", "lock", b"lock", "memory_digest", b"memory_digest", "prequential", b"prequential", "promotion_paused", b"promotion_paused", "report", b"report", "sample_count", b"sample_count", "samples_per_class", b"samples_per_class", "state", b"state", "trunk_digest", b"trunk_digest"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "bytes_at_rest", b"bytes_at_rest", "conditions", b"conditions", "feature_dim", b"feature_dim", "input", b"input", "labels", b"labels", "lock", b"lock", "memory_digest", b"memory_digest", "prequential", b"prequential", "promotion_paused", b"promotion_paused", "report", b"report", "sample_count", b"sample_count", "samples_per_class", b"samples_per_class", "state", b"state", "trunk_bytes", b"trunk_bytes", "trunk_digest", b"trunk_digest"]) -> None: ...
 
 Global___ModelStatus: typing_extensions.TypeAlias = ModelStatus
 

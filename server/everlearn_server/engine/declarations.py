@@ -86,7 +86,9 @@ class Declarations:
             return result
         try:
             trunk, lock = await self._applier.trunk(spec, operation.progress)
-            session = await asyncio.to_thread(self._fleet.open_session, trunk.onnx)
+            session = self._fleet.trunks.find(trunk.digest)
+            if session is None:  # opened before the old model stops: where that fails, it goes on
+                session = await asyncio.to_thread(self._fleet.open_session, trunk.onnx)
             await model.stop()
             row = await model.update_row(
                 declaration=dump(spec),

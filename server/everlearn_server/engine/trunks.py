@@ -39,6 +39,10 @@ class TrunkPool:
         self._sessions: dict[str, TrunkSession] = {}
         self._users: Counter[str] = Counter()
 
+    def find(self, digest: str) -> TrunkSession | None:
+        """The session of a trunk that somebody uses; None where nobody does. Opening one takes seconds."""
+        return self._sessions.get(digest)
+
     def acquire(self, trunk: Trunk, session: TrunkSession | None = None, tail: Tail | None = None) -> LiveTrunk:
         """The model's view of the trunk; opens the session if nobody has, or takes the one given."""
         digest = trunk.digest

@@ -69,6 +69,7 @@ async def _status(engine: Engine, model: LiveModel, *, report: bool) -> models_p
         status.samples_per_class.extend(int(count) for count in learner.count_C)
         status.sample_count = learner.samples
         status.feature_dim = model.ready_trunk.feature_dim
+        status.trunk_bytes = model.ready_trunk.size_bytes
         status.input.CopyFrom(input_contract(model))
         status.prequential.CopyFrom(prequential_message(model.writer.prequential))
         if report:

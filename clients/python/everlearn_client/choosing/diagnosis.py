@@ -122,32 +122,39 @@ def check_loss(*, log_loss: float, classes: int, samples: int) -> Finding:
     return ok("loss", shown, figures)
 
 
-def check_regularization(
-    *, chosen: float, is_declared: bool, correct_N: Correct, others: Mapping[float, Correct]
+def check_range(
+    option: str, *, chosen: float, is_declared: bool, correct_N: Correct, others: Mapping[float, Correct]
 ) -> Finding:
-    """The range test of a head that is solved: what it is right about with the regularization it has, and with others.
+    """The range test: what a head is right about with the value of an option that it has, and with others.
 
-    All learned the same samples and were tested on the same. `others` must not be empty.
+    `option`: path below `spec`. All learned the same samples and were tested on the same. `others` must not be empty.
     """
+    check = option.rpartition(".")[2].replace("_", " ")
     best = max(others, key=lambda value: (others[value].mean(), value))
     ahead, error = difference(others[best], correct_N)
     figures = {"chosen": chosen, "accuracy": float(correct_N.mean())}
     figures |= {f"accuracy at {value:g}": float(right_N.mean()) for value, right_N in sorted(others.items())}
-    whose = "declared" if is_declared else "chosen from the sums"
+    whose = "declared" if is_declared else "by default"
     tried = ", ".join(f"{right_N.mean():.1%} at {value:g}" for value, right_N in sorted(others.items()))
     shown = f"{correct_N.mean():.1%} at {chosen:.3g}, {whose}; {tried}"
     if ahead <= noise_errors(len(others)) * error:
-        return ok("regularization", f"{shown}: none is better beyond the noise", figures)
-    right = "leave head.regularization out, or write" if is_declared else "write head.regularization:"
-    return warn("regularization", f"{shown}: {points(ahead)} more at {best:g}", f"{right} {best:g}", figures)
+        return ok(check, f"{shown}: none is better beyond the noise", figures)
+    right = f"leave {option} out, or write" if is_declared else f"write {option}:"
+    return warn(check, f"{shown}: {points(ahead)} more at {best:g}", f"{right} {best:g}", figures)
 
 
-def check_one_batch(correct: int, samples: int) -> Finding:
-    """Whether a nearly unpenalised head can tell a handful of different samples apart that it has just learned."""
-    figures = {"correct": correct, "samples": samples}
-    shown = f"{correct} of {samples} samples right that were just learned"
+def check_one_batch(correct: int, samples: int, *, times: int = 1) -> Finding:
+    """Whether a head that is left to overfit can tell a handful of different samples apart that it has just learned.
+
+    `times`: that it was taught them, which is once where it is solved.
+    """
+    figures = {"correct": correct, "samples": samples, "times": times}
+    shown = f"{correct} of {samples} samples right that were just learned{f' {times} times over' if times > 1 else ''}"
     if correct == samples:
         return ok("one batch", shown, figures)
+    if times > 1:
+        advice = "raise train.steps or the learning rate (see its range test), or take a head that is solved"
+        return warn("one batch", f"{shown}: it learns slowly", advice, figures)
     advice = "look for samples that differ only in what the backbone cannot see (size, crop), and for wrong labels"
     if correct >= 0.9 * samples:
         return warn("one batch", shown, advice, figures)
@@ -195,17 +202,19 @@ def check_curve(points: Sequence[CurvePoint], classes: int) -> Finding:
     return ok("learning curve", f"{shown}: flat from about {flat.known / classes:.3g} a class", figures)
 
 
-def check_gradient(head: str) -> Finding:
-    """Loss at initialisation against ln C, and the learning-rate range test.
+def check_steps(training: Mapping[str, float]) -> Finding:
+    """The first batch of a head that learns by steps: its loss at initialisation against ln C, and how far it moves.
 
-    Closed-form heads have neither. For the others both come from the version's record, which does not hold them yet:
-    this is the place that will judge them.
+    `training`: of the version that it made (models.proto, Version.training).
     """
-    if head not in GRADIENT_HEADS:
-        return ok("gradient steps", f"head {head} is solved, not trained: no learning rate that could be wrong", {})
-    return warn(
-        "gradient steps",
-        f"head {head} is trained by gradient steps; its loss at initialisation and learning rate are not recorded yet",
-        "compare the loss of the first steps with ln(classes) in the server's record of the version",
-        {},
+    start, expected = training["first_loss"], training["log_classes"]
+    norm = training.get("gradient_norm", 0.0)
+    figures = dict(training)
+    shown = (
+        f"loss at initialisation {start:.2f}, against ln C = {expected:.2f} for one who knows nothing; gradient norm "
+        f"{norm:.3g}, learning rate {training.get('learning_rate', 0.0):.3g}"
     )
+    if start > 1.5 * expected + 0.5:
+        advice = "lower train.optimizer.learning_rate; a head should begin knowing nothing, not sure of what is wrong"
+        return warn("first steps", f"{shown}: it begins confidently wrong", advice, figures)
+    return ok("first steps", shown, figures)

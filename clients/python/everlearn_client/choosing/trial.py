@@ -7,6 +7,7 @@ Axes: N samples, d features.
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ import numpy.typing as npt
 from everlearn_client._models import ProgressCallback
 from everlearn_client.choosing.diagnosis import CurvePoint
 from everlearn_client.client import Client
-from everlearn_client.errors import EverlearnClientError, InvalidArgument, NotFound, Unavailable
+from everlearn_client.errors import DeadlineExceeded, EverlearnClientError, InvalidArgument, NotFound, Unavailable
 from everlearn_client.events import LearnEvent, Received
 from everlearn_client.samples import MESSAGE_LIMIT_BYTES, Batch, Features, split_batch
 from everlearn_protos.v1 import models_pb2
@@ -35,6 +36,8 @@ AT_ONCE = 8
 """Models taught at a time. The server paces the commits of each, so that one alone would mostly wait."""
 RETRY_FOR_S = 60.0
 """Of failing in a row: a server that is away for longer ends the trial."""
+REVISED_S = 120.0
+"""Longest wait for a head of another regularization; solving takes a second or two where features are thousands."""
 STREAM_ROWS = 32
 """Samples a message, as a learner streams them: where the head learns by steps, a batch is what it steps on."""
 _FLOAT_BYTES = 4
@@ -113,6 +116,16 @@ def _check_task(model: models_pb2.Model) -> None:
         )
 
 
+def with_also(one: Embedded, other: Embedded) -> Embedded:
+    """The same sample as more backbones see it."""
+    return Embedded(
+        labels=one.labels,
+        features_Nd={**one.features_Nd, **other.features_Nd},
+        passes=one.passes + other.passes,
+        seconds=one.seconds + other.seconds,
+    )
+
+
 def embed(client: Client, models: Sequence[models_pb2.Model], batches: Iterator[Batch]) -> Embedded:
     """Features of a sample for all of these models. Raises InvalidArgument where the server refuses a sample."""
     of_digest = {model.status.input.feature_digest: model for model in models}
@@ -172,6 +185,19 @@ def hold_out(
         return np.array(hits(client, model, sample.part(digest, slice(known, None))), bool)
 
     return _side_by_side(turn, models)
+
+
+def revise(client: Client, model: models_pb2.Model, declaration: str, regularization: float) -> None:
+    """Has the head solved anew from what it has learned, with another regularization; nothing is taught again.
+
+    Raises DeadlineExceeded where no such head comes.
+    """
+    client.models.apply(declaration)
+    deadline_s = time.monotonic() + REVISED_S
+    while not math.isclose(client.models.version(model.name, "latest").regularization, regularization, rel_tol=1e-6):
+        if time.monotonic() > deadline_s:
+            raise DeadlineExceeded(f"no head of {model.name} with regularization {regularization:g} in {REVISED_S:g} s")
+        time.sleep(0.02)
 
 
 def teach(

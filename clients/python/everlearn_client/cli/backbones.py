@@ -14,6 +14,7 @@ from everlearn_client.choosing import trial
 from everlearn_client.choosing.ranking import Candidate, Recommendation, by_accuracy, recommend
 from everlearn_client.cli import exit_codes
 from everlearn_client.cli.connection import DEFAULT_SERVER, ServerOption, connect, read_declaration
+from everlearn_client.cli.examining import fit
 from everlearn_client.cli.output import Output, OutputOption, put, put_data, put_table, report, say
 from everlearn_client.cli.sampling import DataArgument, Kind, Sample, SamplesOption, Stages, draw, interruptible
 from everlearn_client.client import Client
@@ -126,10 +127,11 @@ def _try(client: Client, entry: Entry, sample: Sample) -> Candidate:
     locked = client.models.lock(declaration).declaration
     say(f"{entry.name}: trying on {len(sample)} samples")
     with trial.temporary(client, locked, name, progress=Stages(entry.name)) as model:
-        (shown,) = trial.run(client, [model], trial.embed(client, [model], sample.batches()))
+        embedded = trial.embed(client, [model], sample.batches())
+        (shown,) = trial.run(client, [model], embedded)
         if shown.failure is not None:
             raise shown.failure
-        probe = client.models.probe(name)
+        probe = fit(client, yaml.safe_load(locked), model, embedded, sample.batches)
     return Candidate(
         name=entry.name,
         correct_N=shown.correct_N,

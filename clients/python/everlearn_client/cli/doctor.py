@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,25 +17,15 @@ from everlearn_client.choosing.findings import Finding, Level
 from everlearn_client.choosing.input_checks import Expected, ImageFigures, check_images, check_tensors, check_texts
 from everlearn_client.cli import exit_codes
 from everlearn_client.cli.connection import DEFAULT_SERVER, ModelArgument, ServerOption, connect
+from everlearn_client.cli.examining import fit, one_batch, range_test, renamed
 from everlearn_client.cli.output import Output, OutputOption, put_data, put_table, say, stdout
 from everlearn_client.cli.sampling import DataArgument, Kind, Sample, SamplesOption, Stages, draw, interruptible
 from everlearn_client.client import Client
-from everlearn_client.samples import Tensors, Texts, split_batch
+from everlearn_client.samples import Batch, Tensors, Texts, split_batch
 from everlearn_protos.v1 import models_pb2
 
 LOOKED_AT = 64
 """Images whose pixels are looked at."""
-ONE_BATCH = 32
-_OVERFIT = {"kind": "ridge", "regularization": 1e-6}
-"""Nearly without penalty, so that only features that are alike keep it from being right about what it has learned."""
-_PENALTIES, _SHRINKAGES = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0), (1e-3, 1e-2, 0.1, 0.5, 1.0)
-_RANGE_TEST = {
-    "balanced_ridge": _PENALTIES,
-    "ridge": _PENALTIES,
-    "lda": _SHRINKAGES,
-    "balanced_lda": _PENALTIES,
-}
-"""Regularizations that are tried beside the model's own, by head."""
 _STYLE = {Level.OK: "green", Level.WARN: "yellow", Level.BAD: "bold red"}
 
 
@@ -68,66 +57,38 @@ def examine(client: Client, declaration: Mapping[str, Any], sample: Sample) -> l
     counts = Counter(sample.labels)
     alike = repeats(sample.batches())
     name = trial.temporary_name("doctor")
-    head = str(declaration["spec"].get("head", {}).get("kind", ""))
-    values = _RANGE_TEST.get(head, ())
-    others = [_OVERFIT if values else {}, *({"kind": head, "regularization": value} for value in values)]
     say(f"trying the declaration on {len(sample)} samples")
-    with ExitStack() as stack:
-        model = stack.enter_context(trial.temporary(client, _named(declaration, name), name, progress=Stages(name)))
+    with trial.temporary(client, renamed(declaration, name), name, progress=Stages(name)) as model:
         findings = _look(client, name, declaration["spec"], sample)
         findings.append(diagnosis.check_labels(counts))
         findings.append(diagnosis.check_duplicates(len(sample), alike.duplicates, alike.conflicts))
         if len(counts) < 2:
             return findings  # nothing to tell apart: the rest would be empty words
-        models = [model]
-        for number, changed in enumerate(others, start=1):
-            each = f"{name}-{number}"
-            text = _named(declaration, each, **({"head": changed} if changed else {}))
-            models.append(stack.enter_context(trial.temporary(client, text, each)))
-        embedded = trial.embed(client, models, sample.batches())
-        return findings + _learn(client, models, embedded, head, values, alike, declaration["spec"])
+        embedded = trial.embed(client, [model], sample.batches())
+        return findings + _learn(client, declaration, model, embedded, sample.batches, alike)
 
 
 def _learn(
     client: Client,
-    models: list[models_pb2.Model],
+    declaration: Mapping[str, Any],
+    model: models_pb2.Model,
     sample: trial.Embedded,
-    head: str,
-    values: tuple[float, ...],
+    batches: Callable[[], Iterator[Batch]],
     alike: Repeats,
-    spec: Mapping[str, Any],
 ) -> list[Finding]:
-    """`models`: as declared, to be overfitted, and one for each of `values` of the regularization."""
-    chosen = 0.0
-
-    def hear(known: int, _: int) -> None:
-        nonlocal chosen
-        chosen = client.models.version(models[0].name, "latest").regularization if known else 0.0
-
-    (shown,) = trial.run(client, models[:1], sample, on_block=hear)
+    (shown,) = trial.run(client, [model], sample)
     if shown.failure is not None:
         raise shown.failure
-    last = shown.points[-1]
-    status, probe = client.models.get(models[0].name).status, client.models.probe(models[0].name)
-    classes, findings = len(set(sample.labels)), []
-    if status.report.total.HasField("log_loss"):
-        total = status.report.total
+    last, classes = shown.points[-1], len(set(sample.labels))
+    total, findings = client.models.get(model.name).status.report.total, []
+    if total.HasField("log_loss"):
         loss = diagnosis.check_loss(log_loss=total.log_loss, classes=classes, samples=total.announced)
         findings.append(loss)
     majority = Counter(sample.labels[last.known :]).most_common(1)[0][1] / last.tested
     findings.append(diagnosis.check_baseline(last, majority))
-    findings.append(_one_batch(client, models[1], sample, alike))
-    if values:
-        right = trial.hold_out(client, models[2:], sample, last.known)
-        findings.append(
-            diagnosis.check_regularization(
-                chosen=chosen,
-                is_declared=spec["head"].get("regularization", "auto") != "auto",
-                correct_N=shown.correct_N[-last.tested :],
-                others=dict(zip(values, right, strict=True)),
-            )
-        )
-    findings.append(diagnosis.check_gradient(head))
+    findings += one_batch(client, declaration, model, sample, alike.first_of_kind)
+    findings += range_test(client, declaration, model, sample, shown)
+    probe = fit(client, declaration, model, sample, batches)
     findings.append(
         diagnosis.check_fit(
             gcv_residual=probe.gcv_residual,
@@ -174,26 +135,6 @@ def _figures(image: models_pb2.ImageFigures) -> ImageFigures:
         greatest=image.max,
         colour=image.colour,
     )
-
-
-def _one_batch(client: Client, model: models_pb2.Model, sample: trial.Embedded, alike: Repeats) -> Finding:
-    """Teaches a model a handful of different samples and asks it about just those."""
-    # A linear head can be right about any d + 1 samples in general position: half of that leaves no excuse.
-    count = min(ONE_BATCH, max(2, model.status.feature_dim // 2))
-    rows = np.array(alike.first_of_kind[:count], np.int64)
-    batch = sample.part(model.status.input.feature_digest, rows)
-    trial.teach(client, model, batch)
-    right = trial.hits(client, model, batch)
-    return diagnosis.check_one_batch(sum(right), len(right))
-
-
-def _named(declaration: Mapping[str, Any], name: str, **changes: object) -> str:
-    changed = {
-        **declaration,
-        "metadata": {**declaration["metadata"], "name": name},
-        "spec": {**declaration["spec"], **changes},
-    }
-    return yaml.safe_dump(changed, sort_keys=False, allow_unicode=True)
 
 
 def _put(model: str, findings: list[Finding], output: Output) -> None:

@@ -38,6 +38,11 @@ from everlearn_client.errors import EverlearnClientError, InvalidArgument, Unava
 from everlearn_protos.v1 import models_pb2
 
 DECLARED = "declared"
+AT_ONCE = 32
+"""Models that are there at a time."""
+BY_STEPS_AT_ONCE = 4
+"""The same where heads learn by steps: each model has a process of its own on the server, with torch in it."""
+_FLOAT_BYTES = 4
 _TRIES = 20
 """Draws for each candidate that is wanted: some are the same again, and some contradict the declaration."""
 
@@ -99,7 +104,8 @@ def tune(
         drawn = _draw(client, declaration, chosen_space, candidates, seed)
         paths = sorted({path for branch in chosen_space for path in branch} - {"recipe"})
         say(f"seed {seed}: {len(drawn)} candidates beside the declared one, varying {', '.join(paths)}")
-        found = _search(client, declaration, drawn, sample)
+        by_steps = planned["spec"]["head"]["kind"] in GRADIENT_HEADS
+        found = _search(client, declaration, drawn, sample, at_once=BY_STEPS_AT_ONCE if by_steps else AT_ONCE)
     recommended = with_options(declaration, found.choice.tried.options)
     _put(found, recommended, output, seed=seed, samples=len(sample))
     if write is not None:
@@ -144,81 +150,104 @@ def _draw(client: Client, declaration: Mapping[str, Any], space: Space, wanted: 
     return found
 
 
-def _search(client: Client, declaration: Mapping[str, Any], drawn: list[Candidate], sample: Sample) -> Search:
-    locked = yaml.safe_load(client.models.lock(_yaml(declaration)).declaration)
-    failed: list[tuple[str, EverlearnClientError]] = []
-    ready: list[tuple[Candidate, models_pb2.Model]] = []
-    prefix, hear = trial.temporary_name("tune"), Stages(DECLARED)
-    with ExitStack() as stack:
-        for number, candidate in enumerate([Candidate(DECLARED, {}), *drawn]):
-            name = f"{prefix}-{number}"
-            text = _yaml(_named(with_options(locked, candidate.options), name))
-            say(f"preparing {number + 1} of {len(drawn) + 1}: {candidate.name}")
-            try:
-                model = stack.enter_context(trial.temporary(client, text, name, progress=hear if number == 0 else None))
-            except EverlearnClientError as error:
-                if number == 0 or isinstance(error, Unavailable):
-                    raise  # without the declared recipe or the server there is nothing to compare
-                _tell(candidate.name, error)
-                failed.append((candidate.name, error))
-            else:
-                ready.append((candidate, model))
-        embedded = trial.embed(client, _with_plain(client, stack, locked, ready, prefix), sample.batches())
-        say(f"{len(sample)} samples through the backbone in {embedded.seconds:.1f} s")
-        begun_s = time.monotonic()
-        models = [model for _, model in ready]
-        shown = trial.run(client, models, embedded, on_block=_say_block)
-        learn_s = time.monotonic() - begun_s
-        tried, bytes_of = list[Tried](), dict[str, int]()
-        for (candidate, model), each in zip(ready, shown, strict=True):
-            if each.failure is None:
-                tried.append(_figures(client, candidate, model, each, bytes_of))
-            elif candidate.name == DECLARED:
-                raise each.failure
-            else:
-                _tell(candidate.name, each.failure)
-                failed.append((candidate.name, each.failure))
+def _search(
+    client: Client, declaration: Mapping[str, Any], drawn: list[Candidate], sample: Sample, *, at_once: int
+) -> Search:
+    """Tries the declared recipe and the drawn ones, `at_once` beside each other."""
+    candidates = [Candidate(DECLARED, {}), *drawn]
+    search = _Search(client, yaml.safe_load(client.models.lock(_yaml(declaration)).declaration), sample)
+    with ExitStack() as kept:
+        for first in range(0, len(candidates), at_once):
+            say(f"preparing {first + 1} to {min(first + at_once, len(candidates))} of {len(candidates)} candidates")
+            with ExitStack() as stack:
+                search.group(candidates[first : first + at_once], stack, kept)
     return Search(
-        choice=choose(tried[0], tried[1:]),
-        tried=tried,
-        failed=failed,
-        passes=embedded.passes,
-        embed_s=embedded.seconds,
-        learn_s=learn_s,
+        choice=choose(search.tried[0], search.tried[1:]),
+        tried=search.tried,
+        failed=search.failed,
+        passes=search.embedded.passes,
+        embed_s=search.embedded.seconds,
+        learn_s=search.learn_s,
     )
 
 
-def _with_plain(
-    client: Client,
-    stack: ExitStack,
-    locked: Mapping[str, Any],
-    ready: Sequence[tuple[Candidate, models_pb2.Model]],
-    prefix: str,
-) -> list[models_pb2.Model]:
-    """The candidates' models, and one without random features where all have them: theirs are made of its pass."""
-    models = [model for _, model in ready]
-    if len(models) < 2 or not all(yaml.safe_load(model.declaration)["spec"].get("projection") for model in models):
-        return models
-    name = f"{prefix}-plain"
-    plain = with_options(locked, {"recipe": None, "projection": None})
-    return [*models, stack.enter_context(trial.temporary(client, _yaml(_named(plain, name)), name))]
+class _Search:
+    """A search under way."""
+
+    def __init__(self, client: Client, declaration: dict[str, Any], sample: Sample) -> None:
+        self.tried: list[Tried] = []
+        self.failed: list[tuple[str, EverlearnClientError]] = []
+        self.embedded = trial.Embedded(labels=sample.labels, features_Nd={}, passes=0, seconds=0.0)
+        self.learn_s = 0.0
+        self._client, self._declaration, self._sample = client, declaration, sample
+        self._prefix = trial.temporary_name("tune")
+        self._plain: models_pb2.Model | None = None
+
+    def group(self, candidates: Sequence[Candidate], stack: ExitStack, kept: ExitStack) -> None:
+        """Tries some candidates; their models go with `stack`, the backbone that all share with `kept`."""
+        ready = list[tuple[Candidate, models_pb2.Model]]()
+        for candidate in candidates:
+            is_declared = candidate.name == DECLARED
+            try:
+                model = self._model(candidate.options, kept if is_declared else stack)
+            except EverlearnClientError as error:
+                if is_declared or isinstance(error, Unavailable):
+                    raise  # without the declared recipe or the server there is nothing to compare
+                self._tell(candidate.name, error)
+                continue
+            ready.append((candidate, model))
+            if is_declared:
+                self._plain = self._backbone(model, kept)
+        self._embed([model for _, model in ready])
+        begun_s = time.monotonic()
+        shown = trial.run(self._client, [model for _, model in ready], self.embedded, on_block=_say_block)
+        self.learn_s += time.monotonic() - begun_s
+        for (candidate, model), each in zip(ready, shown, strict=True):
+            if each.failure is None:
+                self.tried.append(_figures(self._client, candidate, model, each))
+            elif candidate.name == DECLARED:
+                raise each.failure
+            else:
+                self._tell(candidate.name, each.failure)
+
+    def _model(self, options: Options, stack: ExitStack) -> models_pb2.Model:
+        name = trial.temporary_name(self._prefix)
+        text = _yaml(_named(with_options(self._declaration, options), name))
+        progress = None if options else Stages(DECLARED)
+        return stack.enter_context(trial.temporary(self._client, text, name, progress=progress))
+
+    def _backbone(self, declared: models_pb2.Model, stack: ExitStack) -> models_pb2.Model:
+        """A model without random features: those of the others are made of its pass."""
+        if not yaml.safe_load(declared.declaration)["spec"].get("projection"):
+            return declared
+        return self._model({"recipe": None, "projection": None}, stack)
+
+    def _embed(self, models: Sequence[models_pb2.Model]) -> None:
+        """Features for models that are on none of the backbones that the sample has passed."""
+        known = self.embedded.features_Nd
+        new = [model for model in models if model.status.input.feature_digest not in known]
+        if not new or self._plain is None:
+            return
+        self.embedded = trial.with_also(
+            self.embedded, trial.embed(self._client, [self._plain, *new], self._sample.batches())
+        )
+        say(f"{len(self.embedded)} samples through the backbone in {self.embedded.seconds:.1f} s")
+
+    def _tell(self, name: str, error: EverlearnClientError) -> None:
+        say(f"{name} could not be tried:", style="red")
+        report(error)
+        self.failed.append((name, error))
 
 
-def _figures(
-    client: Client, candidate: Candidate, model: models_pb2.Model, shown: trial.Trial, bytes_of: dict[str, int]
-) -> Tried:
-    """`bytes_of`: an export's, by trunk, because a probe takes seconds where features are many."""
+def _figures(client: Client, candidate: Candidate, model: models_pb2.Model, shown: trial.Trial) -> Tried:
     status = client.models.get(model.name).status
-    if status.trunk_digest not in bytes_of:
-        probe = client.models.probe(model.name)
-        bytes_of[status.trunk_digest] = probe.trunk_bytes + probe.head_bytes
     return Tried(
         name=candidate.name,
         options=candidate.options,
         correct_N=shown.correct_N,
         learn_us=1e3 * statistics.median(shown.learn_ms),
         memory_bytes=status.bytes_at_rest["memory"],
-        export_bytes=bytes_of[status.trunk_digest],
+        export_bytes=status.trunk_bytes + _FLOAT_BYTES * (status.feature_dim + 1) * len(status.labels),
     )
 
 
@@ -233,11 +262,6 @@ def _yaml(declaration: Mapping[str, Any]) -> str:
 def _say_block(known: int, count: int) -> None:
     if known:
         say(f"{known} of {count} samples learned")
-
-
-def _tell(name: str, error: EverlearnClientError) -> None:
-    say(f"{name} could not be tried:", style="red")
-    report(error)
 
 
 def _put(found: Search, recommended: Mapping[str, Any], output: Output, *, seed: int, samples: int) -> None:
