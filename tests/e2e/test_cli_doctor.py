@@ -22,7 +22,7 @@ from tests.real_server import RealServer
 from typer.testing import CliRunner, Result
 
 from everlearn_client import Client
-from everlearn_client.cli import exit_codes
+from everlearn_client.cli import examining, exit_codes
 from everlearn_client.cli.app import app
 
 Images = npt.NDArray[np.uint8]
@@ -172,8 +172,14 @@ def test_tables_rank_random_features_beside_none(run: Run, tmp_path: Path) -> No
 
 
 def test_a_head_that_learns_by_steps_is_examined_by_its_first_batch_and_its_learning_rate(
-    run: Run, server: RealServer, client: Client, backbone: Path, tmp_path: Path
+    run: Run,
+    server: RealServer,
+    client: Client,
+    backbone: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(examining, "RATES", (0.1,))  # each is a process on the server: one will do here
     server.declare(tiny.declaration(backbone, "stepping", recipe="latent_replay"))
     before = names(client)
     save(tmp_path / "colours.npz", *colours(40))

@@ -201,13 +201,20 @@ def revise(client: Client, model: models_pb2.Model, declaration: str, regulariza
 
 
 def teach(
-    client: Client, model: models_pb2.Model, batch: Batch, *, on_event: Callable[[LearnEvent], None] | None = None
+    client: Client,
+    model: models_pb2.Model,
+    batch: Batch,
+    *,
+    times: int = 1,
+    on_event: Callable[[LearnEvent], None] | None = None,
 ) -> None:
-    """Learns features; returns when a head knows them. Raises InvalidArgument where the server refuses one."""
+    """Learns features, so many times over; returns when a head knows them. Raises InvalidArgument where the server
+    refuses one.
+    """
     digest = model.status.input.feature_digest
     report = client.learn(
         model.name,
-        split_batch(batch, max_samples=STREAM_ROWS),
+        (part for _ in range(times) for part in split_batch(batch, max_samples=STREAM_ROWS)),
         feature_digest=digest,
         on_event=on_event,
         retry_for_s=RETRY_FOR_S,

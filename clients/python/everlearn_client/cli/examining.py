@@ -26,7 +26,7 @@ SUMS = "statistics"
 RATE, PENALTY = "train.optimizer.learning_rate", "head.regularization"
 _OVERFIT = {"head": {"kind": "ridge", "regularization": 1e-6}}
 """Nearly without penalty, so that only features that are alike keep it from being right about what it has learned."""
-_RATES = (0.1, 0.3, 3.0, 10.0)
+RATES = (0.1, 0.3, 3.0, 10.0)
 """Times the declared one."""
 _PENALTIES, _SHRINKAGES = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0), (1e-3, 1e-2, 0.1, 0.5, 1.0)
 _RANGE_OF = {
@@ -56,8 +56,7 @@ def one_batch(
         trial.teach(client, overfitted, batch)
         if by_steps:
             findings.append(diagnosis.check_steps(dict(client.models.version(name, "latest").training)))
-            for _ in range(REPEATS - 1):
-                trial.teach(client, overfitted, batch)
+            trial.teach(client, overfitted, batch, times=REPEATS - 1)
         right = trial.hits(client, overfitted, batch)
     return [*findings, diagnosis.check_one_batch(sum(right), len(right), times=REPEATS if by_steps else 1)]
 
@@ -77,9 +76,7 @@ def range_test(
     correct_N = shown.correct_N[-last.tested :]
     if head["kind"] in GRADIENT_HEADS:
         rate = float(declaration["spec"]["train"]["optimizer"]["learning_rate"])
-        others = _with_rates(
-            client, declaration, [float(f"{rate * times:.3g}") for times in _RATES], sample, last.known
-        )
+        others = _with_rates(client, declaration, [float(f"{rate * times:.3g}") for times in RATES], sample, last.known)
         found = diagnosis.check_range(RATE, chosen=rate, is_declared=True, correct_N=correct_N, others=others)
         return [found]
     values = _RANGE_OF.get(head["kind"], ()) if declaration["spec"]["memory"]["kind"] == SUMS else ()

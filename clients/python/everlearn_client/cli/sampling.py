@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
-from everlearn_client.cli.datasets import Dataset, Modality, open_dataset
+from everlearn_client.cli.datasets import Dataset, open_dataset
 from everlearn_client.cli.output import say
 from everlearn_client.errors import InvalidArgument
 from everlearn_client.samples import Batch
@@ -23,7 +23,6 @@ from everlearn_protos.v1 import models_pb2
 BATCH = 128
 """Samples a request; fewer where they are large."""
 _SEED = 0
-_MODALITIES: dict[str, Modality] = {"tensor": "tensor", "text": "text"}
 
 DataArgument = Annotated[
     Path,
@@ -82,7 +81,7 @@ def draw(path: Path, samples: int, kind: Kind) -> Sample:
     """
     if kind.task != "classification":
         raise InvalidArgument(f"the task is {kind.task}; this command judges classification only", field="spec.task")
-    dataset = open_dataset(path, _MODALITIES.get(kind.modality, "image"), kind.shape)
+    dataset = open_dataset(path, kind.modality, kind.shape)
     if dataset.is_features:
         raise InvalidArgument(f"{path} holds features of one backbone; give the samples themselves", field="DATA")
     sample = Sample(dataset, dataset.order(shuffle_seed=_SEED, limit=samples))
