@@ -79,6 +79,7 @@ def test_a_moving_tail_learns_serves_and_leaves_as_one_file(
     name = kind.replace("_", "-")
     memory = {"kind": "none"} if kind == "full" else {"kind": "latents", "capacity": 100}
     adapt = {"kind": kind, **({"rank": 2} if kind == "lora" else {})}
+    train = {"augment": {"brightness": 0.1, "crop_padding_px": 1}} if kind == "full" else {"freeze_until": 4}
     server.declare(
         tailed(
             network,
@@ -86,6 +87,7 @@ def test_a_moving_tail_learns_serves_and_leaves_as_one_file(
             adapt=adapt,
             head={"kind": "linear"},
             memory=memory,
+            train=train,
             retention={"features": "sums" if kind == "full" else "latents"},
         )
     )

@@ -57,6 +57,13 @@ def test_what_is_declared_wins_over_the_recipe_and_the_rest_of_it_stays() -> Non
     assert spec.retention.features == "latents"
 
 
+def test_a_recipe_of_steps_whose_head_is_replaced_by_a_solved_one_takes_no_steps() -> None:
+    spec = declared(recipe="er_ace", head={"kind": "ncm"}).spec
+    assert spec.memory.kind == "latents"
+    assert spec.loss is None
+    assert spec.train is None
+
+
 @pytest.mark.parametrize(
     ("axes", "words"),
     [
@@ -71,6 +78,9 @@ def test_what_is_declared_wins_over_the_recipe_and_the_rest_of_it_stays() -> Non
         ({"train": {"steps": 2}}, "head.kind: linear"),
         ({"head": {"kind": "linear"}, "loss": {"kind": "der"}}, "logits: true"),
         ({"head": {"kind": "linear"}, "train": {"augment": {"flip": 0.5}}}, "leave it out"),
+        ({"head": {"kind": "linear"}, "train": {"stochastic_depth": 0.1}}, "leave it out"),
+        ({"head": {"kind": "linear"}, "train": {"freeze_blocks": 1}}, "leave it out"),
+        ({"head": {"kind": "linear"}, "train": {"freeze_until": 1}}, "leave it out"),
         ({"head": {"kind": "linear"}, "memory": {"kind": "per_class_statistics"}}, "latents, statistics or none"),
         ({"adapt": {"kind": "frozen", "blocks": 2}}, "not an option of frozen"),
         ({"memory": {"capacity": 5}}, "not an option of statistics"),

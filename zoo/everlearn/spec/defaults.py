@@ -153,7 +153,11 @@ def height_width(declared: Input) -> tuple[int, int] | None:
 
 def front_config(model: Model) -> Front:
     """The front that a completed declaration describes. Raises SpecError where something is not filled in."""
-    given = model.spec.input
+    return front_of(model.spec.input)
+
+
+def front_of(given: Input) -> Front:
+    """The front that a completed `spec.input` describes. Raises SpecError where something is not filled in."""
     if given.modality == "tensor":
         assert given.shape is not None  # the declaration's own validators see to it
         assert given.range is not None

@@ -113,9 +113,9 @@ class Loss(Strict):
     """cross_entropy, er_ace, der: tau: scores are raised by tau * log of the class's share while training, so that rare
     classes are not given up (Menon 2021). By default 0, which is off; 1 is the paper's."""
     alpha: Rate | None = None
-    """der: weight of the squared difference to stored scores; by default 0.3."""
+    """der: weight of the squared difference to stored scores; by default 0.1."""
     beta: Rate | None = None
-    """der: weight of the cross-entropy of replayed samples; by default 0.8."""
+    """der: weight of the cross-entropy of replayed samples; by default 2, as for twice as many of them as are new."""
     delta: Rate | None = None
     """huber: the error from which on the loss grows in a line; by default 1."""
 
@@ -129,7 +129,7 @@ _SOFTMAX = {"label_smoothing": 0.0, "logit_adjustment": 0.0}
 _LOSSES: Mapping[str, Mapping[str, object]] = {
     "cross_entropy": _SOFTMAX,
     "er_ace": _SOFTMAX,
-    "der": {**_SOFTMAX, "alpha": 0.3, "beta": 0.8},
+    "der": {**_SOFTMAX, "alpha": 0.1, "beta": 2.0},
     "binary_cross_entropy": {"label_smoothing": 0.0},
     "mse": {},
     "huber": {"delta": 1.0},

@@ -26,6 +26,7 @@ from everlearn.learners.gradient.recipe import Recipe
 from everlearn.learners.gradient.session import adapted, fitted
 from everlearn.memories.base import Origin
 from everlearn.runtime.process import become_background_child
+from everlearn.spec.defaults import front_of
 from everlearn.spec.model import ModelSpec
 from everlearn.spec.recipe import Loss, Training
 from everlearn.values import FeatureScale
@@ -72,6 +73,8 @@ class Child:
             self._tail = load_tail(parts["tail_graph"], parts["tail_weights"], parts["tail_manifest"])
             module, self._shell = (adapted(self._tail, spec) for _ in range(2))
         common: dict[str, Any] = {"scale": scale, "recipe": recipe, "tail": module, "device": told["device"]}
+        if recipe.train.augment is not None:
+            common["front"] = front_of(spec.input)
         if "state" in parts:
             self._learner = GradientLearner.from_bytes(parts["state"], **common)
         else:
