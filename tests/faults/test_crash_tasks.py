@@ -7,12 +7,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from tests.e2e.test_server_tasks import DIGITS, PATIENTS
 from tests.real_server import RealServer
 
-from everlearn_client import LearnReport, Tensors
+from everlearn_client import Durable, LearnEvent, LearnReport, Tensors
 from everlearn_client.targets import Truth
 
 BATCHES = 60
@@ -32,22 +31,28 @@ def batches(task: str, pause_s: float) -> Iterator[tuple[Tensors, Truth]]:
 @pytest.mark.parametrize("task", ["multilabel", "regression"])
 def test_killed_servers_leave_the_same_sums_as_an_undisturbed_one(task: str, tmp_path: Path) -> None:
     data = DIGITS if task == "multilabel" else PATIENTS
-    random, reports = np.random.default_rng(0), list[LearnReport]()
+    reports, moved = list[LearnReport](), threading.Semaphore(0)
     with RealServer(tmp_path / "data") as server:
         server.declare(data.declaration("killed"))
         server.declare(data.declaration("calm"))
 
+        def hear(event: LearnEvent) -> None:
+            if isinstance(event, Durable):
+                moved.release()
+
         def learn() -> None:
             with server.client() as client:
-                reports.append(client.learn("killed", batches(task, 0.03), client_id="a"))
+                source = batches(task, 0.03)
+                reports.append(client.learn("killed", source, client_id="a", on_event=hear, retry_for_s=60))
 
-        learner = threading.Thread(target=learn)
+        learner = threading.Thread(target=learn, daemon=True)  # a server that does not start again ends the test
         learner.start()
         for _ in range(2):
-            time.sleep(float(random.uniform(0.2, 0.6)))
+            assert moved.acquire(timeout=60)
             server.kill()
-            server.start()
-        learner.join(timeout=60)
+            # Not `start`, whose own client would share the learner's connection and wait for its next attempt.
+            server.launch()
+        learner.join(timeout=90)
         with server.client() as client:
             client.learn("calm", batches(task, 0.0), client_id="a")
             killed, calm = (client.models.get(name).status for name in ("killed", "calm"))
