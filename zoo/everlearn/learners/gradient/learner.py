@@ -113,7 +113,7 @@ class GradientLearner:
         """
         if tail is None and dim != scale.step_d.size:
             raise InvalidError(f"dim is {dim}; without a tail it must be the scale's {scale.step_d.size}", field="dim")
-        network = Network(TOPS[recipe.head](dim), tail).to(device)
+        network = Network(TOPS[recipe.head](dim), tail).placed(device)
         memory = memory_for(recipe.memory.kind).create(scale.step_d.size, labels, recipe.memory)
         learner = cls(recipe=recipe, scale=scale, memory=memory, network=network, front=front)
         learner.table.declare(labels)
@@ -206,7 +206,7 @@ class GradientLearner:
         checkpoint.check(stored, recipe, scale)
         memory = memory_for(recipe.memory.kind).from_bytes(stored.memory)
         memory.configure(recipe.memory)
-        network = Network(TOPS[recipe.head](int(stored.header["dim"])), tail).to(device)
+        network = Network(TOPS[recipe.head](int(stored.header["dim"])), tail).placed(device)
         learner = cls(recipe=recipe, scale=scale, memory=memory, network=network, front=front)
         checkpoint.restore(learner, stored)
         return learner

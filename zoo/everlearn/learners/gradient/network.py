@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 import torch
 from torch import nn
@@ -128,6 +128,11 @@ class Network(nn.Module):  # type: ignore[misc]  # torch's types are skipped, se
         """Never changes the tail's mode, see the class."""
         self.training = mode
         return self
+
+    def placed(self, device: str) -> Self:
+        """On a device; on CUDA with convolutions channels-last, as its tensor cores want them."""
+        is_cuda = torch.device(device).type == "cuda"
+        return self.to(device, memory_format=torch.channels_last) if is_cuda else self.to(device)
 
     def moving(self) -> list[tuple[str, nn.Parameter]]:
         """Parameters that learn, by stable names."""
