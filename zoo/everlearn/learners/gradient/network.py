@@ -131,8 +131,11 @@ class Network(nn.Module):  # type: ignore[misc]  # torch's types are skipped, se
 
     def placed(self, device: str) -> Self:
         """On a device; on CUDA with convolutions channels-last, as its tensor cores want them."""
-        is_cuda = torch.device(device).type == "cuda"
-        return self.to(device, memory_format=torch.channels_last) if is_cuda else self.to(device)
+        self.to(device)
+        if torch.device(device).type == "cuda":
+            self.to(memory_format=torch.channels_last)
+        self._moving = None
+        return self
 
     def moving(self) -> list[tuple[str, nn.Parameter]]:
         """Parameters that learn, by stable names."""
