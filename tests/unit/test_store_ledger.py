@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.store_rows import Fatal, blob_files, group, wait, with_model
 
-from everlearn.errors import DataLossError, UnavailableError
+from everlearn.errors import ConflictError, DataLossError, PreconditionError, UnavailableError
 from everlearn_server.store import ledger
 from everlearn_server.store.rows import RejectRow
 from everlearn_server.store.store import Store
@@ -100,3 +101,35 @@ def test_a_new_namesake_starts_from_nothing(tmp_path: Path) -> None:
         assert wait(store.ledger.memory("digits")) is None
         assert wait(store.ledger.streams("digits")) == {}
         assert wait(store.ledger.open_stream("digits", "a")).durable_sequence == 0
+
+
+@pytest.mark.parametrize("size", [9, BIG], ids=["inline", "blob"])
+def test_a_next_lineage_begins_with_its_memory_and_keeps_the_streams(tmp_path: Path, size: int) -> None:
+    with Store.open(tmp_path) as store:
+        row = with_model(store)
+        wait(store.ledger.open_stream("digits", "a"))
+        wait(store.ledger.commit(group(store, {"a": (1, 5)}, memory=bytes(BIG + 1))))
+        commit = replace(group(store, {}, memory=bytes(size)), lineage=2)
+        stored = wait(store.ledger.replace(replace(row, lineage=2), commit, expected_etag=row.etag))
+        assert (stored.lineage, stored.etag != row.etag) == (2, True)
+        assert wait(store.ledger.memory("digits")) == bytes(size)
+        assert wait(store.ledger.streams("digits"))["a"].durable_sequence == 5
+        assert len(blob_files(tmp_path)) == (size == BIG), "the old memory's file stayed"
+        wait(store.ledger.commit(replace(group(store, {"a": (1, 6)}, memory=b"on"), lineage=2)))
+    with Store.open(tmp_path) as store:
+        assert wait(store.ledger.memory("digits")) == b"on"
+
+
+def test_a_next_lineage_with_a_stale_etag_or_another_s_memory_changes_nothing(tmp_path: Path) -> None:
+    with Store.open(tmp_path) as store:
+        row = with_model(store)
+        wait(store.ledger.open_stream("digits", "a"))
+        wait(store.ledger.commit(group(store, {"a": (1, 5)}, memory=b"old")))
+        commit = replace(group(store, {}, memory=bytes(BIG)), lineage=2)
+        with pytest.raises(ConflictError):
+            wait(store.ledger.replace(replace(row, lineage=2), commit, expected_etag="stale"))
+        with pytest.raises(PreconditionError):
+            wait(store.ledger.replace(replace(row, lineage=3), commit, expected_etag=row.etag))
+        assert wait(store.ledger.memory("digits")) == b"old"
+        assert wait(store.catalog.models())[0] == row
+        assert blob_files(tmp_path) == set()

@@ -6,7 +6,7 @@ By Cauchy-Schwarz no entry of G, and no partial sum of one, exceeds the largest 
 magnitude is at most its square, no entry of S does either. One check of the diagonal therefore guards all of it.
 
 A forgetting factor (`add(..., keep=0.99)`) gives that up: from then on the numbers are rounded floats, `is_exact` is
-false, order matters, and nothing can be merged or subtracted.
+false, order matters, and nothing can be merged or subtracted. So do sums that were estimated (`everlearn.upgrade`).
 
 Memory: 8 d^2 + 8 C d bytes (C rounded up by at most 2 x): 13 MB at d = 1280 with ten classes. G is symmetric and only
 its lower triangle is kept up to date. One writer; readers take a `copy()`.
@@ -62,6 +62,24 @@ class Sums:
         self._lower_dd: Float = np.zeros((dim, dim), order="F")  # column-major, as BLAS updates it in place
         self.declare(labels)
 
+    @classmethod
+    def estimated(cls, labels: Sequence[str], count_C: Float, sum_Cd: Float, lower_dd: Float) -> Self:
+        """Sums that were worked out, not added up, for labels in this order; inexact from the start.
+
+        `lower_dd`: lower triangle of G. Raises InvalidError where sizes disagree or a number is not finite.
+        """
+        made = cls(len(lower_dd), labels)
+        if count_C.shape != (len(labels),) or sum_Cd.shape != (len(labels), made.dim):
+            raise InvalidError(
+                f"counts {count_C.shape}, sums {sum_Cd.shape} and G {lower_dd.shape} do not fit together"
+            )
+        if not all(np.isfinite(part).all() for part in (count_C, sum_Cd, lower_dd)):
+            raise InvalidError("estimated sums must be finite")
+        made._count_C = np.array(count_C, np.float64)
+        made._sum_Cd = np.array(sum_Cd, np.float64)
+        made._lower_dd = np.array(np.tril(lower_dd), np.float64, order="F")
+        return made
+
     @property
     def dim(self) -> int:
         """d."""
@@ -83,7 +101,8 @@ class Sums:
 
     @property
     def is_exact(self) -> bool:
-        """Whether these are integers, as if every sample had been added just now; false once anything has decayed."""
+        """Whether these are integers, as if every sample had been added just now; false once anything has decayed, and
+        for what was estimated."""
         return self._count_C.dtype == np.int64
 
     @property
@@ -275,8 +294,8 @@ class Sums:
             raise InvalidError(f"sums of {other.dim} features; here there are {self.dim}", field="dim")
         if not (self.is_exact and other.is_exact):
             raise PreconditionError(
-                f"cannot {verb}: these sums have decayed and are no longer exact; only sums without decay "
-                "(memory.decay: 1) can be merged or subtracted",
+                f"cannot {verb}: these sums have decayed or were moved to another backbone, and are no longer exact; "
+                "only sums without decay (memory.decay: 1) that never moved can be merged or subtracted",
                 reason="INEXACT_SUMS",
             )
 

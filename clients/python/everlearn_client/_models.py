@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, cast
 
+import grpc
+
+from everlearn_client._upgrade import FedCallback, UpgradeSession
+from everlearn_client.errors import from_rpc_error
 from everlearn_client.resource_names import model_name, version_name
 from everlearn_client.results import Applied
 from everlearn_client.samples import SampleInput, to_message
@@ -21,6 +25,10 @@ DECLARE_TIMEOUT_S = 300.0
 """Deadline of plan, apply and lock: the server may first fetch the backbone's configuration, or the backbone itself."""
 PROBE_TIMEOUT_S = 120.0
 """A probe waits for the threads that solve heads, and takes a second or more with a thousand classes."""
+
+
+def unheard(_: object) -> None:
+    """For callers who do not listen."""
 
 
 class Models:
@@ -129,3 +137,58 @@ class Models:
         """What images (files or arrays, at most 256) look like beside what the backbone expects; learns nothing."""
         request = pb.ProbeInputsRequest(name=model_name(model), samples=to_message(samples))
         return self._client.call(self._stub.ProbeInputs, request)
+
+    def upgrade_backbone(
+        self,
+        model: str,
+        declaration: str,
+        calibration: Iterable[SampleInput],
+        *,
+        max_drop: float | None = None,
+        min_agreement: float | None = None,
+        max_unseen_classes: int = 0,
+        dry_run: bool = False,
+        check: bool = True,
+        progress: ProgressCallback | None = None,
+        on_fed: FedCallback | None = None,
+    ) -> pb.UpgradeReport:
+        """Moves a model with what it has learned to the backbone of `declaration`, by unlabelled samples.
+
+        `calibration`: batches that show every class, 1,000 samples or more; both backbones see them, nothing of them is
+        stored. Half a minute or more may pass after the last; the model learns and serves meanwhile. `max_drop`:
+        largest bound of the accuracy that this may cost (0.1); `min_agreement`: of old and new decisions (0.8);
+        `dry_run`: only the figures. `on_fed` hears how many samples were taken.
+
+        Raises FailedPrecondition (`GATE_FAILED`) with the figures in words where the gate does not pass and nothing was
+        changed; with `check=False` the report says so. InvalidArgument for what cannot be moved.
+        """
+        session = UpgradeSession(
+            model,
+            declaration,
+            max_drop=max_drop,
+            min_agreement=min_agreement,
+            max_unseen_classes=max_unseen_classes,
+            dry_run=dry_run,
+            check=check,
+            progress=progress or unheard,
+            on_fed=on_fed or unheard,
+        )
+
+        def requests() -> Iterator[pb.UpgradeBackboneRequest]:
+            yield session.open_request()
+            try:
+                for samples in calibration:
+                    yield from session.sample_requests(samples)
+            except Exception as error:
+                session.failure = error
+                raise
+
+        call = self._stub.UpgradeBackbone(requests(), metadata=self._client.metadata)
+        try:
+            for response in call:
+                session.hear(response)
+        except grpc.RpcError as error:
+            raise session.failure or from_rpc_error(error) from None
+        finally:
+            call.cancel()
+        return session.result()

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from typing import TYPE_CHECKING, cast
 
-from everlearn_client._models import DECLARE_TIMEOUT_S, PREPARE_TIMEOUT_S, PROBE_TIMEOUT_S, ProgressCallback
+import grpc
+
+from everlearn_client._models import DECLARE_TIMEOUT_S, PREPARE_TIMEOUT_S, PROBE_TIMEOUT_S, ProgressCallback, unheard
+from everlearn_client._upgrade import FedCallback, UpgradeSession
+from everlearn_client.errors import from_rpc_error
 from everlearn_client.resource_names import model_name, version_name
 from everlearn_client.results import Applied
 from everlearn_client.samples import SampleInput, to_message
@@ -124,3 +129,59 @@ class AsyncModels:
         """What images (files or arrays, at most 256) look like beside what the backbone expects; learns nothing."""
         request = pb.ProbeInputsRequest(name=model_name(model), samples=to_message(samples))
         return await self._client.call(self._stub.ProbeInputs, request)
+
+    async def upgrade_backbone(
+        self,
+        model: str,
+        declaration: str,
+        calibration: Iterable[SampleInput] | AsyncIterable[SampleInput],
+        *,
+        max_drop: float | None = None,
+        min_agreement: float | None = None,
+        max_unseen_classes: int = 0,
+        dry_run: bool = False,
+        check: bool = True,
+        progress: ProgressCallback | None = None,
+        on_fed: FedCallback | None = None,
+    ) -> pb.UpgradeReport:
+        """As `Models.upgrade_backbone`."""
+        session = UpgradeSession(
+            model,
+            declaration,
+            max_drop=max_drop,
+            min_agreement=min_agreement,
+            max_unseen_classes=max_unseen_classes,
+            dry_run=dry_run,
+            check=check,
+            progress=progress or unheard,
+            on_fed=on_fed or unheard,
+        )
+
+        async def requests() -> AsyncIterator[pb.UpgradeBackboneRequest]:
+            yield session.open_request()
+            try:
+                if isinstance(calibration, AsyncIterable):
+                    async for samples in calibration:
+                        for request in session.sample_requests(samples):
+                            yield request
+                else:
+                    for samples in calibration:
+                        for request in session.sample_requests(samples):
+                            yield request
+            except Exception as error:
+                session.failure = error
+                call.cancel()
+
+        call = self._stub.UpgradeBackbone(requests(), metadata=self._client.metadata)
+        try:
+            async for response in call:
+                session.hear(response)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from None
+        except asyncio.CancelledError:
+            if session.failure is not None:
+                raise session.failure from None
+            raise
+        finally:
+            call.cancel()
+        return session.result()

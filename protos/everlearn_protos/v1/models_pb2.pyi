@@ -154,6 +154,7 @@ class ModelStatus(google.protobuf.message.Message):
     BYTES_AT_REST_FIELD_NUMBER: builtins.int
     REPORT_FIELD_NUMBER: builtins.int
     TRUNK_BYTES_FIELD_NUMBER: builtins.int
+    INEXACT_BECAUSE_FIELD_NUMBER: builtins.int
     state: Global___ModelStatus.State.ValueType
     sample_count: builtins.int
     trunk_digest: builtins.str
@@ -165,6 +166,10 @@ class ModelStatus(google.protobuf.message.Message):
     """sha256 of the canonical integer sums: equal digests are equal memories, whatever the order they were learned in."""
     trunk_bytes: builtins.int
     """Of the trunk's ONNX file."""
+    inexact_because: builtins.str
+    """Why heads are not those of joint training on all that was learned: sums that were moved to another backbone or have
+    decayed. Empty where they are, and where the head learns by gradient steps.
+    """
     @property
     def conditions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Condition]: ...
     @property
@@ -216,9 +221,10 @@ class ModelStatus(google.protobuf.message.Message):
         bytes_at_rest: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
         report: Global___LearningReport | None = ...,
         trunk_bytes: builtins.int = ...,
+        inexact_because: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["input", b"input", "prequential", b"prequential", "report", b"report"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "bytes_at_rest", b"bytes_at_rest", "conditions", b"conditions", "feature_dim", b"feature_dim", "input", b"input", "labels", b"labels", "lock", b"lock", "memory_digest", b"memory_digest", "prequential", b"prequential", "promotion_paused", b"promotion_paused", "report", b"report", "sample_count", b"sample_count", "samples_per_class", b"samples_per_class", "state", b"state", "trunk_bytes", b"trunk_bytes", "trunk_digest", b"trunk_digest"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "bytes_at_rest", b"bytes_at_rest", "conditions", b"conditions", "feature_dim", b"feature_dim", "inexact_because", b"inexact_because", "input", b"input", "labels", b"labels", "lock", b"lock", "memory_digest", b"memory_digest", "prequential", b"prequential", "promotion_paused", b"promotion_paused", "report", b"report", "sample_count", b"sample_count", "samples_per_class", b"samples_per_class", "state", b"state", "trunk_bytes", b"trunk_bytes", "trunk_digest", b"trunk_digest"]) -> None: ...
 
 Global___ModelStatus: typing_extensions.TypeAlias = ModelStatus
 
@@ -1527,3 +1533,166 @@ class ImageFigures(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["colour", b"colour", "height", b"height", "max", b"max", "mean", b"mean", "min", b"min", "std", b"std", "width", b"width"]) -> None: ...
 
 Global___ImageFigures: typing_extensions.TypeAlias = ImageFigures
+
+@typing.final
+class UpgradeBackboneRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    OPEN_FIELD_NUMBER: builtins.int
+    SAMPLES_FIELD_NUMBER: builtins.int
+    @property
+    def open(self) -> Global___UpgradeOpen: ...
+    @property
+    def samples(self) -> everlearn_protos.v1.tensor_pb2.Samples:
+        """In any form but `features` and `pixels`; at most InputContract.max_batch_samples."""
+
+    def __init__(
+        self,
+        *,
+        open: Global___UpgradeOpen | None = ...,
+        samples: everlearn_protos.v1.tensor_pb2.Samples | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["open", b"open", "request", b"request", "samples", b"samples"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["open", b"open", "request", b"request", "samples", b"samples"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["request", b"request"]) -> typing.Literal["open", "samples"] | None: ...
+
+Global___UpgradeBackboneRequest: typing_extensions.TypeAlias = UpgradeBackboneRequest
+
+@typing.final
+class UpgradeOpen(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    DECLARATION_FIELD_NUMBER: builtins.int
+    MAX_DROP_FIELD_NUMBER: builtins.int
+    MIN_AGREEMENT_FIELD_NUMBER: builtins.int
+    MAX_UNSEEN_CLASSES_FIELD_NUMBER: builtins.int
+    DRY_RUN_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """`models/{model}`."""
+    declaration: builtins.str
+    """YAML of the model with its new backbone and input; nothing else may differ from the declaration in force."""
+    max_drop: builtins.float
+    """Largest bound of the expected loss of accuracy; 0.1 where unset."""
+    min_agreement: builtins.float
+    """Least share of held-out samples on which both heads decide alike; 0.8 where unset."""
+    max_unseen_classes: builtins.int
+    """Classes that need not be met in the stream."""
+    dry_run: builtins.bool
+    """Only the figures."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        declaration: builtins.str = ...,
+        max_drop: builtins.float | None = ...,
+        min_agreement: builtins.float | None = ...,
+        max_unseen_classes: builtins.int = ...,
+        dry_run: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_max_drop", b"_max_drop", "_min_agreement", b"_min_agreement", "max_drop", b"max_drop", "min_agreement", b"min_agreement"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_max_drop", b"_max_drop", "_min_agreement", b"_min_agreement", "declaration", b"declaration", "dry_run", b"dry_run", "max_drop", b"max_drop", "max_unseen_classes", b"max_unseen_classes", "min_agreement", b"min_agreement", "name", b"name"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_max_drop", b"_max_drop"]) -> typing.Literal["max_drop"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_min_agreement", b"_min_agreement"]) -> typing.Literal["min_agreement"] | None: ...
+
+Global___UpgradeOpen: typing_extensions.TypeAlias = UpgradeOpen
+
+@typing.final
+class UpgradeBackboneResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: builtins.int
+    FED_FIELD_NUMBER: builtins.int
+    REPORT_FIELD_NUMBER: builtins.int
+    fed: builtins.int
+    """Samples taken so far; the first, 0, says that the new backbone is ready."""
+    @property
+    def progress(self) -> Global___ApplyProgress:
+        """While the new backbone is made ready."""
+
+    @property
+    def report(self) -> Global___UpgradeReport: ...
+    def __init__(
+        self,
+        *,
+        progress: Global___ApplyProgress | None = ...,
+        fed: builtins.int = ...,
+        report: Global___UpgradeReport | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["fed", b"fed", "progress", b"progress", "report", b"report", "response", b"response"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["fed", b"fed", "progress", b"progress", "report", b"report", "response", b"response"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["response", b"response"]) -> typing.Literal["progress", "fed", "report"] | None: ...
+
+Global___UpgradeBackboneResponse: typing_extensions.TypeAlias = UpgradeBackboneResponse
+
+@typing.final
+class UpgradeReport(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    LIVE_FIELD_NUMBER: builtins.int
+    GATE_PASSED_FIELD_NUMBER: builtins.int
+    GATE_REASON_FIELD_NUMBER: builtins.int
+    SAMPLES_FIELD_NUMBER: builtins.int
+    HELD_OUT_FIELD_NUMBER: builtins.int
+    UNEXPLAINED_FIELD_NUMBER: builtins.int
+    REGULARIZATION_FIELD_NUMBER: builtins.int
+    AGREEMENT_FIELD_NUMBER: builtins.int
+    EXPECTED_DROP_FIELD_NUMBER: builtins.int
+    DROP_BOUND_FIELD_NUMBER: builtins.int
+    WINDOWED_ACCURACY_FIELD_NUMBER: builtins.int
+    ACCURACY_BOUND_FIELD_NUMBER: builtins.int
+    CLASSES_FIELD_NUMBER: builtins.int
+    UNSEEN_CLASSES_FIELD_NUMBER: builtins.int
+    UNSEEN_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """`models/{model}`."""
+    live: builtins.bool
+    """Whether the model is on the new backbone now."""
+    gate_passed: builtins.bool
+    gate_reason: builtins.str
+    samples: builtins.int
+    """Unlabelled samples that the map was fitted to, and that judged it."""
+    held_out: builtins.int
+    unexplained: builtins.float
+    """Share of the new features' variance that the map does not explain, on held-out samples."""
+    regularization: builtins.float
+    """Penalty of the map relative to the mean eigenvalue, by generalised cross-validation."""
+    agreement: builtins.float
+    """Share of held-out samples on which both heads decide alike."""
+    expected_drop: builtins.float
+    """Loss of accuracy to be expected by what the old head holds likely, and its 95 % bound."""
+    drop_bound: builtins.float
+    windowed_accuracy: builtins.float
+    """Windowed prequential accuracy, and what of it is left if it falls as far as the bound."""
+    accuracy_bound: builtins.float
+    classes: builtins.int
+    """Learned classes, and those that the old head met nowhere in the stream; 100 at most are named."""
+    unseen_classes: builtins.int
+    @property
+    def unseen(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        live: builtins.bool = ...,
+        gate_passed: builtins.bool = ...,
+        gate_reason: builtins.str = ...,
+        samples: builtins.int = ...,
+        held_out: builtins.int = ...,
+        unexplained: builtins.float = ...,
+        regularization: builtins.float = ...,
+        agreement: builtins.float = ...,
+        expected_drop: builtins.float = ...,
+        drop_bound: builtins.float = ...,
+        windowed_accuracy: builtins.float = ...,
+        accuracy_bound: builtins.float = ...,
+        classes: builtins.int = ...,
+        unseen_classes: builtins.int = ...,
+        unseen: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accuracy_bound", b"accuracy_bound", "agreement", b"agreement", "classes", b"classes", "drop_bound", b"drop_bound", "expected_drop", b"expected_drop", "gate_passed", b"gate_passed", "gate_reason", b"gate_reason", "held_out", b"held_out", "live", b"live", "name", b"name", "regularization", b"regularization", "samples", b"samples", "unexplained", b"unexplained", "unseen", b"unseen", "unseen_classes", b"unseen_classes", "windowed_accuracy", b"windowed_accuracy"]) -> None: ...
+
+Global___UpgradeReport: typing_extensions.TypeAlias = UpgradeReport

@@ -95,6 +95,11 @@ class ModelServiceStub(object):
                 request_serializer=everlearn__protos_dot_v1_dot_models__pb2.ProbeInputsRequest.SerializeToString,
                 response_deserializer=everlearn__protos_dot_v1_dot_models__pb2.InputProbe.FromString,
                 _registered_method=True)
+        self.UpgradeBackbone = channel.stream_stream(
+                '/everlearn.v1.ModelService/UpgradeBackbone',
+                request_serializer=everlearn__protos_dot_v1_dot_models__pb2.UpgradeBackboneRequest.SerializeToString,
+                response_deserializer=everlearn__protos_dot_v1_dot_models__pb2.UpgradeBackboneResponse.FromString,
+                _registered_method=True)
 
 
 class ModelServiceServicer(object):
@@ -182,6 +187,17 @@ class ModelServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpgradeBackbone(self, request_iterator, context):
+        """Moves a classification model with memory `statistics` to another backbone, with all it has learned. First an Open,
+        then unlabelled samples that show every class, 1,000 or more; both backbones see them, nothing of them is stored.
+        Half-close: a map between the features is fitted in closed form, the sums are moved by it, and old and new head are
+        held against each other on every fifth sample. Where the gate passes the model goes live on the new backbone, its
+        streams and version numbers go on, its memory is no longer exact; where not, and on any error, nothing is changed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModelServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -244,6 +260,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.ProbeInputs,
                     request_deserializer=everlearn__protos_dot_v1_dot_models__pb2.ProbeInputsRequest.FromString,
                     response_serializer=everlearn__protos_dot_v1_dot_models__pb2.InputProbe.SerializeToString,
+            ),
+            'UpgradeBackbone': grpc.stream_stream_rpc_method_handler(
+                    servicer.UpgradeBackbone,
+                    request_deserializer=everlearn__protos_dot_v1_dot_models__pb2.UpgradeBackboneRequest.FromString,
+                    response_serializer=everlearn__protos_dot_v1_dot_models__pb2.UpgradeBackboneResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -571,6 +592,33 @@ class ModelService(object):
             '/everlearn.v1.ModelService/ProbeInputs',
             everlearn__protos_dot_v1_dot_models__pb2.ProbeInputsRequest.SerializeToString,
             everlearn__protos_dot_v1_dot_models__pb2.InputProbe.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpgradeBackbone(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/everlearn.v1.ModelService/UpgradeBackbone',
+            everlearn__protos_dot_v1_dot_models__pb2.UpgradeBackboneRequest.SerializeToString,
+            everlearn__protos_dot_v1_dot_models__pb2.UpgradeBackboneResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -217,7 +217,23 @@ _ModelServiceProbeInputsType = typing_extensions.TypeVar(
     ],
 )
 
-class ModelServiceStub(typing.Generic[_ModelServicePlanModelType, _ModelServiceApplyModelType, _ModelServiceLockModelType, _ModelServiceGetModelType, _ModelServiceListModelsType, _ModelServiceDeleteModelType, _ModelServiceGetVersionType, _ModelServiceListVersionsType, _ModelServicePromoteVersionType, _ModelServiceRollbackModelType, _ModelServiceProbeModelType, _ModelServiceProbeInputsType]):
+_ModelServiceUpgradeBackboneType = typing_extensions.TypeVar(
+    '_ModelServiceUpgradeBackboneType',
+    grpc.StreamStreamMultiCallable[
+        everlearn_protos.v1.models_pb2.UpgradeBackboneRequest,
+        everlearn_protos.v1.models_pb2.UpgradeBackboneResponse,
+    ],
+    grpc.aio.StreamStreamMultiCallable[
+        everlearn_protos.v1.models_pb2.UpgradeBackboneRequest,
+        everlearn_protos.v1.models_pb2.UpgradeBackboneResponse,
+    ],
+    default=grpc.StreamStreamMultiCallable[
+        everlearn_protos.v1.models_pb2.UpgradeBackboneRequest,
+        everlearn_protos.v1.models_pb2.UpgradeBackboneResponse,
+    ],
+)
+
+class ModelServiceStub(typing.Generic[_ModelServicePlanModelType, _ModelServiceApplyModelType, _ModelServiceLockModelType, _ModelServiceGetModelType, _ModelServiceListModelsType, _ModelServiceDeleteModelType, _ModelServiceGetVersionType, _ModelServiceListVersionsType, _ModelServicePromoteVersionType, _ModelServiceRollbackModelType, _ModelServiceProbeModelType, _ModelServiceProbeInputsType, _ModelServiceUpgradeBackboneType]):
     """Models: what an administrator declares, and the immutable versions that learning makes of it."""
 
     @typing.overload
@@ -269,6 +285,10 @@ class ModelServiceStub(typing.Generic[_ModelServicePlanModelType, _ModelServiceA
         grpc.UnaryUnaryMultiCallable[
             everlearn_protos.v1.models_pb2.ProbeInputsRequest,
             everlearn_protos.v1.models_pb2.InputProbe,
+        ],
+        grpc.StreamStreamMultiCallable[
+            everlearn_protos.v1.models_pb2.UpgradeBackboneRequest,
+            everlearn_protos.v1.models_pb2.UpgradeBackboneResponse,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -322,6 +342,10 @@ class ModelServiceStub(typing.Generic[_ModelServicePlanModelType, _ModelServiceA
             everlearn_protos.v1.models_pb2.ProbeInputsRequest,
             everlearn_protos.v1.models_pb2.InputProbe,
         ],
+        grpc.aio.StreamStreamMultiCallable[
+            everlearn_protos.v1.models_pb2.UpgradeBackboneRequest,
+            everlearn_protos.v1.models_pb2.UpgradeBackboneResponse,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     PlanModel: _ModelServicePlanModelType
@@ -357,6 +381,14 @@ class ModelServiceStub(typing.Generic[_ModelServicePlanModelType, _ModelServiceA
 
     ProbeInputs: _ModelServiceProbeInputsType
     """What images look like beside what the model's backbone expects. Learns, keeps and logs nothing of them."""
+
+    UpgradeBackbone: _ModelServiceUpgradeBackboneType
+    """Moves a classification model with memory `statistics` to another backbone, with all it has learned. First an Open,
+    then unlabelled samples that show every class, 1,000 or more; both backbones see them, nothing of them is stored.
+    Half-close: a map between the features is fitted in closed form, the sums are moved by it, and old and new head are
+    held against each other on every fifth sample. Where the gate passes the model goes live on the new backbone, its
+    streams and version numbers go on, its memory is no longer exact; where not, and on any error, nothing is changed.
+    """
 
 ModelServiceAsyncStub: typing_extensions.TypeAlias = ModelServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -406,6 +438,10 @@ ModelServiceAsyncStub: typing_extensions.TypeAlias = ModelServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         everlearn_protos.v1.models_pb2.ProbeInputsRequest,
         everlearn_protos.v1.models_pb2.InputProbe,
+    ],
+    grpc.aio.StreamStreamMultiCallable[
+        everlearn_protos.v1.models_pb2.UpgradeBackboneRequest,
+        everlearn_protos.v1.models_pb2.UpgradeBackboneResponse,
     ],
 ]
 
@@ -505,5 +541,18 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[everlearn_protos.v1.models_pb2.InputProbe, collections.abc.Awaitable[everlearn_protos.v1.models_pb2.InputProbe]]:
         """What images look like beside what the model's backbone expects. Learns, keeps and logs nothing of them."""
+
+    @abc.abstractmethod
+    def UpgradeBackbone(
+        self,
+        request_iterator: _MaybeAsyncIterator[everlearn_protos.v1.models_pb2.UpgradeBackboneRequest],
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[everlearn_protos.v1.models_pb2.UpgradeBackboneResponse], collections.abc.AsyncIterator[everlearn_protos.v1.models_pb2.UpgradeBackboneResponse]]:
+        """Moves a classification model with memory `statistics` to another backbone, with all it has learned. First an Open,
+        then unlabelled samples that show every class, 1,000 or more; both backbones see them, nothing of them is stored.
+        Half-close: a map between the features is fitted in closed form, the sums are moved by it, and old and new head are
+        held against each other on every fifth sample. Where the gate passes the model goes live on the new backbone, its
+        streams and version numbers go on, its memory is no longer exact; where not, and on any error, nothing is changed.
+        """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -7,7 +7,8 @@ import json
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 
 from everlearn.errors import ConflictError, EverlearnError
 from everlearn.spec.load import dump, parse
@@ -61,10 +62,19 @@ class Declarations:
                     field="plan_id",
                 )
             check_consent(plan, allow_replace=allow_replace, allow_loosen_retention=allow_loosen_retention)
-            running = self._operations.running(name, "apply")
-            if running is not None:
-                raise ConflictError(f"{running.name} is applying model {name!r}; wait for it", field="declaration")
+            self._refuse_while_applying(name)
             return plan, await self._do(plan, lock)
+
+    async def plan_for(self, text: str) -> tuple[Plan, Mapping[str, str]]:
+        """As `plan`, with the lock it is bound to."""
+        return await self._applier.plan(text, self._current)
+
+    @asynccontextmanager
+    async def changing(self, name: str) -> AsyncIterator[None]:
+        """Nobody else changes the model meanwhile. Raises ConflictError while a declaration is being applied."""
+        async with self._locks[name]:
+            self._refuse_while_applying(name)
+            yield
 
     async def delete(self, name: str, etag: str) -> None:
         """Deletes a model with everything learned. Raises NotFoundError, ConflictError."""
@@ -110,6 +120,11 @@ class Declarations:
         return result
 
     # -- inside -------------------------------------------------------------------------------------------------
+
+    def _refuse_while_applying(self, name: str) -> None:
+        running = self._operations.running(name, "apply")
+        if running is not None:
+            raise ConflictError(f"{running.name} is applying model {name!r}; wait for it", field="declaration")
 
     async def _do(self, plan: Plan, lock: Mapping[str, str]) -> Operation | None:
         spec = plan.declaration

@@ -14,10 +14,12 @@ import numpy as np
 from everlearn.backbones.projection import weights
 from everlearn.errors import InputError
 from everlearn.inputs.samples import Features, Raw, Samples
+from everlearn.spec.input import Input
 from everlearn.spec.recipe import Projection
 from everlearn.values import FeaturesBd
 from everlearn_server.engine.decode import Decoder
 from everlearn_server.engine.live_model import LiveModel
+from everlearn_server.engine.trunks import LiveTrunk
 from everlearn_server.engine.truth_check import MAX_BATCH_SAMPLES
 from everlearn_server.engine.work_queue import Work, WorkQueue
 
@@ -54,7 +56,7 @@ async def embed(models: Sequence[LiveModel], samples: Samples, queue: WorkQueue)
         base = plain.get(_backbone(model), model)
         key = (base.ready_trunk.digest, base.ready_trunk.front.digest)
         if key not in done:
-            done[key] = await _run(base, samples, queue)
+            done[key] = await features_of(base.ready_trunk, base.spec.spec.input, samples, queue)
         projection = model.spec.spec.projection
         made_Bd = done[key].features_Bd
         if base is not model and projection is not None:
@@ -64,9 +66,9 @@ async def embed(models: Sequence[LiveModel], samples: Samples, queue: WorkQueue)
     return Embedded(features_Bd=features_Bd, passes=len(done), trunk_s=trunk_s)
 
 
-async def _run(model: LiveModel, samples: Raw, queue: WorkQueue) -> Work:
-    """In the lane of learning: it waits behind predictions."""
-    decoder = Decoder(model.ready_trunk, model.spec.spec.input)
+async def features_of(trunk: LiveTrunk, declared: Input, samples: Raw, queue: WorkQueue) -> Work:
+    """One trunk's features of samples, in the lane of learning: it waits behind predictions. Raises InputError."""
+    decoder = Decoder(trunk, declared)
     decoder.check(samples, field="samples")
     pixels_of = decoder.pixels_of(samples, field="samples")
     work = await queue.learn(decoder.session, pixels_of, len(samples), decoder.feature_dim)

@@ -18,6 +18,7 @@ from everlearn_server.engine.operations import Operation, Operations
 from everlearn_server.engine.probe import Probe, probe
 from everlearn_server.engine.serving import Scored, Snapshot, scores_of
 from everlearn_server.engine.trunks import LiveTrunk
+from everlearn_server.engine.upgrade import Upgrades
 from everlearn_server.engine.work_queue import WorkQueue
 from everlearn_server.store.rows import ExportRow
 from everlearn_server.store.store import Store
@@ -40,6 +41,9 @@ class Engine:
         self.queue = WorkQueue(
             workers=settings.workers, capacity_images=settings.queue_images, max_batch=settings.max_batch
         )
+        self.upgrades = Upgrades(
+            store=store, fleet=self._fleet, applier=applier, declarations=self.declarations, queue=self.queue
+        )
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -50,6 +54,7 @@ class Engine:
 
     async def drain(self) -> None:
         """Commits everything and stops learning; open learning streams are told. Predictions are still answered."""
+        await self.upgrades.close()
         await self.operations.close()
         await self._fleet.stop()
 

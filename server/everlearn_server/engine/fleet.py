@@ -21,6 +21,7 @@ from everlearn.values import Trunk
 from everlearn_server.engine.applier import Applier
 from everlearn_server.engine.conditions import conditions_json
 from everlearn_server.engine.live_model import LiveModel
+from everlearn_server.engine.publisher import Solved
 from everlearn_server.engine.trunks import LiveTrunk, TrunkPool
 from everlearn_server.store.rows import ModelRow
 from everlearn_server.store.store import Store
@@ -114,9 +115,18 @@ class Fleet:
 
     def enlist(self, row: ModelRow, spec: Model) -> LiveModel:
         """A model that does not learn yet takes its name's place. A predecessor must have been stopped."""
-        present = self._models.get(row.name)
+        self.take(model := self.make(row, spec))
+        return model
+
+    def take(self, model: LiveModel) -> None:
+        """A model takes its name's place. A predecessor must have been stopped."""
+        present = self._models.get(model.name)
         assert present is None or not present.is_started, "two writers on one memory would overwrite each other"
-        self._models[row.name] = LiveModel(
+        self._models[model.name] = model
+
+    def make(self, row: ModelRow, spec: Model) -> LiveModel:
+        """A model that nobody can ask for yet."""
+        return LiveModel(
             row=row,
             spec=spec,
             store=self._store,
@@ -127,13 +137,14 @@ class Fleet:
             trainer=self._settings.trainer,
             on_first_stable=lambda name: self.tell_ready(self.get(name)),
         )
-        return self._models[row.name]
 
-    async def begin(self, model: LiveModel, trunk: Trunk, session: TrunkSession | None = None) -> None:
-        """Makes an enlisted model learn and serve."""
+    async def begin(
+        self, model: LiveModel, trunk: Trunk, session: TrunkSession | None = None, first: Solved | None = None
+    ) -> None:
+        """Makes an enlisted model learn and serve, at once with the head `first` where there is one."""
         live = self.trunks.acquire(trunk, session, await self._applier.stored_tail(trunk.digest))
         try:
-            await model.start(live, self._trunk_of)
+            await model.start(live, self._trunk_of, first)
         except BaseException:
             self.release(model)
             raise

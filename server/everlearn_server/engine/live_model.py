@@ -12,7 +12,7 @@ from typing import Any
 
 import structlog
 
-from everlearn.errors import PreconditionError
+from everlearn.errors import PreconditionError, UnavailableError
 from everlearn.learners.trainer import TrainerSettings
 from everlearn.metrics.records import record_for
 from everlearn.metrics.transferability import Transferability, transferability
@@ -28,7 +28,7 @@ from everlearn_server.engine.tails import LiveTail
 from everlearn_server.engine.trunks import LiveTrunk
 from everlearn_server.engine.versions import VersionBook, Versioned
 from everlearn_server.engine.writer import ModelWriter
-from everlearn_server.store.rows import ModelRow, VersionRow
+from everlearn_server.store.rows import Commit, ModelRow, VersionRow
 from everlearn_server.store.store import Store
 
 _logger = structlog.get_logger(__name__)
@@ -113,8 +113,8 @@ class LiveModel:
             raise self._not_ready()
         return self.trunk
 
-    async def start(self, trunk: LiveTrunk, trunk_of: TrunkOf) -> None:
-        """Loads what is stored and begins to learn."""
+    async def start(self, trunk: LiveTrunk, trunk_of: TrunkOf, first: Solved | None = None) -> None:
+        """Loads what is stored and begins to learn. `first`: the head of exactly that, where it is known already."""
         self.trunk = trunk
         self._closed = False
         data = await self._store.ledger.memory(self.name)
@@ -142,7 +142,9 @@ class LiveModel:
         )
         self._publisher = self._make_publisher(latest)
         stored_digest = latest.record.memory_digest if latest else ""
-        if learner.samples and stored_digest != await self._writer.digest():
+        if first is not None:  # before anybody can open a stream, which then is tested by it
+            self._install(first)
+        elif learner.samples and stored_digest != await self._writer.digest():
             self._publisher.touch()
 
     async def stop(self, *, commit: bool = True) -> None:
@@ -181,11 +183,15 @@ class LiveModel:
         if judged != (spec.spec.head, spec.spec.labels, spec.spec.gate, spec.spec.serving.promotion):
             self.publisher.touch()
 
-    async def update_row(self, **changes: Any) -> ModelRow:
-        """Writes the model's row; one at a time, so that no writer meets another's etag. Raises NotFoundError."""
+    async def update_row(self, *, memory: Commit | None = None, **changes: Any) -> ModelRow:
+        """Writes the model's row, and with it the memory of its new lineage, if there is one; one at a time, so that no
+        writer meets another's etag. Raises NotFoundError."""
         async with self._row_lock:
-            row = replace(self.row, update_time_s=time.time(), **changes)
-            self.row = await self._store.catalog.put_model(row, expected_etag=self.row.etag)
+            row, etag = replace(self.row, update_time_s=time.time(), **changes), self.row.etag
+            if memory is None:
+                self.row = await self._store.catalog.put_model(row, expected_etag=etag)
+            else:
+                self.row = await self._store.ledger.replace(row, memory, expected_etag=etag)
             return self.row
 
     async def transferability(self) -> Transferability:
@@ -378,7 +384,9 @@ class LiveModel:
         tail = LiveTail(solution.tail) if solution.tail is not None else None
         return self._snapshot(row.number, solution.head, tail, trunk, row.create_time_s)
 
-    def _not_ready(self) -> PreconditionError:
+    def _not_ready(self) -> PreconditionError | UnavailableError:
+        if self.row.state == "READY":  # stopped for a moment, or for good
+            return UnavailableError(f"model {self.name!r} is stopped for the moment; try again")
         return PreconditionError(
             f"model {self.name!r} is {self.row.state.lower()}; see `everlearn describe {self.name}`",
             reason="MODEL_NOT_READY",

@@ -201,7 +201,7 @@ class Publisher:
     ) -> None:
         loop = asyncio.get_running_loop()
         try:
-            solved = await loop.run_in_executor(self._executor, self._solve, learned, tails, hint)
+            solved = await loop.run_in_executor(self._executor, solve, learned, tails, hint)
             self._take(solved, tails, generation)
         except PreconditionError as error:
             if error.reason == NO_NUMBERS:
@@ -229,21 +229,23 @@ class Publisher:
             self._exact_generation = generation
         self._changed.set()
 
-    def _solve(self, learned: Learned, tails: Mapping[str, int], hint: float | None) -> Solved:
-        begun_s = time.perf_counter()
-        solution = learned.solve(hint=hint)
-        head, tail = solution.head, solution.tail
-        solve_ms = (time.perf_counter() - begun_s) * 1e3
-        return Solved(
-            head=head,
-            tails=tails,
-            sample_count=learned.samples,
-            samples_C=tuple(int(count) for count in learned.count_C),
-            memory_digest=learned.digest() if hint is None else "",
-            exact=hint is None,
-            solve_ms=solve_ms,
-            parity=head_parity(head, probe_features(head.weight_dC.shape[0])),
-            data=dump_solution(solution),
-            tail=LiveTail(tail) if tail is not None else None,
-            figures=learned.figures,
-        )
+
+def solve(learned: Learned, tails: Mapping[str, int], hint: float | None = None) -> Solved:
+    """The head of what has been learned: the exact one, or a quick one with `hint`. Raises PreconditionError."""
+    begun_s = time.perf_counter()
+    solution = learned.solve(hint=hint)
+    head, tail = solution.head, solution.tail
+    solve_ms = (time.perf_counter() - begun_s) * 1e3
+    return Solved(
+        head=head,
+        tails=tails,
+        sample_count=learned.samples,
+        samples_C=tuple(int(count) for count in learned.count_C),
+        memory_digest=learned.digest() if hint is None else "",
+        exact=hint is None,
+        solve_ms=solve_ms,
+        parity=head_parity(head, probe_features(head.weight_dC.shape[0])),
+        data=dump_solution(solution),
+        tail=LiveTail(tail) if tail is not None else None,
+        figures=learned.figures,
+    )

@@ -120,7 +120,7 @@ class VersionBook:
             spec.spec.gate,
             sample_count=solved.sample_count,
             windowed_accuracy=prequential["windowed_accuracy"],
-            stable_accuracy=self._accuracy_of_stable(),
+            stable_accuracy=self.stable_accuracy,
             parity=solved.parity,
         )
         record = VersionRow(
@@ -235,7 +235,9 @@ class VersionBook:
             self._versions.pop(number, None)
             self.stored.discard(number)
 
-    def _accuracy_of_stable(self) -> float | None:
+    @property
+    def stable_accuracy(self) -> float | None:
+        """What the stable version's windowed accuracy was when it was made; None where there is none."""
         if self.stable is None:
             return None
         return float(json.loads(self.stable.record.metrics_json)["windowed_accuracy"])

@@ -76,6 +76,7 @@ async def _status(engine: Engine, model: LiveModel, *, report: bool) -> models_p
             # Beside the event loop: many classes take a hundredth of a second, and the writer may hold the record.
             status.report.CopyFrom(await asyncio.to_thread(_report, model.writer.prequential))
         status.memory_digest = await model.writer.digest()
+        status.inexact_because = learner.inexact_because
     return status
 
 

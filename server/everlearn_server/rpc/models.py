@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, AsyncIterator
+
 import grpc
 
 from everlearn.errors import InvalidError
@@ -18,6 +20,7 @@ from everlearn_server.rpc.messages import (
     version_message,
 )
 from everlearn_server.rpc.samples import samples_of
+from everlearn_server.rpc.upgrade import upgrade
 
 
 class ModelService:
@@ -46,6 +49,7 @@ class ModelService:
                 "RollbackModel": wire.unary(p.RollbackModelRequest, self.roll_back),
                 "ProbeModel": wire.unary(p.ProbeModelRequest, self.probe),
                 "ProbeInputs": wire.unary(p.ProbeInputsRequest, self.probe_inputs),
+                "UpgradeBackbone": wire.bidirectional(self.upgrade),
             },
         )
 
@@ -130,3 +134,9 @@ class ModelService:
         """What images look like beside what the backbone expects."""
         model = self._engine.model(names.model_of(request.name))
         return input_probe_message(*await input_figures(model, samples_of(request.samples, field="samples")))
+
+    def upgrade(
+        self, requests: AsyncIterator[bytes], _: wire.Context
+    ) -> AsyncGenerator[models_pb2.UpgradeBackboneResponse, None]:
+        """To another backbone by a calibration stream."""
+        return upgrade(self._engine, requests)

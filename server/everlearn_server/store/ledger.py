@@ -22,7 +22,7 @@ from everlearn_server.store.blobs import Blobs
 from everlearn_server.store.database import Database
 from everlearn_server.store.history import prune
 from everlearn_server.store.payload import INLINE_BYTES, Payload, collect, recover, stowed
-from everlearn_server.store.rows import Commit, CommitRow, MemoryRow, Receipt, RejectRow, StreamRow
+from everlearn_server.store.rows import Commit, CommitRow, MemoryRow, ModelRow, Receipt, RejectRow, StreamRow
 from everlearn_server.store.schema import commit_log, memory, reject, stream
 
 MEMORY = [memory.c[field.name] for field in fields(MemoryRow)]
@@ -64,6 +64,14 @@ class Ledger:
         """
         return await self._database.run(self._commit, commit)
 
+    async def replace(self, row: ModelRow, commit: Commit, *, expected_etag: str) -> ModelRow:
+        """Begins a model's next lineage with a memory, in one transaction: the row, whose lineage is the commit's, and
+        the memory; streams stay where they are. Returns the row as it is stored.
+
+        Raises ConflictError for a stale etag, and what `commit` raises; after each of these nothing is written.
+        """
+        return await self._database.run(self._replace, row, commit, expected_etag)
+
     async def memory(self, model: str) -> bytes | None:
         """The memory of the last commit, verified; None before the first. Raises DataLossError."""
         return await self._database.run(self._memory, model)
@@ -79,6 +87,26 @@ class Ledger:
     async def rejects(self, model: str, *, limit: int = 100) -> tuple[RejectRow, ...]:
         """The last rejections, oldest first; the store keeps 10,000 a model."""
         return await self._database.read(_rejects, model, limit)
+
+    def _replace(self, row: ModelRow, commit: Commit, expected_etag: str) -> ModelRow:
+        try:
+            with stowed(self._database, self._blobs, commit.memory) as content:
+                with self._database.transaction() as connection:
+                    self._failpoint("begun")
+                    previous = _state(connection, row.name)
+                    stored = models.put(connection, row, expected_etag)
+                    _verify(connection, commit, self._timeline)
+                    link = _Link(commit_id=_log(connection, commit, content, None), previous=None)
+                    _put_memory(connection, commit, content, link)
+                    self._failpoint("before_commit")
+                self._failpoint("committed")
+            if previous is not None and previous.size > INLINE_BYTES and previous.digest != content.digest:
+                collect(self._database, self._blobs, {previous.digest})
+        except EverlearnError:
+            raise
+        except Exception as error:
+            self._database.die(error)
+        return stored
 
     def _commit(self, commit: Commit) -> Receipt:
         started_s = time.perf_counter()

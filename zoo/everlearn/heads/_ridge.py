@@ -21,6 +21,7 @@ d = 1280): solving with T + lambda I costs O(d K), and the trace needs T's eigen
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, Literal
 
 import numpy as np
@@ -99,17 +100,25 @@ def solve_spd(lower_dd: Float, target_dK: Float, ridge: float) -> Float:
 
 
 def search(
-    moment_dd: Float, target_dK: Float, *, size: float, floor: float, spread: float, samples: float
+    moment_dd: Float,
+    target_dK: Float,
+    *,
+    size: float,
+    floor: float,
+    spread: float,
+    samples: float,
+    alphas: Sequence[float] = ALPHAS,
 ) -> tuple[float, Float, float]:
     """alpha of least GCV, the weights there and their degrees of freedom; overwrites A.
 
-    `size`: mean eigenvalue; `floor`: least penalty; `spread`: RSS of the intercept alone; `samples`: effective number.
+    `size`: mean eigenvalue; `floor`: least penalty; `spread`: RSS of the intercept alone; `samples`: effective number;
+    `alphas`: what is tried, descending.
     """
     tri = Tridiagonal(moment_dd)
     rotated_dK = tri.rotate(target_dK)
     eigenvalue_d = tri.eigenvalues()
-    best_score, best_alpha, best_dK, best_dof = np.inf, ALPHAS[0], None, 1.0
-    for alpha in ALPHAS:
+    best_score, best_alpha, best_dK, best_dof = np.inf, alphas[0], None, 1.0
+    for alpha in alphas:
         ridge = max(alpha * size, floor)
         dof = 1.0 + float(np.sum(eigenvalue_d / (eigenvalue_d + ridge)))
         if dof >= MAX_DOF_SHARE * samples:

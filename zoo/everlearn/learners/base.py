@@ -101,6 +101,11 @@ class Learner(ABC):
         )
 
     @property
+    def inexact_because(self) -> str:
+        """Why heads are not those of joint training on all that was learned; empty where they are, and for steps."""
+        return ""
+
+    @property
     def ttl_s(self) -> float | None:
         """Seconds after which features that are kept must go; None where none are, or they have no end."""
         return None

@@ -72,6 +72,11 @@ class ClosedForm(Learner):
         return self.memory.sums
 
     @property
+    def inexact_because(self) -> str:
+        """See Learner."""
+        return self.memory.inexact_because
+
+    @property
     def ttl_s(self) -> float | None:
         """See Learner."""
         return self.memory.ttl_s

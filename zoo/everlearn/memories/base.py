@@ -101,6 +101,11 @@ class Memory(ABC):
         equal joint training."""
 
     @property
+    def inexact_because(self) -> str:
+        """Why `is_exact` is false, in words; empty where it is true."""
+        return "" if self.is_exact else "a part alone of what was learned is kept"
+
+    @property
     @abstractmethod
     def sums(self) -> Sums:
         """What the closed-form heads need, over all that is kept; live where the memory is sums, otherwise made of the

@@ -33,17 +33,26 @@ class Statistics(Memory):
         *,
         seen_C: npt.NDArray[np.int64] | None = None,
         replay: GaussianReplay | None = None,
+        moved: str = "",
     ) -> None:
-        """`seen_C`: samples integrated of each class, where decayed sums no longer tell."""
+        """`seen_C`: samples integrated of each class, where decayed sums no longer tell; `moved`: see `moved_to`."""
         self._sums = sums
         self._declared = _state.declared_as(KIND, declared)
         self._seen_C = seen_C
         self._replay = replay or GaussianReplay()
+        self._moved = moved
 
     @classmethod
     def create(cls, dim: int, labels: Sequence[str], declared: Declared | None = None) -> Self:
         """See Memory."""
         return cls(Sums(dim, labels), declared)
+
+    def moved_to(self, sums: Sums, declared: Declared, *, story: str) -> Self:
+        """This memory on another backbone: estimated sums of the same samples (`everlearn.upgrade`), and in words where
+        they come from, which stays with them."""
+        assert sums.labels == self.labels, "an estimate is of the same classes"
+        story = f"{self._moved}; {story}" if self._moved else story
+        return type(self)(sums, declared, seen_C=self.seen_C.copy(), moved=story)
 
     def declare(self, labels: Sequence[str]) -> None:
         """See Memory."""
@@ -89,8 +98,15 @@ class Statistics(Memory):
 
     @property
     def is_exact(self) -> bool:
-        """See Memory; false once anything has decayed."""
+        """See Memory; false once anything has decayed or was moved to another backbone."""
         return self._sums.is_exact
+
+    @property
+    def inexact_because(self) -> str:
+        """See Memory."""
+        if self.is_exact:
+            return ""
+        return self._moved or "what was learned earlier has decayed (memory.decay)"
 
     @property
     def sums(self) -> Sums:
@@ -113,7 +129,9 @@ class Statistics(Memory):
         replay = self._replay.arrays
         if self._sums.is_exact and self._declared.decay == 1 and not replay:
             return self._sums.to_bytes()
-        state = {"declared": self._declared.model_dump(mode="json", exclude_none=True)}
+        state: dict[str, object] = {"declared": self._declared.model_dump(mode="json", exclude_none=True)}
+        if self._moved:
+            state["moved"] = self._moved
         sums = np.frombuffer(self._sums.to_bytes(), np.uint8)
         return _state.dump(KIND, state, {"sums": sums, "seen": self.seen_C, **replay})
 
@@ -131,4 +149,5 @@ class Statistics(Memory):
                 _state.declared_from(KIND, state),
                 seen_C=None if sums.is_exact else seen_C,
                 replay=GaussianReplay.restored(arrays, sums.dim),
+                moved=str(state.get("moved", "")),
             )

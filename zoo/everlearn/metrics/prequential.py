@@ -160,6 +160,12 @@ class Prequential(Record):
                 self._curve.extend(base[0] + tested, base[1] + correct)
             self._panes.extend(other._panes)
 
+    def forget_features(self) -> None:
+        """Features mean something else from now on: drift is measured anew, all else goes on."""
+        with self._lock:
+            self._moments = FeatureMoments()
+            self._panes.forget_features()
+
     @property
     def tested(self) -> int:
         """Samples."""

@@ -84,6 +84,11 @@ class Window:
         self._panes.extend(Pane.from_dict(pane.to_dict()) for pane in other._panes)
         self.turn()
 
+    def forget_features(self) -> None:
+        """Drops what was summed of features."""
+        for pane in self._panes:
+            pane.moments = FeatureMoments()
+
     @property
     def samples(self) -> int:
         """That it covers."""

@@ -18,6 +18,7 @@ from everlearn_client.cli.learning import learn
 from everlearn_client.cli.serving import export, predict
 from everlearn_client.cli.showing import delete, describe, get, info, promote, rollback, versions
 from everlearn_client.cli.tune import tune
+from everlearn_client.cli.upgrading import upgrade_backbone
 from everlearn_client.errors import EverlearnClientError, Unavailable
 
 # typer has its own copy of click since 0.26 and names few of its classes: this one is the base of what it raises.
@@ -82,7 +83,7 @@ def root(
 
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Declare": (apply, plan, diff, lock, schema, tune),
-    "Look and manage": (get, describe, doctor, versions, promote, rollback, delete, info),
+    "Look and manage": (get, describe, doctor, versions, promote, rollback, upgrade_backbone, delete, info),
     "Learn and use": (learn, predict, export),
 }
 for _panel, _commands in _PANELS.items():

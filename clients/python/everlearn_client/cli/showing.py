@@ -67,6 +67,7 @@ def _put_description(found: models_pb2.Model) -> None:
             "features": status.feature_dim,
             "trunk": status.trunk_digest,
             "memory": status.memory_digest,
+            **({"estimated": status.inexact_because} if status.inexact_because else {}),
             "input": f"{status.input.height} x {status.input.width} px, {', '.join(status.input.encodings)}",
             "at rest": ", ".join(f"{kind} {size:,} B" for kind, size in sorted(status.bytes_at_rest.items())),
         }
