@@ -20,6 +20,7 @@ from tests.real_server import RealServer
 from typer.testing import CliRunner, Result
 
 from everlearn_client import Client
+from everlearn_client.choosing import trial
 from everlearn_client.cli import exit_codes
 from everlearn_client.cli.app import app
 
@@ -187,4 +188,16 @@ def test_an_interrupted_search_leaves_no_model_behind(
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == exit_codes.INTERRUPTED
+    assert names(client) == []
+
+
+def test_a_sample_whose_features_do_not_fit_here_is_refused_with_what_would(
+    run: Run, client: Client, backbone: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declare(tmp_path / "plain.yaml", backbone)
+    (tmp_path / "space.yaml").write_text(SPACE)
+    monkeypatch.setattr(trial, "MOST_BYTES", 4 * 16 * 200)
+    refused = run("tune plain.yaml digits.npz --space space.yaml -c 1")
+    assert refused.exit_code == exit_codes.INVALID
+    assert "give fewer samples" in refused.stderr
     assert names(client) == []

@@ -34,6 +34,8 @@ DOUBLINGS = 4
 """Blocks double: the head is tested with 1/16, 1/8, 1/4 and 1/2 of the sample known."""
 AT_ONCE = 8
 """Models taught at a time. The server paces the commits of each, so that one alone would mostly wait."""
+MOST_BYTES = 2**30
+"""Features held here. Where a model learns from the raw input itself (adapt full), those are its pixels."""
 RETRY_FOR_S = 60.0
 """Of failing in a row: a server that is away for longer ends the trial."""
 REVISED_S = 120.0
@@ -142,6 +144,12 @@ def embed(client: Client, models: Sequence[models_pb2.Model], batches: Iterator[
             passes = found.passes
             for digest, features in found.features_Nd.items():
                 parts[digest].append(features)
+            if len(labels) * row_bytes > MOST_BYTES:
+                raise InvalidArgument(
+                    f"features of {len(labels)} samples take {len(labels) * row_bytes:,} bytes here, and more were to "
+                    f"come; at most {MOST_BYTES:,} may: give fewer samples",
+                    field="--samples",
+                )
     features_Nd = {digest: np.concatenate(arrays) for digest, arrays in parts.items()}
     return Embedded(labels=labels, features_Nd=features_Nd, passes=passes, seconds=time.monotonic() - begun_s)
 

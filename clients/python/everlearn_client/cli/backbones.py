@@ -131,7 +131,7 @@ def _try(client: Client, entry: Entry, sample: Sample) -> Candidate:
         (shown,) = trial.run(client, [model], embedded)
         if shown.failure is not None:
             raise shown.failure
-        probe = fit(client, yaml.safe_load(locked), model, embedded, sample.batches)
+        probe = fit(client, model, embedded, sample.batches)
     return Candidate(
         name=entry.name,
         correct_N=shown.correct_N,

@@ -88,7 +88,7 @@ def _learn(
     findings.append(diagnosis.check_baseline(last, majority))
     findings += one_batch(client, declaration, model, sample, alike.first_of_kind)
     findings += range_test(client, declaration, model, sample, shown)
-    probe = fit(client, declaration, model, sample, batches)
+    probe = fit(client, model, sample, batches)
     findings.append(
         diagnosis.check_fit(
             gcv_residual=probe.gcv_residual,

@@ -90,20 +90,21 @@ def range_test(
 
 
 def fit(
-    client: Client,
-    declaration: Mapping[str, Any],
-    model: models_pb2.Model,
-    sample: trial.Embedded,
-    batches: Callable[[], Iterator[Batch]],
+    client: Client, model: models_pb2.Model, sample: trial.Embedded, batches: Callable[[], Iterator[Batch]]
 ) -> models_pb2.ModelProbe:
-    """How well the backbone fits, from sums: the model's, or where it keeps none, those of one that is solved."""
-    try:
-        return client.models.probe(model.name)
-    except FailedPrecondition as error:
-        if error.reason != "NO_SUMS":
-            raise
-    name, spec = trial.temporary_name("doctor"), declaration["spec"]
-    plain = {**declaration, "spec": {part: spec[part] for part in ("backbone", "input") if part in spec}}
+    """How well the backbone fits, from sums: the model's, or where it keeps none of the backbone's own features, those
+    of one that is solved.
+    """
+    declaration = yaml.safe_load(model.declaration)
+    spec = declaration["spec"]
+    if spec["adapt"]["kind"] == "frozen":
+        try:
+            return client.models.probe(model.name)
+        except FailedPrecondition as error:
+            if error.reason != "NO_SUMS":
+                raise
+    name = trial.temporary_name("doctor")
+    plain = {**declaration, "spec": {part: spec[part] for part in ("backbone", "input")}}
     with trial.temporary(client, renamed(plain, name), name) as solved:
         digest = solved.status.input.feature_digest
         seen = sample if digest in sample.features_Nd else trial.embed(client, [solved], batches())
