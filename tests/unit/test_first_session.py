@@ -113,6 +113,7 @@ def test_better_blocks_are_kept_and_every_sample_of_the_session_is_learned_throu
     teach(learner, 0, 5)
     assert learner.learned().figures["fitted_accuracy"] > learner.learned().figures["base_accuracy"]
     assert learner.samples == learner.sums.samples == 60
+    assert learner.sums_scale.step_d.size == learner.sums.dim == 4, "not the scale at the cut"
     assert accuracy(learner) > 0.95
 
 

@@ -199,8 +199,7 @@ class LiveModel:
 
         Raises PreconditionError (MODEL_NOT_READY, EMPTY_MEMORY, ONE_CLASS).
         """
-        scale = self.ready_trunk.scale
-        sums = await self.writer.copy_sums()
+        sums, scale = await self.writer.copy_sums()
         return await asyncio.get_running_loop().run_in_executor(self._solvers, transferability, sums, scale)
 
     def let_go(self) -> list[LiveTrunk]:

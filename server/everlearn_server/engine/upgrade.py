@@ -198,7 +198,7 @@ class Upgrade:
     async def _judge(self) -> Judged:
         self._refuse_if_changed()
         model = self._model
-        sums = await model.writer.copy_sums()
+        sums, _ = await model.writer.copy_sums()
         record = model.writer.prequential
         assert isinstance(record, Prequential), "of one label a sample"
         assert self._after is not None

@@ -175,9 +175,9 @@ class ModelWriter:
             learned = await loop.run_in_executor(self._executor, self.learner.learned)
             return learned, {client: tail.integrated for client, tail in self._tails.items()}
 
-    async def copy_sums(self) -> Sums:
-        """A copy of the sums. Raises PreconditionError (reason NO_SUMS) where the recipe keeps none."""
-        return await self._under_lock(lambda: self.learner.sums.copy())
+    async def copy_sums(self) -> tuple[Sums, FeatureScale]:
+        """A copy of the sums and their scale. Raises PreconditionError (reason NO_SUMS) where the recipe keeps none."""
+        return await self._under_lock(lambda: (self.learner.sums.copy(), self.learner.sums_scale))
 
     async def declare(self, labels: Sequence[str]) -> None:
         """Gives declared labels their indices, before any sample of theirs."""

@@ -18,7 +18,7 @@ from everlearn.memories.base import Origin
 from everlearn.spec.model import ModelSpec
 from everlearn.sums import Sums
 from everlearn.truth import Truth
-from everlearn.values import LinearHead, QuantisedBd
+from everlearn.values import FeatureScale, LinearHead, QuantisedBd
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +109,12 @@ class Learner(ABC):
     def ttl_s(self) -> float | None:
         """Seconds after which features that are kept must go; None where none are, or they have no end."""
         return None
+
+    @property
+    def sums_scale(self) -> FeatureScale:
+        """What the integers of `sums` stand for. Raises as `sums`."""
+        _ = self.sums
+        raise NotImplementedError(f"{type(self).__name__} has sums and must say their scale")
 
     @abstractmethod
     def integrate(self, quantised_Bd: QuantisedBd, labels: Truth, *, origin: Origin | None = None) -> None:

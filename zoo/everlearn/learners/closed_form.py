@@ -77,6 +77,11 @@ class ClosedForm(Learner):
         return self.memory.inexact_because
 
     @property
+    def sums_scale(self) -> FeatureScale:
+        """See Learner."""
+        return self.scale
+
+    @property
     def ttl_s(self) -> float | None:
         """See Learner."""
         return self.memory.ttl_s

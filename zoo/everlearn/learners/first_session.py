@@ -89,6 +89,11 @@ class FirstSession(Learner):
             raise PreconditionError("the first session has not ended; stream more samples", reason="NO_SUMS")
         return self._after.inner.sums
 
+    @property
+    def sums_scale(self) -> FeatureScale:
+        """See Learner."""
+        return self._after.inner.scale if self._after is not None else super().sums_scale
+
     def integrate(self, quantised_Bd: QuantisedBd, labels: Truth, *, origin: Origin | None = None) -> None:
         """See Learner."""
         labels = single_labels(labels)
