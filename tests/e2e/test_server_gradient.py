@@ -175,3 +175,14 @@ def test_samples_of_a_session_that_was_cut_off_are_sent_again_by_the_client(netw
             report = client.learn("first", cut_off())
             assert report.durable_samples == 96
             assert client.models.get("first").status.sample_count == 96
+
+
+def test_a_version_tells_how_it_was_learned(server: RealServer, client: Client, backbone: Path) -> None:
+    server.declare(tiny.declaration(backbone, "told", recipe="latent_replay", train={"steps": 2}))
+    client.learn("told", stream(6))
+    version = client.models.version("told", "latest")
+    assert version.recipe == "latent_replay"
+    assert any(line.startswith("train: steps 2") for line in version.axes)
+    assert version.training["steps"] == 2
+    assert version.training["learning_rate"] > 0
+    assert version.training["log_classes"] == pytest.approx(np.log(3))

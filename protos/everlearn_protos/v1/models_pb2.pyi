@@ -1204,6 +1204,7 @@ class Version(google.protobuf.message.Message):
     REPORT_FIELD_NUMBER: builtins.int
     RECIPE_FIELD_NUMBER: builtins.int
     TRAINING_FIELD_NUMBER: builtins.int
+    AXES_FIELD_NUMBER: builtins.int
     name: builtins.str
     """`models/{model}/versions/{number}`."""
     number: builtins.int
@@ -1235,6 +1236,10 @@ class Version(google.protobuf.message.Message):
         `update_ratio`, `learning_rate`, `steps` ...; of a first session: `base_accuracy`, `fitted_accuracy`, `samples`.
         """
 
+    @property
+    def axes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What the recipe expanded to then: one axis with its options a line."""
+
     def __init__(
         self,
         *,
@@ -1254,9 +1259,10 @@ class Version(google.protobuf.message.Message):
         report: Global___LearningReport | None = ...,
         recipe: builtins.str = ...,
         training: collections.abc.Mapping[builtins.str, builtins.float] | None = ...,
+        axes: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["create_time", b"create_time", "prequential", b"prequential", "report", b"report"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "create_time", b"create_time", "gate_passed", b"gate_passed", "gate_reason", b"gate_reason", "head", b"head", "labels", b"labels", "memory_digest", b"memory_digest", "name", b"name", "number", b"number", "prequential", b"prequential", "recipe", b"recipe", "regularization", b"regularization", "report", b"report", "sample_count", b"sample_count", "training", b"training", "trunk_digest", b"trunk_digest"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "axes", b"axes", "create_time", b"create_time", "gate_passed", b"gate_passed", "gate_reason", b"gate_reason", "head", b"head", "labels", b"labels", "memory_digest", b"memory_digest", "name", b"name", "number", b"number", "prequential", b"prequential", "recipe", b"recipe", "regularization", b"regularization", "report", b"report", "sample_count", b"sample_count", "training", b"training", "trunk_digest", b"trunk_digest"]) -> None: ...
 
 Global___Version: typing_extensions.TypeAlias = Version
 

@@ -12,6 +12,7 @@ from typing import Any
 from everlearn.errors import GateError, NotFoundError, PreconditionError
 from everlearn.spec.input import Input
 from everlearn.spec.model import Gate, Model
+from everlearn.spec.telling import axes
 from everlearn_server.engine.publisher import NO_NUMBERS, Solved
 from everlearn_server.engine.serving import Snapshot
 from everlearn_server.engine.trunks import LiveTrunk
@@ -136,6 +137,7 @@ class VersionBook:
                     "regularization": solved.head.regularization,
                     "exact": solved.exact,
                     "recipe": spec.spec.recipe,
+                    "axes": axes(spec.spec),
                     **({"training": dict(solved.figures)} if solved.figures else {}),
                     "feature_digest": trunk.feature_digest,
                     "samples_per_class": solved.samples_C,

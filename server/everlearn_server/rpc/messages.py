@@ -145,6 +145,7 @@ def version_message(model: LiveModel, record: VersionRow) -> models_pb2.Version:
         report=json_format.ParseDict(metrics.get("report", {}), models_pb2.LearningReport()),
         recipe=metrics.get("recipe", ""),
         training=metrics.get("training", {}),
+        axes=metrics.get("axes", ()),
     )
 
 

@@ -18,27 +18,31 @@ _KEPT = {
 def told(spec: ModelSpec) -> tuple[str, ...]:
     """The recipe of a completed declaration in a few lines."""
     preset = presets.PRESETS[spec.recipe]
-    lines = [f"{spec.recipe}: {preset.title}"]
-    lines += [f"{axis}: {chosen}" for axis, chosen in _axes(spec)]
+    lines = [f"{spec.recipe}: {preset.title}", *axes(spec)]
     lines.append(f"kept on disk: {_kept(spec)}; raw inputs never")
     if preset.advice:
         lines.append(f"use it: {preset.advice}")
     return tuple(lines)
 
 
+def axes(spec: ModelSpec) -> tuple[str, ...]:
+    """One axis with its options a line."""
+    return tuple(f"{axis}: {chosen}" for axis, chosen in _axes(spec))
+
+
 def _axes(spec: ModelSpec) -> list[tuple[str, str]]:
-    axes = [("adapt", _options(spec.adapt)), ("memory", _options(spec.memory)), ("head", _options(spec.head))]
+    found = [("adapt", _options(spec.adapt)), ("memory", _options(spec.memory)), ("head", _options(spec.head))]
     if spec.projection is not None:
-        axes.insert(1, ("projection", _options(spec.projection)))
-    axes += [("regularize", _options(regularizer)) for regularizer in spec.regularize]
+        found.insert(1, ("projection", _options(spec.projection)))
+    found += [("regularize", _options(regularizer)) for regularizer in spec.regularize]
     if spec.loss is not None:
-        axes.append(("loss", _options(spec.loss)))
+        found.append(("loss", _options(spec.loss)))
     if spec.train is not None:
         optimizer, train = spec.train.optimizer, spec.train
-        axes.append(("optimizer", _options(optimizer)))
-        axes.append(("schedule", _options(train.schedule)))
-        axes.append(("train", _listed({k: v for k, v in train.model_dump().items() if not isinstance(v, dict)})))
-    return axes
+        found.append(("optimizer", _options(optimizer)))
+        found.append(("schedule", _options(train.schedule)))
+        found.append(("train", _listed({k: v for k, v in train.model_dump().items() if not isinstance(v, dict)})))
+    return found
 
 
 def _options(part: Strict) -> str:
