@@ -16,7 +16,18 @@ from rich.status import Status
 from tests.benchmarks.scene import Scene
 from tests.benchmarks.table import Machine, Row, markdown, result_path
 
-NAMES = ("accuracy", "learn_cost", "freshness", "head_swap", "export", "serving", "memory", "commits", "gradient_step")
+NAMES = (
+    "accuracy",
+    "learn_cost",
+    "freshness",
+    "head_swap",
+    "export",
+    "serving",
+    "memory",
+    "commits",
+    "gradient_step",
+    "upgrade",
+)
 RESULTS = Path(__file__).with_name("results")
 
 

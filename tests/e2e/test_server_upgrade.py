@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -17,10 +18,21 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from tests import tiny
+from tests.encoders import MINILM
 from tests.real_server import RealServer
+from tests.texts import sentences
 from typer.testing import CliRunner
 
-from everlearn_client import AsyncClient, Client, Conflict, FailedPrecondition, Features, InvalidArgument
+from everlearn_client import (
+    AsyncClient,
+    Client,
+    Conflict,
+    FailedPrecondition,
+    Features,
+    InvalidArgument,
+    Tensors,
+    Texts,
+)
 from everlearn_client.cli.app import app
 from everlearn_protos.v1 import models_pb2
 
@@ -90,7 +102,7 @@ def state_of(client: Client, name: str) -> tuple[str, str, int, int, str]:
 
 
 def test_a_model_moves_to_another_backbone_with_all_it_has_learned(
-    server: RealServer, client: Client, backbone: Path, successor: Path
+    server: RealServer, client: Client, backbone: Path, successor: Path, tmp_path: Path
 ) -> None:
     declared(server, backbone, "moved")
     before, versions = client.models.get("moved"), len(list(client.models.versions("moved")))
@@ -127,6 +139,10 @@ def test_a_model_moves_to_another_backbone_with_all_it_has_learned(
     assert stable.trunk_digest == after.status.trunk_digest
     assert len(list(client.models.versions("moved"))) == versions + 1
     assert accuracy(client, "moved") >= 0.95
+    # What it exports says so, and predicts what the server predicts.
+    card = next(path for path in client.download(client.export("moved"), tmp_path) if path.suffix == ".md").read_text()
+    assert "Those sums are an estimate: 320 samples were learned on" in card
+    assert "Equal sums give equal heads" not in card
     # The version before still answers, on its own backbone.
     images, labels = asked()
     found = client.predict("moved", images, version=old_stable).top
@@ -377,6 +393,52 @@ def test_the_command_shows_the_figures_and_its_exit_code_says_how_it_ended(
     assert "estimated:" in described.stdout
     missing = run(str(tmp_path / "good.yaml"), str(tmp_path / "nowhere"))
     assert missing.exit_code == 3
+
+
+def test_rows_of_a_table_move_to_random_features(server: RealServer, client: Client, tmp_path: Path) -> None:
+    def rows(count: int, seed: int) -> tuple[npt.NDArray[np.float32], list[str]]:
+        random = np.random.default_rng(seed)
+        label_B = random.integers(0, 3, count)
+        centre_Cd = np.array([[-1, -1, 0, 1], [1, -1, 1, 0], [0, 1.5, -1, -1]])
+        return (centre_Cd[label_B] + random.normal(0, 0.5, (count, 4))).astype(np.float32), [f"c{i}" for i in label_B]
+
+    def declaration(**spec: object) -> str:
+        table = {"modality": "tensor", "shape": [4], "range": [-4, 4]}
+        body = {"backbone": {"source": "identity"}, "input": table, **spec}
+        return json.dumps({"metadata": {"name": "table"}, "spec": body})
+
+    server.declare(declaration())
+    learned, labels = rows(300, 0)
+    client.learn("table", [(Tensors(learned[at : at + 30]), labels[at : at + 30]) for at in range(0, 300, 30)])
+    (tmp_path / "new.yaml").write_text(declaration(projection={"dim": 64, "seed": 3}))
+    seen, _ = rows(800, 1)
+    np.savetxt(tmp_path / "seen.csv", seen, delimiter=",", header="a,b,c,d", comments="")
+    command = ["upgrade-backbone", "table", str(tmp_path / "new.yaml"), str(tmp_path / "seen.csv")]
+    result = CliRunner().invoke(app, [*command, "--server", server.address, "-o", "json"])
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert (report["samples"], report["held_out"], report["live"]) == (640, 160, True)
+    images, truth = rows(300, 2)
+    found = client.predict("table", Tensors(images)).top
+    assert np.mean([top[0].label == label for top, label in zip(found, truth, strict=True)]) > 0.9
+    assert client.models.get("table").status.feature_dim == 64
+
+
+def test_texts_move_to_an_encoder_that_reads_less(server: RealServer, client: Client) -> None:
+    def declaration(max_tokens: int) -> str:
+        table = {"modality": "text", "max_tokens": max_tokens}
+        return json.dumps({"metadata": {"name": "topics"}, "spec": {"backbone": MINILM, "input": table}})
+
+    server.declare(declaration(256))
+    client.learn("topics", zip(*sentences(0, 8), strict=True))
+    unlabelled = [f"{text} {more}" for text in sentences(8, 12)[0] for more in sentences(0, 3)[0]]
+    batches = [Texts(unlabelled[at : at + 32]) for at in range(0, len(unlabelled), 32)]
+    report = client.models.upgrade_backbone("topics", declaration(24), batches, max_drop=1, min_agreement=0.5)
+    assert report.live
+    texts, truth = sentences(8, 12)
+    found = client.predict("topics", Texts(texts)).top
+    assert np.mean([top[0].label == label for top, label in zip(found, truth, strict=True)]) >= 0.85
+    assert client.models.get("topics").status.input.max_tokens == 24
 
 
 def test_the_raw_samples_are_nowhere_on_disk(tmp_path: Path, backbone: Path, successor: Path) -> None:

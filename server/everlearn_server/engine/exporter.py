@@ -133,6 +133,7 @@ def _release(bench: _Bench, model: str, versioned: Versioned, tolerance: float) 
         samples=record.sample_count,
         samples_C=tuple(metrics["samples_per_class"]),
         memory_digest=record.memory_digest,
+        inexact_because=metrics.get("inexact_because", ""),  # versions of earlier releases say nothing
         accuracy=metrics["accuracy"] if tested else None,
         windowed_accuracy=metrics["windowed_accuracy"] if tested else None,
         sha256=hashlib.sha256(onnx).hexdigest(),

@@ -258,6 +258,7 @@ class LiveModel:
                 "windowed_accuracy": prequential.window_accuracy,
                 "window": prequential.window,
                 "report": prequential.summary(),
+                "inexact_because": self.writer.learner.inexact_because,
             },
             make=make,
         )

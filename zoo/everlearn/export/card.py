@@ -96,6 +96,8 @@ class CardFacts:
     """Of the ONNX file."""
     size_bytes: int
     """Of the ONNX file."""
+    inexact_because: str = ""
+    """Why the sums are not those of all that was learned, added up; empty where they are."""
 
 
 def model_card(facts: CardFacts, trunk: Trunk, head: LinearHead, parity: ReleaseReport) -> str:
@@ -192,7 +194,9 @@ def _learning(facts: CardFacts, front: Front, head: LinearHead) -> str:
         f"- Kept of the data: {card_tasks.kept(head)}, and one matrix of products of features over all "
         f"samples. No {noun}, and no sample's features, was stored.",
     ]
-    if facts.memory_digest:
+    if facts.inexact_because:
+        lines.append(f"- Those sums are an estimate: {facts.inexact_because}.")
+    elif facts.memory_digest:
         lines.append(
             f"- Digest of those sums: `{facts.memory_digest}`. Equal sums give equal heads, whatever the order."
         )
