@@ -228,6 +228,25 @@ def test_a_dry_run_gives_the_figures_and_changes_nothing(
     assert state_of(client, "dry") == before
 
 
+def test_with_manual_promotion_the_version_before_answers_until_another_is_promoted(
+    server: RealServer, client: Client, backbone: Path, successor: Path
+) -> None:
+    manual = {"promotion": "manual"}
+    declared(server, backbone, "by-decree", serving=manual)
+    stable = client.models.promote("by-decree").status.aliases["stable"]
+    declaration = tiny.declaration(successor, "by-decree", serving=manual)
+    assert client.models.upgrade_backbone("by-decree", declaration, calibration()).live
+    assert client.models.get("by-decree").status.aliases["stable"] == stable
+    assert accuracy(client, "by-decree") >= 0.95
+    assert client.models.promote("by-decree").status.aliases["stable"] > stable
+    assert accuracy(client, "by-decree") >= 0.95
+    # And from there to the next.
+    back = tiny.declaration(backbone, "by-decree", serving=manual)
+    assert client.models.upgrade_backbone("by-decree", back, calibration()).live
+    told = client.models.get("by-decree").status
+    assert (told.feature_dim, told.inexact_because.count("unlabelled samples")) == (16, 2)
+
+
 def test_what_cannot_be_moved_is_refused_with_the_reason(
     server: RealServer, client: Client, backbone: Path, successor: Path
 ) -> None:

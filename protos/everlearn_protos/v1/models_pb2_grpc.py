@@ -193,6 +193,7 @@ class ModelServiceServicer(object):
         Half-close: a map between the features is fitted in closed form, the sums are moved by it, and old and new head are
         held against each other on every fifth sample. Where the gate passes the model goes live on the new backbone, its
         streams and version numbers go on, its memory is no longer exact; where not, and on any error, nothing is changed.
+        With promotion `manual` the earlier `stable` goes on answering, on its own backbone, until another is promoted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -388,6 +388,7 @@ class ModelServiceStub(typing.Generic[_ModelServicePlanModelType, _ModelServiceA
     Half-close: a map between the features is fitted in closed form, the sums are moved by it, and old and new head are
     held against each other on every fifth sample. Where the gate passes the model goes live on the new backbone, its
     streams and version numbers go on, its memory is no longer exact; where not, and on any error, nothing is changed.
+    With promotion `manual` the earlier `stable` goes on answering, on its own backbone, until another is promoted.
     """
 
 ModelServiceAsyncStub: typing_extensions.TypeAlias = ModelServiceStub[
@@ -553,6 +554,7 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         Half-close: a map between the features is fitted in closed form, the sums are moved by it, and old and new head are
         held against each other on every fifth sample. Where the gate passes the model goes live on the new backbone, its
         streams and version numbers go on, its memory is no longer exact; where not, and on any error, nothing is changed.
+        With promotion `manual` the earlier `stable` goes on answering, on its own backbone, until another is promoted.
         """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
