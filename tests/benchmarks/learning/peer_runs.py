@@ -55,7 +55,7 @@ class Peers:
             self.failed, self.speed_job = True, None
             return [f"**The peers ended with {code}**: {self._log.read_text()[-500:]}"]
         for stream in found:
-            for path in sorted(self._results.glob(f"{stream.key}--*.npz")):
+            for path in sorted(self._results.glob(f"{stream.key}--*[!t].npz")):
                 run = read(path)
                 results.add(stream, path.stem.split("--")[1], run, score(stream, run), is_peer=True)
         told = json.loads((self._results / "peers.json").read_text())

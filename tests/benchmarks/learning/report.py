@@ -95,10 +95,10 @@ def _table(key: tuple[str, str], streams: Sequence[Stream], results: Results) ->
     for name in sorted(by_name, key=lambda one: -float(np.mean([score.final for score in by_name[one]]))):
         scores, runs = by_name[name], results.runs[key][name]
         cells = [_spread([of(score) for score in scores]) for _, of in _COLUMNS]
-        if name == joint.NAME:
+        if name in joint.NAMES:
             cells[1:4] = ["", "", ""]
         cells += [_ms(runs, "learn_ms"), _ms(runs, "solve_ms"), _bytes(runs), runs[0].setting, str(len(runs))]
-        shown = name if name in results.peers or name == joint.NAME else f"**{name}**"
+        shown = name if name in results.peers or name in joint.NAMES else f"**{name}**"
         lines.append(f"| {shown} | " + " | ".join(cells) + " |")
     return lines
 
@@ -106,7 +106,7 @@ def _table(key: tuple[str, str], streams: Sequence[Stream], results: Results) ->
 def _picture(key: tuple[str, str], streams: Sequence[Stream], results: Results) -> str:
     by_name = results.scores[key]
     anytime = {name: float(np.mean([score.anytime for score in scores])) for name, scores in by_name.items()}
-    ranked = sorted((name for name in by_name if name != joint.NAME), key=lambda name: -anytime[name])
+    ranked = sorted((name for name in by_name if name not in joint.NAMES), key=lambda name: -anytime[name])
     peers = [name for name in ranked if name in results.peers]
     shown = [name for name in ranked if name not in results.peers] + peers[:MOST_PEERS]
     grid = np.linspace(0, 1, 41)[1:]

@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from everlearn.backbones.base import BackboneDefaults, Loader, provenance_of
-from everlearn.backbones.probes import finish
+from everlearn.backbones.probes import DECLARED_HEADROOM, finish
 from everlearn.errors import BackboneError
 from everlearn.spec.model import Backbone
 from everlearn.values import BackboneFiles, Front, TensorFront, Trunk
@@ -39,7 +39,8 @@ class IdentityLoader(Loader):
                 "the identity has no files; write source: identity, and nothing else", field="spec.backbone.source"
             )
         graph = _graph(front).SerializeToString(deterministic=True)
-        return finish(graph, front, bits, provenance_of(backbone, files) | {"licence": "none"})
+        provenance = provenance_of(backbone, files) | {"licence": "none"}
+        return finish(graph, front, bits, provenance, headroom=DECLARED_HEADROOM)
 
 
 def _graph(front: TensorFront) -> onnx.ModelProto:
