@@ -18,7 +18,7 @@ from everlearn_server.engine.trunks import LiveTrunk
 
 BEYOND_SCALE = 16.0
 """A feature this many times beyond the fixed-point scale is refused. The scale leaves several times the probes' peak
-as headroom and saturates above, which ordinary inputs may: what lies beyond this is no output of the trunk on an image."""
+as headroom and saturates above, which ordinary inputs may: what lies beyond is no output of the trunk on an image."""
 
 
 class Decoder:
