@@ -94,7 +94,8 @@ def finish(
     twice, a batch gives the rows that its samples give alone, features are finite and tell the probes apart.
     Samples run one by one on one thread, so that the scale does not depend on the batch. Raises BackboneError.
 
-    `channels_d`, `headroom`: as in `feature_scale`. `tokenizer`: tokenizer.json of a text front, which the trunk brings along.
+    `channels_d`, `headroom`: as in `feature_scale`. `tokenizer`: tokenizer.json of a text front, which the trunk
+    brings along.
     """
     session = TrunkSession(onnx)
     probes = probes_of(front, tokenizer)
