@@ -261,6 +261,7 @@ class ModelWriter:
         self._expire_at_s = time.monotonic() + every_s
         if await self._under_lock(lambda: self.learner.expire(time.time())):
             self._changes += 1
+            self._on_integrated()
             self._commit_the_rest()
 
     async def _under_lock(self, call: Callable[[], T]) -> T:
