@@ -33,8 +33,8 @@ class Terms:
     """What the caller asks of an upgrade, beside the declared gate."""
 
     max_drop: float = 0.1
-    """Largest bound of the expected loss of accuracy. It errs on the safe side: measured on digits, it was 6 to 8
-    points where 0 to 2 were lost, 12 where 5 were, 86 for a backbone of noise."""
+    """Largest bound of the expected loss of accuracy. It errs on the safe side: measured on digits, it was 6 to
+    12 points where 0 to 5 were lost, and 86 for a backbone of noise."""
     min_agreement: float = 0.8
     """Least share of held-out samples on which old and new head decide alike."""
     max_unseen_classes: int = 0
