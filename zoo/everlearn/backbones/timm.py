@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import safetensors
 import timm
 import torch
@@ -99,8 +100,10 @@ class TimmLoader(Loader):
             activations_Nd=np.concatenate([reference(probe) for probe in probes]),
         )
         provenance |= {"cut": halves.cut or "pixels", "cut_shape": "x".join(map(str, tail.shape))}
-        trunk = finish(_export(halves.trunk, front), front, bits, provenance, reference, channels_d=tail.channels)
-        return trunk, tail
+        graph = _export(halves.trunk, front)
+        if blocks is None:  # pixels are pixels: only a name tells such trunks, and so what belongs to each, apart
+            graph = _named(graph, f"pixels-{tail.digest[:16]}")
+        return finish(graph, front, bits, provenance, reference, channels_d=tail.channels), tail
 
     def _loaded(
         self, backbone: Backbone, files: BackboneFiles, front: FrontConfig
@@ -251,6 +254,12 @@ def _export(model: torch.nn.Module, front: FrontConfig) -> bytes:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise BackboneError(f"torch cannot export {type(model).__name__} to ONNX: {reason}") from error
     return buffer.getvalue()
+
+
+def _named(data: bytes, name: str) -> bytes:
+    model = onnx.load_model_from_string(data)
+    model.graph.name = name
+    return bytes(model.SerializeToString(deterministic=True))
 
 
 def _read_safetensors(data: bytes) -> tuple[State, None]:

@@ -172,7 +172,7 @@ class Trainer(Learner):
             raise UnavailableError("the trainer is closed")
         answer = self._child.ask(lambda stream: _frames.write(stream, question), _frames.read)
         if "error" in answer.told:
-            raise _error_of(answer.told["error"])
+            raise error_of(answer.told["error"])
         return answer
 
     def _begin(self) -> None:
@@ -200,7 +200,7 @@ class Trainer(Learner):
         }
         parts = {"step_d": self._scale.step_d.astype(np.float32).tobytes()}
         if self._tail is not None:
-            parts |= _tail_parts(self._tail)
+            parts |= tail_parts(self._tail)
         if self._checkpoint is not None:
             parts["state"] = self._checkpoint
         return Frame(told=told, parts=parts)
@@ -241,7 +241,7 @@ def fit_of(spec: ModelSpec, scale: FeatureScale, settings: TrainerSettings) -> C
                 "device": settings.device,
                 "threads": settings.threads,
             }
-            parts = {**_tail_parts(tail), "values": np.ascontiguousarray(values_Nn, np.float32).tobytes()}
+            parts = {**tail_parts(tail), "values": np.ascontiguousarray(values_Nn, np.float32).tobytes()}
             question = Frame(told=told, parts=parts)
             answer = child.ask(lambda stream: _frames.write(stream, question), _frames.read)
         except EOFError as error:
@@ -249,13 +249,14 @@ def fit_of(spec: ModelSpec, scale: FeatureScale, settings: TrainerSettings) -> C
         finally:
             child.close()
         if "error" in answer.told:
-            raise _error_of(answer.told["error"])
+            raise error_of(answer.told["error"])
         return replace(tail, weights=answer.parts["tail"])
 
     return fit
 
 
-def _tail_parts(tail: Tail) -> dict[str, bytes]:
+def tail_parts(tail: Tail) -> dict[str, bytes]:
+    """A tail as parts of a frame."""
     return {"tail_graph": tail.graph, "tail_weights": tail.weights, "tail_manifest": dump_tail(tail)}
 
 
@@ -305,7 +306,8 @@ class LearnedWeights(Learned):
         return self._solution
 
 
-def _error_of(told: Mapping[str, str]) -> errors.EverlearnError:
+def error_of(told: Mapping[str, str]) -> errors.EverlearnError:
+    """The error that a child answered with."""
     kind = getattr(errors, told["kind"])
     error: errors.EverlearnError = kind(told["message"], field=told["field"])
     error.reason = told["reason"]

@@ -50,7 +50,8 @@ def contradictions(spec: ModelSpec) -> str | None:
         )
     if spec.projection is not None and spec.adapt.kind != "frozen":
         return f"projection is for a frozen backbone, and adapt is {spec.adapt.kind}; leave one of them out"
-    return _of_gradients(spec) if learns_by_gradient(spec) else _of_solved_heads(spec)
+    problem = _of_gradients(spec) if learns_by_gradient(spec) else _of_solved_heads(spec)
+    return problem or _of_student(spec)
 
 
 def _of_solved_heads(spec: ModelSpec) -> str | None:
@@ -107,4 +108,21 @@ def _of_craft(spec: ModelSpec) -> str | None:
     for name in ("stochastic_depth", "freeze_blocks", "freeze_until"):
         if getattr(train, name) and adapt not in MOVING:
             return f"train.{name} is of blocks that learn, and with adapt {adapt} none does; leave it out"
+    return None
+
+
+def _of_student(spec: ModelSpec) -> str | None:
+    """What is imitated must stand still, and its head must be one product with what the student gives."""
+    if spec.distill_to is None:
+        return None
+    head, adapt = spec.head.kind, spec.adapt.kind
+    if spec.input.modality != "image" or spec.task != "classification":
+        return "distill_to is for classification of images; leave it out"
+    if spec.distill_to.backbone.loader != "timm":
+        return f"distill_to.backbone.loader {spec.distill_to.backbone.loader} gives nothing that learns; write timm"
+    if adapt != "frozen" or spec.projection is not None:
+        what = "a projection" if adapt == "frozen" else f"adapt {adapt}"
+        return f"distill_to imitates the features of a frozen backbone, and there is {what}; leave one of them out"
+    if learns_by_gradient(spec) or head == "ncm":
+        return f"distill_to needs a head over plain features, and {head} scales them; write head.kind: balanced_ridge"
     return None

@@ -98,6 +98,45 @@ def complete(model: Model, defaults: Defaults) -> Model:
     return revalidate(data)
 
 
+def complete_student(model: Model, defaults: Defaults) -> Model:
+    """The completed declaration with the student's architecture filled in; idempotent. `defaults`: the student's.
+
+    Raises SpecError for a student of another input size, and where nothing tells its architecture.
+    """
+    student = model.spec.distill_to
+    assert student is not None
+    size = height_width(model.spec.input)
+    if defaults.fixed_size and size != (defaults.height, defaults.width):
+        raise SpecError(
+            f"the student takes {defaults.height} x {defaults.width} pixels only, and the model {size}; it must take "
+            "the same, so choose another, or declare that size in spec.input.size",
+            field="spec.distill_to.backbone",
+        )
+    architecture = student.backbone.architecture or defaults.architecture
+    if architecture is None:
+        raise SpecError(
+            "the source does not tell its architecture; write timm's name of it",
+            field="spec.distill_to.backbone.architecture",
+        )
+    data = model.model_dump()
+    data["spec"]["distill_to"]["backbone"]["architecture"] = architecture
+    return revalidate(data)
+
+
+def student_as_model(model: Model) -> Model:
+    """The student of a completed declaration as a model of its own, all of which moves: to be built and kept as one."""
+    assert model.spec.distill_to is not None
+    data = model.model_dump()
+    data["spec"] = {
+        "backbone": data["spec"]["distill_to"]["backbone"],
+        "input": data["spec"]["input"],
+        "adapt": {"kind": "full"},
+        "head": {"kind": "linear"},
+        "memory": {"kind": "none", "bits": model.spec.memory.bits},
+    }
+    return revalidate(data)
+
+
 def _input(declared: Input, defaults: Defaults) -> dict[str, Any]:
     height, width = _size(declared, defaults)
     resize = declared.resize or "crop"

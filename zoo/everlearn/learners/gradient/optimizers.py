@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import torch
 from torch import nn
 
-from everlearn.learners.gradient.network import Layered, Network
+from everlearn.learners.gradient.network import Layered
 from everlearn.spec.recipe import Optimizer
 
 ROWS: Final = 32
 """A declared learning rate is that of a step of this many rows."""
 
 
-def optimizer_for(declared: Optimizer, network: Network) -> torch.optim.Optimizer:
+class Moving(Protocol):
+    """What an optimizer moves: `top.` parameters, and `tail.` ones below them."""
+
+    @property
+    def tail(self) -> nn.Module | None:
+        """The part of a backbone, if there is one."""
+
+    def moving(self) -> list[tuple[str, nn.Parameter]]:
+        """Parameters that learn, by stable names."""
+
+
+def optimizer_for(declared: Optimizer, network: Moving) -> torch.optim.Optimizer:
     """As declared, without state. Biases and norms do not decay; each block takes `layer_decay` of the one above."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in network.moving():
@@ -26,7 +37,7 @@ def optimizer_for(declared: Optimizer, network: Network) -> torch.optim.Optimize
     parts = [{"params": found, "weight_decay": decay, "share": share} for (share, decay), found in groups.items()]
     rate = declared.learning_rate or 0.0
     # One kernel a parameter, half the time on a small head. On CUDA torch's own choice, which keeps counts on the host.
-    fused = True if network.top.weight.device.type == "cpu" else None
+    fused = True if network.moving()[0][1].device.type == "cpu" else None
     match declared.kind:
         case "sgd":
             momentum = declared.momentum or 0.0
@@ -64,7 +75,7 @@ def follow(optimizer: torch.optim.Optimizer, replaced: Mapping[nn.Parameter, nn.
             optimizer.state[grown] = {key: _padded(value, old, grown) for key, value in kept.items()}
 
 
-def state_of(optimizer: torch.optim.Optimizer, network: Network) -> dict[str, torch.Tensor]:
+def state_of(optimizer: torch.optim.Optimizer, network: Moving) -> dict[str, torch.Tensor]:
     """`parameter.key` -> live tensor."""
     return {
         f"{name}.{key}": value
@@ -74,7 +85,7 @@ def state_of(optimizer: torch.optim.Optimizer, network: Network) -> dict[str, to
     }
 
 
-def restore(optimizer: torch.optim.Optimizer, network: Network, state: Mapping[str, torch.Tensor]) -> None:
+def restore(optimizer: torch.optim.Optimizer, network: Moving, state: Mapping[str, torch.Tensor]) -> None:
     """What `state_of` gave, but of what no longer moves; nothing else is kept. Adam's step count stays on the host, as
     torch has it."""
     optimizer.state.clear()
