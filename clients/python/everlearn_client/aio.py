@@ -231,10 +231,15 @@ class AsyncClient:
             call.cancel()
 
     async def export(
-        self, model: str, version: str | int = "stable", *, timeout_s: float = PREPARE_TIMEOUT_S
+        self,
+        model: str,
+        version: str | int = "stable",
+        *,
+        student: bool = False,
+        timeout_s: float = PREPARE_TIMEOUT_S,
     ) -> ExportInfo:
-        """Has a version turned into one ONNX file, checked against the server. The same version is the same export."""
-        request = export_pb2.CreateExportRequest(version=version_name(model, version))
+        """As `Client.export`."""
+        request = export_pb2.CreateExportRequest(version=version_name(model, version), student=student)
         operation = await self.call(self._export.CreateExport, request)
         return ExportInfo.of(cast(export_pb2.Export, await self.wait(operation, timeout_s=timeout_s)))
 

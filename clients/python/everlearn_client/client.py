@@ -210,9 +210,20 @@ class Client:
         finally:
             call.cancel()
 
-    def export(self, model: str, version: str | int = "stable", *, timeout_s: float = PREPARE_TIMEOUT_S) -> ExportInfo:
-        """Has a version turned into one ONNX file, checked against the server. The same version is the same export."""
-        request = export_pb2.CreateExportRequest(version=version_name(model, version))
+    def export(
+        self,
+        model: str,
+        version: str | int = "stable",
+        *,
+        student: bool = False,
+        timeout_s: float = PREPARE_TIMEOUT_S,
+    ) -> ExportInfo:
+        """Has a version turned into one ONNX file, checked against the server. The same version is the same export.
+
+        `student`: the small network that imitates the model, as it is now, under that version's head; raises
+        FailedPrecondition where the two agree too little.
+        """
+        request = export_pb2.CreateExportRequest(version=version_name(model, version), student=student)
         operation = self.call(self._export.CreateExport, request)
         return ExportInfo.of(cast(export_pb2.Export, self.wait(operation, timeout_s=timeout_s)))
 

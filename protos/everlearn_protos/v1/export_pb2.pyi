@@ -24,14 +24,20 @@ class CreateExportRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     VERSION_FIELD_NUMBER: builtins.int
+    STUDENT_FIELD_NUMBER: builtins.int
     version: builtins.str
     """`models/{model}/versions/{number|stable|latest}`."""
+    student: builtins.bool
+    """Exports the model's student as it is now, under the head of that version: a version of its own, which the export
+    names. Refused where the model declares no distill_to, or the two agree less than it demands.
+    """
     def __init__(
         self,
         *,
         version: builtins.str = ...,
+        student: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["student", b"student", "version", b"version"]) -> None: ...
 
 Global___CreateExportRequest: typing_extensions.TypeAlias = CreateExportRequest
 

@@ -155,6 +155,7 @@ class ModelStatus(google.protobuf.message.Message):
     REPORT_FIELD_NUMBER: builtins.int
     TRUNK_BYTES_FIELD_NUMBER: builtins.int
     INEXACT_BECAUSE_FIELD_NUMBER: builtins.int
+    STUDENT_FIELD_NUMBER: builtins.int
     state: Global___ModelStatus.State.ValueType
     sample_count: builtins.int
     trunk_digest: builtins.str
@@ -202,6 +203,10 @@ class ModelStatus(google.protobuf.message.Message):
     def report(self) -> Global___LearningReport:
         """What was learned, in figures. Left out of ListModels."""
 
+    @property
+    def student(self) -> Global___StudentStatus:
+        """Of a model that declares distill_to."""
+
     def __init__(
         self,
         *,
@@ -222,11 +227,59 @@ class ModelStatus(google.protobuf.message.Message):
         report: Global___LearningReport | None = ...,
         trunk_bytes: builtins.int = ...,
         inexact_because: builtins.str = ...,
+        student: Global___StudentStatus | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["input", b"input", "prequential", b"prequential", "report", b"report"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "bytes_at_rest", b"bytes_at_rest", "conditions", b"conditions", "feature_dim", b"feature_dim", "inexact_because", b"inexact_because", "input", b"input", "labels", b"labels", "lock", b"lock", "memory_digest", b"memory_digest", "prequential", b"prequential", "promotion_paused", b"promotion_paused", "report", b"report", "sample_count", b"sample_count", "samples_per_class", b"samples_per_class", "state", b"state", "trunk_bytes", b"trunk_bytes", "trunk_digest", b"trunk_digest"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["input", b"input", "prequential", b"prequential", "report", b"report", "student", b"student"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "bytes_at_rest", b"bytes_at_rest", "conditions", b"conditions", "feature_dim", b"feature_dim", "inexact_because", b"inexact_because", "input", b"input", "labels", b"labels", "lock", b"lock", "memory_digest", b"memory_digest", "prequential", b"prequential", "promotion_paused", b"promotion_paused", "report", b"report", "sample_count", b"sample_count", "samples_per_class", b"samples_per_class", "state", b"state", "student", b"student", "trunk_bytes", b"trunk_bytes", "trunk_digest", b"trunk_digest"]) -> None: ...
 
 Global___ModelStatus: typing_extensions.TypeAlias = ModelStatus
+
+@typing.final
+class StudentStatus(google.protobuf.message.Message):
+    """A small network that learns to imitate the model, beside the stream. None of it is part of `durable`."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STEPS_FIELD_NUMBER: builtins.int
+    SAMPLES_FIELD_NUMBER: builtins.int
+    MISSED_FIELD_NUMBER: builtins.int
+    TESTED_FIELD_NUMBER: builtins.int
+    WINDOW_FIELD_NUMBER: builtins.int
+    AGREEMENT_FIELD_NUMBER: builtins.int
+    ACCURACY_FIELD_NUMBER: builtins.int
+    LOSS_FIELD_NUMBER: builtins.int
+    PROBLEM_FIELD_NUMBER: builtins.int
+    steps: builtins.int
+    """Gradient steps, and samples they were made on."""
+    samples: builtins.int
+    missed: builtins.int
+    """Samples that the model learned and the student had no time for, or no pixels of."""
+    tested: builtins.int
+    """Samples on which it was compared with the model before it learned them; and of those the newest."""
+    window: builtins.int
+    agreement: builtins.float
+    """Share of the newest to which it gave the model's label, and the right one."""
+    accuracy: builtins.float
+    loss: builtins.float
+    """About the share of the variance of the model's features that it misses, in the last batch."""
+    problem: builtins.str
+    """Why the last batch could not be learned; empty where it was."""
+    def __init__(
+        self,
+        *,
+        steps: builtins.int = ...,
+        samples: builtins.int = ...,
+        missed: builtins.int = ...,
+        tested: builtins.int = ...,
+        window: builtins.int = ...,
+        agreement: builtins.float = ...,
+        accuracy: builtins.float = ...,
+        loss: builtins.float = ...,
+        problem: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accuracy", b"accuracy", "agreement", b"agreement", "loss", b"loss", "missed", b"missed", "problem", b"problem", "samples", b"samples", "steps", b"steps", "tested", b"tested", "window", b"window"]) -> None: ...
+
+Global___StudentStatus: typing_extensions.TypeAlias = StudentStatus
 
 @typing.final
 class Condition(google.protobuf.message.Message):

@@ -20,12 +20,12 @@ from everlearn.backbones.child import build_cut_in_child, build_in_child, descri
 from everlearn.backbones.manifest import dump_manifest, load_trunk
 from everlearn.backbones.tail import Tail
 from everlearn.backbones.tail_manifest import dump_tail, load_tail
-from everlearn.errors import DataLossError, NotFoundError, SpecError
+from everlearn.errors import DataLossError, EverlearnError, NotFoundError, SpecError
 from everlearn.heads import head_for
 from everlearn.hubs import hub_for
 from everlearn.hubs.base import Hub, HubSettings, Resolved
 from everlearn.memories import memory_for
-from everlearn.spec.defaults import complete, front_config
+from everlearn.spec.defaults import complete, complete_student, front_config, student_as_model
 from everlearn.spec.load import parse
 from everlearn.spec.lock import pin_text, require_pinned, sides_pin
 from everlearn.spec.model import Backbone, Model
@@ -38,6 +38,8 @@ from everlearn_server.store.store import Store
 _logger = structlog.get_logger(__name__)
 _SIZE_BYTES = 8
 """In front of a stored tail: how much of it is the graph."""
+_STUDENT = "student/"
+"""In front of what a lock says of the student."""
 _BUILDER = "1"
 """Raise it when the same files would make another trunk."""
 
@@ -83,18 +85,17 @@ class Applier:
         hub = hub_for(backbone, self._hubs)
         resolved = await asyncio.to_thread(hub.resolve, backbone)
         completed = complete(model, await self._describe(hub, backbone, resolved))
+        completed, student = await self._plan_student(completed)
         current = await current_of(completed.metadata.name)
         lock = dict(resolved.lock())
         trunk = await self._store.catalog.find_trunk(_key(completed, lock))
+        lock |= _prefixed(student.lock() if student else {})
         plan = build_plan(
             current.spec if current else None,
             completed,
             etag=current.etag if current else "",
             resolved_lock=lock,
-            downloads=[
-                Download(source=f"{backbone.source} {file.name}", size_bytes=file.size_bytes, cached=file.cached)
-                for file in resolved.files
-            ],
+            downloads=[*_downloads(backbone, resolved), *_student_downloads(completed, student)],
             stored=current.stored if current else StoredCounts(),
             trunk_cached=trunk is not None,
             seen_labels=current.labels if current else (),
@@ -148,6 +149,34 @@ class Applier:
             )
         )
         return trunk, lock
+
+    async def student(self, model: Model, progress: Progress) -> Mapping[str, str]:
+        """Makes the student of a completed declaration ready, where it declares one; its lock. Raises as `trunk`."""
+        if model.spec.distill_to is None:
+            return {}
+        _, lock = await self.trunk(student_as_model(model), progress)
+        return _prefixed(lock)
+
+    async def stored_student(self, model: Model, lock: Mapping[str, str]) -> Trunk:
+        """What `student` has made, by the model's whole lock. Raises NotFoundError, DataLossError."""
+        own = {name.removeprefix(_STUDENT): sha for name, sha in lock.items() if name.startswith(_STUDENT)}
+        row = await self._store.catalog.find_trunk(_key(student_as_model(model), own))
+        if row is None:
+            raise NotFoundError("the student is not there any more; apply the declaration again", field="distill_to")
+        return await asyncio.to_thread(load_trunk, await self._store.blobs.get(row.digest), row.manifest)
+
+    async def _plan_student(self, model: Model) -> tuple[Model, Resolved | None]:
+        """The declaration with its student completed, and what that resolves to."""
+        if model.spec.distill_to is None:
+            return model, None
+        backbone = model.spec.distill_to.backbone
+        try:
+            hub = hub_for(backbone, self._hubs)
+            resolved = await asyncio.to_thread(hub.resolve, backbone)
+            return complete_student(model, await self._describe(hub, backbone, resolved)), resolved
+        except EverlearnError as error:  # named as the model's own backbone, and it is the student's
+            error.field = error.field.replace("spec.backbone", "spec.distill_to.backbone")
+            raise
 
     async def stored_trunk(self, digest: str, fits: Callable[[Trunk], bool] = lambda trunk: True) -> Trunk:
         """A trunk built earlier: of those with this ONNX file, which differ in front or scale, the first that fits.
@@ -227,6 +256,22 @@ def _check_kinds(model: Model) -> None:
     loader, known = model.spec.backbone.loader, plugins.kinds(everlearn.backbones)
     if loader not in known:
         raise SpecError(f"unknown kind {loader!r}; known: {', '.join(known)}", field="spec.backbone.loader")
+
+
+def _prefixed(lock: Mapping[str, str]) -> dict[str, str]:
+    return {f"{_STUDENT}{name}": sha for name, sha in lock.items()}
+
+
+def _downloads(backbone: Backbone, resolved: Resolved) -> list[Download]:
+    return [
+        Download(source=f"{backbone.source} {file.name}", size_bytes=file.size_bytes, cached=file.cached)
+        for file in resolved.files
+    ]
+
+
+def _student_downloads(model: Model, resolved: Resolved | None) -> list[Download]:
+    student = model.spec.distill_to
+    return _downloads(student.backbone, resolved) if student is not None and resolved is not None else []
 
 
 def _matters(backbone: Backbone, name: str) -> bool:

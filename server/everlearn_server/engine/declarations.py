@@ -20,6 +20,7 @@ from everlearn_server.engine.exporter import Exporter
 from everlearn_server.engine.fleet import FAILED, PREPARING, READY, Fleet
 from everlearn_server.engine.live_model import LiveModel
 from everlearn_server.engine.operations import Operation, Operations
+from everlearn_server.engine.students import checkpoint_key, forget
 from everlearn_server.store.rows import ModelRow
 from everlearn_server.store.store import Store
 
@@ -84,6 +85,7 @@ class Declarations:
             await self._operations.forget(name)
             await model.stop(commit=False)
             await self._store.catalog.delete_model(name)
+            await forget(self._store, checkpoint_key(model.row.uid))
             self._fleet.dismiss(model)
         self._locks.pop(name, None)
 
@@ -96,6 +98,7 @@ class Declarations:
             return result
         try:
             trunk, lock = await self._applier.trunk(spec, operation.progress)
+            student_lock = await self._applier.student(spec, operation.progress)
             session = self._fleet.trunks.find(trunk.digest)
             if session is None:  # opened before the old model stops: where that fails, it goes on
                 session = await asyncio.to_thread(self._fleet.open_session, trunk.onnx)
@@ -107,7 +110,7 @@ class Declarations:
                 lineage=int(operation.request["lineage"]),
                 state=READY,
                 conditions_json=conditions_json(None),
-                lock_json=json.dumps(dict(lock)),
+                lock_json=json.dumps({**lock, **student_lock}),
                 trunk_digest=trunk.digest,
             )
             successor = self._fleet.enlist(row, spec)
@@ -131,7 +134,7 @@ class Declarations:
         name = spec.metadata.name
         if plan.action == "create":
             row = await self._create(spec, lock)
-        elif plan.replaces or not self._fleet.get(name).is_started:
+        elif plan.replaces or not self._fleet.get(name).is_started or _changes_student(plan):
             row = self._fleet.get(name).row
         elif plan.action == "none":
             return None
@@ -202,6 +205,11 @@ class Declarations:
         self._fleet.tell_failure(model, error)
         if model.row.trunk_digest is None:  # nothing to take up at the next start: that it failed is all there is
             await model.update_row(state=FAILED)
+
+
+def _changes_student(plan: Plan) -> bool:
+    """A student is made ready as a trunk is; what the model has learned stays."""
+    return any(change.field == "spec.distill_to" for change in plan.changes)
 
 
 def check_etag(model: LiveModel, etag: str) -> None:

@@ -17,6 +17,7 @@ from everlearn_server.engine.live_model import LiveModel
 from everlearn_server.engine.operations import Operation, Operations
 from everlearn_server.engine.probe import Probe, probe
 from everlearn_server.engine.serving import Scored, Snapshot, scores_of
+from everlearn_server.engine.student_release import release_student
 from everlearn_server.engine.trunks import LiveTrunk
 from everlearn_server.engine.upgrade import Upgrades
 from everlearn_server.engine.work_queue import WorkQueue
@@ -172,9 +173,14 @@ class Engine:
         await model.point_stable(model.book.roll_back(number), "rolled back")
         return model
 
-    async def start_export(self, name: str, version: str) -> Operation:
-        """Begins an export; the version that the name means now is the one exported."""
+    async def start_export(self, name: str, version: str, *, student: bool = False) -> Operation:
+        """Begins an export; the version that the name means now is the one exported, or its student as it is now.
+
+        Raises as `release_student`.
+        """
         versioned = self.model(name).book.find(version)
+        if student:
+            versioned = await release_student(self.model(name), versioned)
         await self.model(name).store_version(versioned)
         request = {"version": str(versioned.record.number)}
         return await self.operations.start("export", name, request, self._run_export)

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
-from everlearn.export.card import CardFacts, model_card
+from everlearn.export.card import CardFacts, StudentFacts, model_card
 from everlearn.export.compose import Composer
 from everlearn.export.parity import ReleaseReport, check_release
 from everlearn.export.probes import Probes
@@ -120,6 +120,9 @@ def _release(bench: _Bench, model: str, versioned: Versioned, tolerance: float) 
     }
     if record.memory_digest:  # a head that was solved in a hurry has none
         told["memory_digest"] = record.memory_digest
+    student = StudentFacts.of(metrics["student"]) if "student" in metrics else None
+    if student is not None:
+        told |= student.told()
     live = versioned.snapshot.tail
     onnx = bench.composer.compose(head, told, live.tail if live is not None else None)
     report = check_release(
@@ -138,5 +141,6 @@ def _release(bench: _Bench, model: str, versioned: Versioned, tolerance: float) 
         windowed_accuracy=metrics["windowed_accuracy"] if tested else None,
         sha256=hashlib.sha256(onnx).hexdigest(),
         size_bytes=len(onnx),
+        student=student,
     )
     return onnx, report, model_card(facts, bench.trunk, head, report)

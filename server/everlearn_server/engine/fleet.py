@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from everlearn_server.engine.applier import Applier
 from everlearn_server.engine.conditions import conditions_json
 from everlearn_server.engine.live_model import LiveModel
 from everlearn_server.engine.publisher import Solved
+from everlearn_server.engine.students import LiveStudent, checkpoint_key, forget
 from everlearn_server.engine.trunks import LiveTrunk, TrunkPool
 from everlearn_server.store.rows import ModelRow
 from everlearn_server.store.store import Store
@@ -143,8 +145,9 @@ class Fleet:
     ) -> None:
         """Makes an enlisted model learn and serve, at once with the head `first` where there is one."""
         live = self.trunks.acquire(trunk, session, await self._applier.stored_tail(trunk.digest))
+        student = await self._student_of(model, live)
         try:
-            await model.start(live, self._trunk_of, first)
+            await model.start(live, self._trunk_of, first, student)
         except BaseException:
             self.release(model)
             raise
@@ -177,6 +180,30 @@ class Fleet:
     def open_session(self, onnx: bytes) -> TrunkSession:
         """Raises UnavailableError, BackboneError."""
         return TrunkSession(onnx, providers=self._settings.providers)
+
+    async def _student_of(self, model: LiveModel, teacher: LiveTrunk) -> LiveStudent | None:
+        """The declared student. A model learns without, where that is lost."""
+        declared = model.spec.spec.distill_to
+        if declared is None:
+            await forget(self._store, checkpoint_key(model.row.uid))
+            return None
+        try:
+            trunk = await self._applier.stored_student(model.spec, json.loads(model.row.lock_json))
+            student = LiveStudent(
+                model=model.name,
+                uid=model.row.uid,
+                lineage=model.row.lineage,
+                declared=declared,
+                trunk=self.trunks.acquire(trunk, None, await self._applier.stored_tail(trunk.digest)),
+                teacher=teacher,
+                store=self._store,
+                settings=self._settings.trainer,
+            )
+            await student.start()
+            return student
+        except EverlearnError as error:
+            _logger.warning("a student cannot learn", model=model.name, reason=error.reason, message=error.message)
+            return None
 
     async def _trunk_of(self, digest: str, features: str) -> LiveTrunk | None:
         try:

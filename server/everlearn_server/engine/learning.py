@@ -16,6 +16,7 @@ from everlearn.values import FeaturesBd
 from everlearn_server.engine.batches import Derived, Outcome
 from everlearn_server.engine.decode import Decoder
 from everlearn_server.engine.live_model import LiveModel
+from everlearn_server.engine.students import Captured
 from everlearn_server.engine.truth_check import TruthCheck
 from everlearn_server.engine.work_queue import WorkQueue
 
@@ -64,6 +65,8 @@ class _Features:
     decode_ms: float = 0.0
     queue_ms: float = 0.0
     trunk_ms: float = 0.0
+    captured: Captured | None = None
+    """Pixels for the model's student, where it has time."""
 
 
 class _Outbox:
@@ -211,9 +214,12 @@ class LearnStream:
             if isinstance(samples, Features):
                 self._decoder.check_features(samples.features_Bd, samples, field="batch.samples")
                 return _Features(features_Bd=samples.features_Bd, refusal=None)
+            pixels_of = self._decoder.pixels_of(samples, field="batch.samples")
+            student = self._model.student
+            captured = student.room(len(samples)) if student is not None else None
             work = await self._queue.learn(
                 self._decoder.session,
-                self._decoder.pixels_of(samples, field="batch.samples"),
+                pixels_of if captured is None else captured.keeping(pixels_of),
                 len(samples),
                 self._decoder.feature_dim,
             )
@@ -227,6 +233,7 @@ class LearnStream:
             decode_ms=work.decode_s * 1e3,
             queue_ms=waited_s * 1e3,
             trunk_ms=work.trunk_s * 1e3,
+            captured=captured,
         )
 
     async def _stage(self) -> None:
@@ -246,7 +253,7 @@ class LearnStream:
                     )
                 )
                 pending = [task for task in pending if not task.done()]
-                pending.append(asyncio.create_task(self._report(outcome, derived)))
+                pending.append(asyncio.create_task(self._report(outcome, batch, derived)))
             await asyncio.gather(*pending)
             await self._drain()
             self._events.put(None)
@@ -255,18 +262,29 @@ class LearnStream:
         except BaseException as error:
             self._events.put(error)
 
-    async def _report(self, future: asyncio.Future[Outcome], derived: _Features) -> None:
+    async def _report(self, future: asyncio.Future[Outcome], batch: LearnBatch, derived: _Features) -> None:
         try:
             outcome = await future
         except EverlearnError as error:
             self._events.put(error)
             return
+        self._teach(outcome, batch, derived)
         self._last_sequence = max(self._last_sequence, outcome.sequence)
         self._events.put(
             Received(outcome=outcome, decode_ms=derived.decode_ms, queue_ms=derived.queue_ms, trunk_ms=derived.trunk_ms)
         )
         if outcome.duplicate and self._writer.durable(self._client) >= outcome.sequence:
             self.durable_up_to(self._writer.durable(self._client), 0)
+
+    def _teach(self, outcome: Outcome, batch: LearnBatch, derived: _Features) -> None:
+        """What the model has learned is for its student too, where it has time for it."""
+        student = self._model.student
+        if student is not None and derived.features_Bd is not None and not outcome.refusal and not outcome.duplicate:
+            latest = self._model.book.latest
+            snapshot = latest.snapshot if latest is not None else None
+            student.offer(derived.captured, derived.features_Bd, batch.labels, snapshot)
+        elif derived.captured is not None:
+            derived.captured.take()
 
     async def _drain(self) -> None:
         """Waits until all is durable and a head knows it, then says so."""

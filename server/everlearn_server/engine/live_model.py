@@ -24,6 +24,7 @@ from everlearn_server.engine.head_file import load_solution
 from everlearn_server.engine.learners import make_learner
 from everlearn_server.engine.publisher import Publisher, Solved
 from everlearn_server.engine.serving import Snapshot
+from everlearn_server.engine.students import LiveStudent
 from everlearn_server.engine.tails import LiveTail
 from everlearn_server.engine.trunks import LiveTrunk
 from everlearn_server.engine.versions import VersionBook, Versioned
@@ -59,6 +60,7 @@ class LiveModel:
         self.spec = spec
         self.unloaded = False
         self.trunk: LiveTrunk | None = None
+        self.student: LiveStudent | None = None
         self.earlier_trunks: dict[str, LiveTrunk] = {}
         """Of versions from earlier lineages, by feature digest."""
         self.book = VersionBook(model=row.name, lineage=row.lineage, first_number=0)
@@ -113,9 +115,11 @@ class LiveModel:
             raise self._not_ready()
         return self.trunk
 
-    async def start(self, trunk: LiveTrunk, trunk_of: TrunkOf, first: Solved | None = None) -> None:
+    async def start(
+        self, trunk: LiveTrunk, trunk_of: TrunkOf, first: Solved | None = None, student: LiveStudent | None = None
+    ) -> None:
         """Loads what is stored and begins to learn. `first`: the head of exactly that, where it is known already."""
-        self.trunk = trunk
+        self.trunk, self.student = trunk, student
         self._closed = False
         data = await self._store.ledger.memory(self.name)
         ledger = await self._store.ledger.state(self.name)
@@ -155,6 +159,8 @@ class LiveModel:
         if self._publisher is not None:
             self._publisher.close()
         await asyncio.gather(*(task for task in (self._storing, self._reserving) if task), return_exceptions=True)
+        if self.student is not None:
+            await self.student.stop(save=commit)
         if commit:
             await self._store_latest()
         if self._writer is not None:
@@ -204,8 +210,9 @@ class LiveModel:
 
     def let_go(self) -> list[LiveTrunk]:
         """The trunks it used, to be released; for a model that has been stopped."""
-        used = [*([self.trunk] if self.trunk else []), *self.earlier_trunks.values()]
-        self.trunk, self.earlier_trunks = None, {}
+        own = [self.trunk, self.student.trunk if self.student else None]
+        used = [*(trunk for trunk in own if trunk), *self.earlier_trunks.values()]
+        self.trunk, self.student, self.earlier_trunks = None, None, {}
         return used
 
     # -- publishing ---------------------------------------------------------------------------------------------

@@ -138,7 +138,8 @@ class Upgrade:
         learned, _ = await self._model.writer.learned()
         self._head = (await asyncio.to_thread(learned.solve)).head
         self._spec = plan.declaration
-        self._trunk, self._lock = await self._owner.applier.trunk(self._spec, progress)
+        self._trunk, lock = await self._owner.applier.trunk(self._spec, progress)
+        self._lock = {**lock, **await self._owner.applier.student(self._spec, progress)}
         self._pairs = Pairs(self._before.feature_dim, self._trunk.feature_dim)
         session: TrunkSession = await asyncio.to_thread(self._owner.fleet.open_session, self._trunk.onnx)
         self._after = self._owner.fleet.trunks.acquire(self._trunk, session)

@@ -159,6 +159,14 @@ class VersionBook:
         self._forget_ephemeral()
         return versioned
 
+    def aside(self, make: Callable[[int], Versioned]) -> Versioned:
+        """A version that no alias names: it has a number, and is found by that alone. Raises PreconditionError."""
+        if self._next >= self._reserved_to:
+            raise PreconditionError("version numbers are being reserved; try again", reason=NO_NUMBERS)
+        number, self._next = self._next, self._next + 1
+        self._versions[number] = make(number)
+        return self._versions[number]
+
     def find(self, version: str) -> Versioned:
         """By number, `stable` or `latest`; empty means `stable`. Raises NotFoundError, PreconditionError."""
         if version in ("", "stable", "latest"):

@@ -42,7 +42,7 @@ class ExportService:
     async def create(self, request: export_pb2.CreateExportRequest, _: wire.Context) -> Message:
         """Begins; the operation's response is the Export."""
         name, version = names.version_of(request.version, field="version")
-        operation = await self._engine.start_export(name, version)
+        operation = await self._engine.start_export(name, version, student=request.student)
         message: Message = operation_message(operation)
         return message
 

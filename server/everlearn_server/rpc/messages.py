@@ -23,6 +23,7 @@ from everlearn_server.engine.input_figures import ImageFigures
 from everlearn_server.engine.live_model import LiveModel
 from everlearn_server.engine.operations import Operation
 from everlearn_server.engine.probe import Probe
+from everlearn_server.engine.students import LiveStudent
 from everlearn_server.engine.truth_check import MAX_BATCH_SAMPLES
 from everlearn_server.rpc import names
 from everlearn_server.rpc.status import to_status
@@ -75,9 +76,26 @@ async def _status(engine: Engine, model: LiveModel, *, report: bool) -> models_p
         if report:
             # Beside the event loop: many classes take a hundredth of a second, and the writer may hold the record.
             status.report.CopyFrom(await asyncio.to_thread(_report, model.writer.prequential))
+        if model.student is not None:
+            status.student.CopyFrom(_student(model.student))
         status.memory_digest = await model.writer.digest()
         status.inexact_because = learner.inexact_because
     return status
+
+
+def _student(student: LiveStudent) -> models_pb2.StudentStatus:
+    figures = student.figures
+    return models_pb2.StudentStatus(
+        steps=figures.steps,
+        samples=figures.samples,
+        missed=figures.missed,
+        tested=figures.tested,
+        window=len(figures.window),
+        agreement=figures.agreement,
+        accuracy=figures.accuracy,
+        loss=figures.loss,
+        problem=student.problem,
+    )
 
 
 def input_contract(model: LiveModel) -> models_pb2.InputContract:

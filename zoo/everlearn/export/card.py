@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import yaml
 
@@ -73,6 +75,42 @@ _NOUNS = {FrontConfig: "image", TensorFront: "sample", TextFront: "text"}
 
 
 @dataclass(frozen=True, kw_only=True)
+class StudentFacts:
+    """What is to be said of a file that is not the model itself but the small network that learned from it."""
+
+    of_version: int
+    """Of the model it imitates, whose head it has."""
+    teacher: str
+    """Source of the network it imitates."""
+    teacher_digest: str
+    """sha256 of that network's ONNX file."""
+    agreement: float
+    """Share of the newest samples to which both gave the same label, before the student learned them."""
+    window: int
+    """Of how many samples."""
+    steps: int
+    """Gradient steps."""
+    samples: int
+    """It learned from."""
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> StudentFacts:
+        """From what the version's record says."""
+        names = ("of_version", "teacher_digest", "agreement", "window", "steps", "samples")
+        source = public_source(told["teacher"].get("source", "unknown"))
+        return cls(teacher=source, **{name: told[name] for name in names})
+
+    def told(self) -> dict[str, str]:
+        """For the file's metadata."""
+        return {
+            "student_of_version": str(self.of_version),
+            "teacher": self.teacher,
+            "teacher_digest": self.teacher_digest,
+            "teacher_agreement": f"{self.agreement:.4f}",
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
 class CardFacts:
     """What a card says beyond what trunk and head say themselves."""
 
@@ -98,6 +136,8 @@ class CardFacts:
     """Of the ONNX file."""
     inexact_because: str = ""
     """Why the sums are not those of all that was learned, added up; empty where they are."""
+    student: StudentFacts | None = None
+    """Where the file is a student."""
 
 
 def model_card(facts: CardFacts, trunk: Trunk, head: LinearHead, parity: ReleaseReport) -> str:
@@ -189,7 +229,7 @@ def _learning(facts: CardFacts, front: Front, head: LinearHead) -> str:
     lines = [
         f"- Samples: {facts.samples}, each seen once, as a stream.",
         f"- Head: `{facts.head_kind}`, closed form, from sums over features; regularization {head.regularization:.4g}.",
-        f"- {frozen}",
+        f"- {frozen}" if facts.student is None else _student(facts.student, noun),
         _accuracy(facts, head),
         f"- Kept of the data: {card_tasks.kept(head)}, and one matrix of products of features over all "
         f"samples. No {noun}, and no sample's features, was stored.",
@@ -201,6 +241,17 @@ def _learning(facts: CardFacts, front: Front, head: LinearHead) -> str:
             f"- Digest of those sums: `{facts.memory_digest}`. Equal sums give equal heads, whatever the order."
         )
     return "## How it learned\n\n" + "\n".join(lines)
+
+
+def _student(student: StudentFacts, noun: str) -> str:
+    return (
+        f"- This file is a student: a small network that learned, without labels, to give the features of a larger one "
+        f"(`{student.teacher}`, sha256 `{student.teacher_digest}`), in {student.steps} gradient steps on "
+        f"{_plural(student.samples, noun)} of the stream. Its head is that of version {student.of_version}, through a "
+        "linear map that is folded into it.\n"
+        f"- It gave the label of the model it imitates to {_percent(student.agreement)} of the newest "
+        f"{_plural(student.window, noun)}, each before it learned it; the accuracy below is its own."
+    )
 
 
 def _accuracy(facts: CardFacts, head: LinearHead) -> str:

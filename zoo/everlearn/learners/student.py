@@ -80,7 +80,7 @@ class Student:
         declared: DistillTo,
         *,
         data: bytes | None = None,
-        settings: TrainerSettings = TrainerSettings(),  # frozen
+        settings: TrainerSettings = TrainerSettings(),  # noqa: B008  # frozen
     ) -> None:
         """`tail`: the student as it comes. `dim`: d. `data`: a checkpoint to go on from."""
         self._tail = tail

@@ -66,10 +66,13 @@ def export(
     server: ServerOption = DEFAULT_SERVER,
     output: OutputOption = Output.TABLE,
     version: Annotated[str, typer.Option(help="A number, stable or latest.")] = "stable",
+    student: Annotated[
+        bool, typer.Option("--student", help="The small network that imitates it, as declared by distill_to.")
+    ] = False,
 ) -> None:
     """Take a version along as one ONNX file, checked against the server. An interrupted download is resumed."""
     with connect(ctx, server) as client:
-        made = client.export(model, version)
+        made = client.export(model, version, student=student)
         with _DownloadDisplay() as display:
             paths = client.download(made, folder, on_progress=display.update)
     if output is not Output.TABLE:

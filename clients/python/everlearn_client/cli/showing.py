@@ -72,6 +72,8 @@ def _put_description(found: models_pb2.Model) -> None:
             "at rest": ", ".join(f"{kind} {size:,} B" for kind, size in sorted(status.bytes_at_rest.items())),
         }
     )
+    if status.HasField("student"):
+        put(_student(status.student))
     for condition in status.conditions:
         put(f"{'ok' if condition.status else 'NOT'} {condition.type}: {condition.reason} {condition.message}".rstrip())
     if status.labels:
@@ -197,6 +199,17 @@ def _state(model: models_pb2.Model) -> str:
 
 def _accuracy(prequential: models_pb2.Prequential) -> str:
     return f"{prequential.windowed_accuracy:.1%}" if prequential.tested else "-"
+
+
+def _student(student: models_pb2.StudentStatus) -> str:
+    learned = f"student: {student.steps:,} steps on {student.samples:,} samples, {student.missed:,} missed"
+    tested = "not compared yet"
+    if student.window:
+        tested = (
+            f"agrees with the model on {student.agreement:.1%} of the newest {student.window:,}, right on "
+            f"{student.accuracy:.1%}"
+        )
+    return f"{learned}; {tested}" + (f"; the last batch failed: {student.problem}" if student.problem else "")
 
 
 def _time(moment: Timestamp) -> str:
