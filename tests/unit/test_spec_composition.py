@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
-from everlearn.errors import SpecError
+from everlearn.errors import MovingReferenceError, SpecError
 from everlearn.spec import presets
 from everlearn.spec.load import parse
+from everlearn.spec.lock import require_pinned
 from everlearn.spec.model import Model
 from everlearn.spec.plan import StoredCounts, build_plan
 
@@ -101,3 +102,35 @@ def test_a_plan_tells_what_each_recipe_expands_to_and_keeps(name: str) -> None:
     (kept,) = [line for line in plan.recipe if line.startswith("kept on disk: ")]
     assert "raw inputs never" in kept
     assert ("feature vectors of single samples" in kept) == (model.spec.memory.kind == "latents")
+
+
+STUDENT = {"backbone": {"source": "hf://timm/small", "revision": COMMIT, "architecture": "test_resnet"}}
+
+
+def test_a_student_is_declared_with_all_its_options_filled_in() -> None:
+    student = declared(distill_to=STUDENT).spec.distill_to
+    assert student is not None
+    assert (student.optimizer.kind, student.optimizer.learning_rate, student.min_agreement) == ("adamw", 1e-3, 0.8)
+
+
+@pytest.mark.parametrize(
+    ("axes", "words"),
+    [
+        ({"adapt": {"kind": "first_session"}}, "imitates the features of a frozen backbone"),
+        ({"projection": {"dim": 64}}, "there is a projection"),
+        ({"head": {"kind": "ncm"}}, "needs a head over plain features"),
+        ({"recipe": "latent_replay", "retention": {"features": "latents"}}, "needs a head over plain features"),
+        ({"task": "multilabel"}, "is for classification of images"),
+        ({"distill_to": {"backbone": {**STUDENT["backbone"], "loader": "transformers"}}}, "write timm"),
+    ],
+)
+def test_what_a_student_cannot_imitate_is_refused(axes: dict[str, Any], words: str) -> None:
+    with pytest.raises(SpecError, match=words):
+        declared(**{"distill_to": STUDENT, **axes})
+
+
+def test_a_student_is_pinned_as_the_model_is() -> None:
+    moving = {"backbone": {**STUDENT["backbone"], "revision": "main"}}
+    with pytest.raises(MovingReferenceError, match="40-hex") as caught:
+        require_pinned(declared(distill_to=moving))
+    assert caught.value.field == "spec.distill_to.backbone.revision"
