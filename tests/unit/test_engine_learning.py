@@ -41,7 +41,8 @@ async def opened(store: Store, folder: Path) -> AsyncIterator[Opened]:
     )
     spec = parse(tiny.declaration(tiny.write_backbone(folder)))
     async with writer_of(store) as writer:
-        model = SimpleNamespace(writer=writer, ready_trunk=trunk, spec=spec, book=SimpleNamespace(latest=None))
+        book = SimpleNamespace(latest=None)
+        model = SimpleNamespace(writer=writer, ready_trunk=trunk, spec=spec, book=book, student=None)
         queue = cast(WorkQueue, None)
         stream = LearnStream(cast(LiveModel, model), queue, client="a", feature_digest=trunk.feature_digest)
         await stream.open(epoch=0, timeline="", present_timeline=store.timeline)

@@ -130,7 +130,7 @@ class Imitation:
         return pack(State(tensors=tensors, header=header))
 
     def restore(self, data: bytes) -> None:
-        """What `to_bytes` gave; an optimizer of another kind begins anew. Raises DataLossError for another student's."""
+        """What `to_bytes` gave; an optimizer of another kind begins anew. Raises DataLossError for another's."""
         state = unpack(data)
         try:
             if state.header["student"] != self._tail.graph_digest:
