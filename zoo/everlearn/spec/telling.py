@@ -19,7 +19,8 @@ def told(spec: ModelSpec) -> tuple[str, ...]:
     """The recipe of a completed declaration in a few lines."""
     preset = presets.PRESETS[spec.recipe]
     lines = [f"{spec.recipe}: {preset.title}", *axes(spec)]
-    lines.append(f"kept on disk: {_kept(spec)}; raw inputs never")
+    student = "" if spec.distill_to is None else "; the student's weights, which pixels in RAM have taught"
+    lines.append(f"kept on disk: {_kept(spec)}{student}; raw inputs never")
     if preset.advice:
         lines.append(f"use it: {preset.advice}")
     return tuple(lines)
@@ -42,6 +43,11 @@ def _axes(spec: ModelSpec) -> list[tuple[str, str]]:
         found.append(("optimizer", _options(optimizer)))
         found.append(("schedule", _options(train.schedule)))
         found.append(("train", _listed({k: v for k, v in train.model_dump().items() if not isinstance(v, dict)})))
+    if spec.distill_to is not None:
+        student = spec.distill_to
+        told = f"{student.backbone.architecture} (steps {student.steps}, min_agreement {student.min_agreement:g})"
+        found.append(("distill_to", told))
+        found.append(("optimizer of the student", _options(student.optimizer)))
     return found
 
 
