@@ -155,7 +155,9 @@ def _search(
 ) -> Search:
     """Tries the declared recipe and the drawn ones, `at_once` beside each other."""
     candidates = [Candidate(DECLARED, {}), *drawn]
-    search = _Search(client, yaml.safe_load(client.models.lock(_yaml(declaration)).declaration), sample)
+    locked = yaml.safe_load(client.models.lock(_yaml(declaration)).declaration)
+    locked["spec"].pop("distill_to", None)  # a student says nothing of a recipe, and each trial would train one
+    search = _Search(client, locked, sample)
     with ExitStack() as kept:
         for first in range(0, len(candidates), at_once):
             say(f"preparing {first + 1} to {min(first + at_once, len(candidates))} of {len(candidates)} candidates")
