@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import threading
 import time
 from collections.abc import Iterator
@@ -12,16 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
-from PIL import Image
 from tests import tiny
-from tests.encoders import MINILM
+from tests.moving import CLASSES, Images, accuracy, asked, calibration, declared, noise_backbone, taught
 from tests.real_server import RealServer
-from tests.texts import sentences
-from typer.testing import CliRunner
 
 from everlearn_client import (
     AsyncClient,
@@ -30,69 +23,14 @@ from everlearn_client import (
     FailedPrecondition,
     Features,
     InvalidArgument,
-    Tensors,
-    Texts,
 )
-from everlearn_client.cli.app import app
 from everlearn_protos.v1 import models_pb2
-
-CLASSES = 4
-Images = npt.NDArray[np.uint8]
-
-
-def calibration(count: int = 600, *, classes: int = CLASSES, seed: int = 100) -> Iterator[Images]:
-    """Unlabelled images of all classes, in batches."""
-    for turn in range(count // (4 * classes)):
-        yield np.concatenate([tiny.images(4, label, seed=seed + turn) for label in range(classes)])
-
-
-def taught(turn: int, size: int = 8) -> tuple[Images, list[str]]:
-    label = turn % CLASSES
-    return tiny.images(size, label, seed=turn), [f"c{label}"] * size
-
-
-def asked() -> tuple[Images, list[str]]:
-    images = np.concatenate([tiny.images(25, label, seed=9_000) for label in range(CLASSES)])
-    return images, [f"c{label}" for label in range(CLASSES) for _ in range(25)]
-
-
-def accuracy(client: Client, model: str) -> float:
-    images, labels = asked()
-    found = client.predict(model, images).top
-    return float(np.mean([top[0].label == label for top, label in zip(found, labels, strict=True)]))
-
-
-def noise_backbone(folder: Path) -> Path:
-    """Features that a small change of any pixel turns over: nothing of what an image shows is in them."""
-    weight = np.random.default_rng(5).normal(0, 3_000, (3 * tiny.SIZE**2, 20)).astype(np.float32)
-    graph = helper.make_graph(
-        [
-            helper.make_node("Flatten", ["image"], ["flat"]),
-            helper.make_node("MatMul", ["flat", "weight"], ["wild"]),
-            helper.make_node("Sin", ["wild"], ["vector"]),
-        ],
-        "noise",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, tiny.SIZE, tiny.SIZE])],
-        [helper.make_tensor_value_info("vector", TensorProto.FLOAT, ["N", 20])],
-        [numpy_helper.from_array(weight, "weight")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
-    path = folder / "noise.onnx"
-    path.write_bytes(model.SerializeToString(deterministic=True))
-    onnx.checker.check_model(str(path))
-    return path
 
 
 @pytest.fixture(scope="module")
 def successor(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Another convolution, and more features."""
     return tiny.write_backbone(tmp_path_factory.mktemp("successor"), 24, seed=1)
-
-
-def declared(server: RealServer, backbone: Path, name: str, batches: int = 40, **spec: object) -> None:
-    server.declare(tiny.declaration(backbone, name, **spec))
-    with server.client(client_id="teacher") as teacher:
-        teacher.learn(name, [taught(turn) for turn in range(batches)])
 
 
 def state_of(client: Client, name: str) -> tuple[str, str, int, int, str]:
@@ -379,85 +317,6 @@ def test_the_asynchronous_client_moves_a_model_too(
 
     assert asyncio.run(moved()).live
     assert client.models.get("async").status.feature_dim == 24
-
-
-def test_the_command_shows_the_figures_and_its_exit_code_says_how_it_ended(
-    server: RealServer, client: Client, backbone: Path, successor: Path, tmp_path: Path
-) -> None:
-    declared(server, backbone, "by-hand")
-    folder = tmp_path / "calibration"
-    for number, images in enumerate(calibration(240)):
-        (folder / str(number)).mkdir(parents=True)
-        for index, image in enumerate(images):
-            Image.fromarray(image).save(folder / str(number) / f"{index}.png")
-    for name, path in (("good", successor), ("bad", noise_backbone(tmp_path))):
-        (tmp_path / f"{name}.yaml").write_text(tiny.declaration(path, "by-hand"))
-
-    def run(*arguments: str) -> Any:
-        command = ["upgrade-backbone", "by-hand", *arguments, "--server", server.address]
-        return CliRunner().invoke(app, command)
-
-    refused = run(str(tmp_path / "bad.yaml"), str(folder))
-    assert refused.exit_code == 6, refused.output
-    assert "was not changed: old and new head decide alike" in refused.stderr
-    assert "loss expected, at most" in refused.stdout
-    dry = run(str(tmp_path / "good.yaml"), str(folder), "--dry-run", "--max-drop", "0.2")
-    assert (dry.exit_code, "dry run" in dry.stderr) == (0, True), dry.output
-    assert client.models.get("by-hand").status.feature_dim == 16
-    moved = run(str(tmp_path / "good.yaml"), str(folder), "--max-drop", "0.2")
-    assert moved.exit_code == 0, moved.output
-    assert "4 of 4" in moved.stdout
-    assert client.models.get("by-hand").status.feature_dim == 24
-    described = CliRunner().invoke(app, ["describe", "by-hand", "--server", server.address])
-    assert "estimated:" in described.stdout
-    missing = run(str(tmp_path / "good.yaml"), str(tmp_path / "nowhere"))
-    assert missing.exit_code == 3
-
-
-def test_rows_of_a_table_move_to_random_features(server: RealServer, client: Client, tmp_path: Path) -> None:
-    def rows(count: int, seed: int) -> tuple[npt.NDArray[np.float32], list[str]]:
-        random = np.random.default_rng(seed)
-        label_B = random.integers(0, 3, count)
-        centre_Cd = np.array([[-1, -1, 0, 1], [1, -1, 1, 0], [0, 1.5, -1, -1]])
-        return (centre_Cd[label_B] + random.normal(0, 0.5, (count, 4))).astype(np.float32), [f"c{i}" for i in label_B]
-
-    def declaration(**spec: object) -> str:
-        table = {"modality": "tensor", "shape": [4], "range": [-4, 4]}
-        body = {"backbone": {"source": "identity"}, "input": table, **spec}
-        return json.dumps({"metadata": {"name": "table"}, "spec": body})
-
-    server.declare(declaration())
-    learned, labels = rows(300, 0)
-    client.learn("table", [(Tensors(learned[at : at + 30]), labels[at : at + 30]) for at in range(0, 300, 30)])
-    (tmp_path / "new.yaml").write_text(declaration(projection={"dim": 64, "seed": 3}))
-    seen, _ = rows(800, 1)
-    np.savetxt(tmp_path / "seen.csv", seen, delimiter=",", header="a,b,c,d", comments="")
-    command = ["upgrade-backbone", "table", str(tmp_path / "new.yaml"), str(tmp_path / "seen.csv")]
-    result = CliRunner().invoke(app, [*command, "--server", server.address, "-o", "json"])
-    assert result.exit_code == 0, result.output
-    report = json.loads(result.stdout)
-    assert (report["samples"], report["held_out"], report["live"]) == (640, 160, True)
-    images, truth = rows(300, 2)
-    found = client.predict("table", Tensors(images)).top
-    assert np.mean([top[0].label == label for top, label in zip(found, truth, strict=True)]) > 0.9
-    assert client.models.get("table").status.feature_dim == 64
-
-
-def test_texts_move_to_an_encoder_that_reads_less(server: RealServer, client: Client) -> None:
-    def declaration(max_tokens: int) -> str:
-        table = {"modality": "text", "max_tokens": max_tokens}
-        return json.dumps({"metadata": {"name": "topics"}, "spec": {"backbone": MINILM, "input": table}})
-
-    server.declare(declaration(256))
-    client.learn("topics", zip(*sentences(0, 8), strict=True))
-    unlabelled = [f"{text} {more}" for text in sentences(8, 12)[0] for more in sentences(0, 3)[0]]
-    batches = [Texts(unlabelled[at : at + 32]) for at in range(0, len(unlabelled), 32)]
-    report = client.models.upgrade_backbone("topics", declaration(24), batches, max_drop=1, min_agreement=0.5)
-    assert report.live
-    texts, truth = sentences(8, 12)
-    found = client.predict("topics", Texts(texts)).top
-    assert np.mean([top[0].label == label for top, label in zip(found, truth, strict=True)]) >= 0.85
-    assert client.models.get("topics").status.input.max_tokens == 24
 
 
 def test_the_raw_samples_are_nowhere_on_disk(tmp_path: Path, backbone: Path, successor: Path) -> None:
