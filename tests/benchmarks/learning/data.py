@@ -65,7 +65,7 @@ def digits_in_domains(scene: Scene) -> Dataset:
     plain, labels_N = scene.digits
     random = np.random.default_rng(0)
     features = [
-        _features(scene, f"digits-domain-{domain}", [_shifted(image, domain, random) for image in plain])
+        _features(scene, f"digits-domain-{domain}", [shifted(image, domain, random) for image in plain])
         for domain in range(len(DOMAINS))
     ]
     return Dataset(
@@ -114,7 +114,8 @@ def _fetched(scene: Scene, archive: Path) -> bool:
     return archive.exists()
 
 
-def _shifted(image: ImageHWC, domain: int, random: np.random.Generator) -> ImageHWC:
+def shifted(image: ImageHWC, domain: int, random: np.random.Generator) -> ImageHWC:
+    """An image as it looks in a domain."""
     large = Image.fromarray(image).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
     if domain == 1:
         return np.asarray(large.point(lambda shade: 255 - shade))
