@@ -100,6 +100,38 @@ def test_a_moving_tail_learns_serves_and_leaves_as_one_file(
     assert np.abs(scores_NC - client.predict(name, image, scores=True).scores_NC).max() < 0.05
 
 
+@pytest.mark.parametrize("kind", ["last_blocks", "full"])
+def test_a_moving_tail_learns_how_much_there_is_of_something(
+    server: RealServer, client: Client, network: Path, kind: str, tmp_path: Path
+) -> None:
+    name = f"how-much-{kind.replace('_', '-')}"
+    keeps = kind != "full"
+    server.declare(
+        tailed(
+            network,
+            name,
+            task="regression",
+            outputs=[{"name": "much", "min": 0, "max": 4}],
+            adapt={"kind": kind},
+            head={"kind": "linear"},
+            memory={"kind": "latents", "capacity": 100} if keeps else {"kind": "none"},
+            retention={"features": "latents" if keeps else "sums"},
+            **({} if keeps else {"train": {"augment": {"mixup": 0.2}}}),
+        )
+    )
+    amounts = np.repeat([1.0, 3.0], 6)[:, None].astype(np.float32)
+    for number in range(10):
+        images = np.concatenate([tiny.images(6, label, seed=number) for label in range(2)])
+        assert not client.learn(name, [(images, amounts)]).rejected
+    images = np.concatenate([tiny.images(6, label, seed=999) for label in range(2)])
+    found = client.predict(name, images).values_NK
+    assert found is not None
+    assert np.abs(found - amounts).mean() < 0.5
+    client.download(client.export(name), tmp_path)
+    (told,) = onnxruntime.InferenceSession(tmp_path / "model.onnx").run(["values"], {"image": images[:1]})
+    assert np.abs(told - found[:1]).max() < 0.05
+
+
 def trainers_of(server: RealServer) -> list[psutil.Process]:
     children = psutil.Process(server.pid).children()
     return [child for child in children if "everlearn.learners.gradient.child" in child.cmdline()]

@@ -13,6 +13,9 @@ from everlearn.spec.load import dump, parse
 from everlearn.spec.model import Model
 
 CELSIUS = {"name": "celsius", "min": -40, "max": 80}
+KEEP = {"retention": {"features": "latents"}}
+MEASURED = {"task": "regression", "outputs": [CELSIUS]}
+BY_STEPS = {"head": {"kind": "linear"}, "memory": {"kind": "latents"}, **KEEP}
 
 
 def declared(**spec: Any) -> Model:
@@ -31,6 +34,26 @@ def test_several_labels_are_solved_by_ridge_unless_told_otherwise() -> None:
     assert declared(task="multilabel", head={"kind": "balanced_ridge"}).spec.head.kind == "balanced_ridge"
     assert declared(task="multilabel", recipe="ranpac").spec.projection is not None
     assert declared(task="regression", outputs=[CELSIUS]).spec.head.kind == "ridge"
+
+
+@pytest.mark.parametrize(
+    ("task", "loss", "rate"), [("multilabel", "binary_cross_entropy", 0.01), ("regression", "huber", 0.002)]
+)
+def test_by_steps_a_task_has_its_own_loss_and_a_rate_that_fits_it(task: str, loss: str, rate: float) -> None:
+    outputs = {"outputs": [CELSIUS]} if task == "regression" else {}
+    for axes in ({"recipe": "latent_replay"}, BY_STEPS, {"recipe": "si"}):
+        model = declared(task=task, **outputs, **axes)
+        assert model.spec.by_gradient
+        assert model.spec.loss is not None
+        assert model.spec.train is not None
+        assert (model.spec.loss.kind, model.spec.train.optimizer.learning_rate) == (loss, rate)
+        assert parse(dump(model)) == model
+    slow = declared(task=task, **outputs, **BY_STEPS, train={"optimizer": {"learning_rate": 0.5, "momentum": 0}})
+    adam = declared(task=task, **outputs, **BY_STEPS, train={"optimizer": {"kind": "adam"}})
+    assert slow.spec.train is not None
+    assert adam.spec.train is not None
+    assert slow.spec.train.optimizer.learning_rate == 0.5
+    assert adam.spec.train.optimizer.learning_rate == 0.001
 
 
 def test_outputs_are_values_with_a_range_and_survive_dumping() -> None:
@@ -56,13 +79,28 @@ def test_outputs_are_values_with_a_range_and_survive_dumping() -> None:
         ({"task": "regression", "outputs": [{"name": "", "min": 0, "max": 1}]}, "spec.outputs", "empty"),
         ({"task": "regression", "outputs": [CELSIUS], "labels": ["a"]}, "spec.labels", "outputs and no labels"),
         ({"task": "multilabel", "recipe": "slda"}, "spec.head", "write kind: ridge or balanced_ridge"),
-        ({"task": "multilabel", "head": {"kind": "linear"}}, "spec.head", "write kind: ridge"),
+        ({"task": "multilabel", "head": {"kind": "cosine"}}, "spec.head", "ridge or balanced_ridge or linear"),
+        ({"task": "multilabel", "head": {"kind": "linear"}}, "spec", "or memory.kind: none, or head.kind: ridge"),
         (
             {"task": "regression", "outputs": [CELSIUS], "head": {"kind": "balanced_ridge"}},
             "spec.head",
             "task is regression; write kind: ridge",
         ),
-        ({"task": "multilabel", "memory": {"kind": "none"}}, "spec.memory", "write kind: statistics"),
+        ({"task": "multilabel", "memory": {"kind": "none"}}, "spec", "write head.kind: linear"),
+        ({"task": "multilabel", "memory": {"kind": "per_class_statistics"}}, "spec.memory", "write kind: statistics"),
+        ({"task": "multilabel", "memory": {"kind": "latents"}, **KEEP}, "spec", "write head.kind: linear"),
+        ({"task": "multilabel", "adapt": {"kind": "last_blocks"}}, "spec", "write head.kind: linear"),
+        ({"task": "multilabel", "recipe": "er_ace"}, "spec", "write loss.kind: binary_cross_entropy"),
+        ({"task": "multilabel", **BY_STEPS, "loss": {"kind": "cosine"}}, "spec", "loss.kind: binary_cross_entropy"),
+        ({**MEASURED, **BY_STEPS, "loss": {"kind": "cosine"}}, "spec", "write loss.kind: huber or mse"),
+        ({**MEASURED, **BY_STEPS, "loss": {"kind": "binary_cross_entropy"}}, "spec", "does not teach values"),
+        ({"task": "multilabel", "recipe": "der"}, "spec", "write loss.kind: binary_cross_entropy"),
+        ({"task": "multilabel", "recipe": "icarl"}, "spec.head", "write kind: ridge"),
+        ({"task": "multilabel", "recipe": "lwf"}, "spec", "write mas, si or l2sp"),
+        ({"task": "multilabel", "recipe": "ewc"}, "spec", "write mas, si or l2sp"),
+        ({**MEASURED, **BY_STEPS, "memory": {"kind": "latents", "logits": True}}, "spec", "logits are for loss der"),
+        ({**MEASURED, **BY_STEPS, "train": {"soup": 3}}, "spec", "train.soup counts labels"),
+        ({**MEASURED, **BY_STEPS, "train": {"early_stop": 3}}, "spec", "train.early_stop counts labels"),
         ({"task": "multilabel", "memory": {"decay": 0.9}}, "spec.memory", "exact for good"),
         ({"task": "multilabel", "adapt": {"kind": "first_session"}}, "spec.adapt", "write kind: frozen"),
     ],

@@ -11,6 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import IO, Any
 
+import numpy as np
+
+from everlearn.truth import LabelSets, Truth, Values
+
 _LENGTH = struct.Struct("<Q")
 _MAX_HEADER = 2**26
 
@@ -40,6 +44,27 @@ def read(stream: IO[bytes]) -> Frame:
         raise EOFError(f"a header of {length} bytes; something else was written into the stream")
     header = json.loads(_exactly(stream, length))
     return Frame(told=header["told"], parts={name: _exactly(stream, size) for name, size in header["parts"]})
+
+
+def with_truth(frame: Frame, truth: Truth) -> Frame:
+    """The frame, and what is true of its samples; `truth_of` reads it."""
+    if isinstance(truth, Values):
+        values_BK = np.ascontiguousarray(truth.values_BK, "<f8")
+        told = {**frame.told, "values": list(values_BK.shape)}
+        return Frame(told=told, parts={**frame.parts, "values": values_BK.tobytes()})
+    if isinstance(truth, LabelSets):
+        return Frame(told={**frame.told, "sets": truth.sets_B}, parts=frame.parts)
+    return Frame(told={**frame.told, "labels": list(truth)}, parts=frame.parts)
+
+
+def truth_of(frame: Frame) -> Truth:
+    """What `with_truth` wrote."""
+    if "values" in frame.told:
+        return Values(np.frombuffer(frame.parts["values"], "<f8").reshape(frame.told["values"]))
+    if "sets" in frame.told:
+        return LabelSets(tuple(tuple(labels) for labels in frame.told["sets"]))
+    labels: list[str] = frame.told["labels"]
+    return labels
 
 
 def _exactly(stream: IO[bytes], size: int) -> bytes:

@@ -30,7 +30,7 @@ from everlearn.learners.base import Learned, Learner, Solution
 from everlearn.memories.base import Origin
 from everlearn.runtime.process import BackgroundModule
 from everlearn.spec.model import ModelSpec
-from everlearn.truth import Truth, single_labels
+from everlearn.truth import Truth
 from everlearn.values import FeaturesBd, FeatureScale, LinearHead, QuantisedBd
 
 MODULE: Final = "everlearn.learners.gradient.child"
@@ -73,6 +73,7 @@ class Trainer(Learner):
         self._child: BackgroundModule | None = None
         self._labels: list[str] = []
         self._count_C: npt.NDArray[np.int64] = np.zeros(0, np.int64)
+        self._samples = 0
         try:
             self._begin()
             self.declare(spec.labels)
@@ -91,16 +92,22 @@ class Trainer(Learner):
         return self._count_C
 
     @property
+    def samples(self) -> int:
+        """See Learner."""
+        return self._samples
+
+    @property
     def ttl_s(self) -> float | None:
         """See Learner."""
         return self._spec.memory.ttl_s
 
     def integrate(self, quantised_Bd: QuantisedBd, labels: Truth, *, origin: Origin | None = None) -> None:
         """See Learner."""
-        told: dict[str, Any] = {"ask": "learn", "labels": list(single_labels(labels))}
+        told: dict[str, Any] = {"ask": "learn"}
         if origin is not None:
             told |= {"client": origin.client, "time_s": origin.time_s}
-        self._do(Frame(told=told, parts={"quantised": np.ascontiguousarray(quantised_Bd, np.int16).tobytes()}))
+        parts = {"quantised": np.ascontiguousarray(quantised_Bd, np.int16).tobytes()}
+        self._do(_frames.with_truth(Frame(told=told, parts=parts), labels))
 
     def declare(self, labels: Sequence[str]) -> None:
         """See Learner."""
@@ -122,7 +129,7 @@ class Trainer(Learner):
         if self.samples:
             answer = self._ask(Frame(told={"ask": "solve"}))
             solution, figures = self._solution(answer), answer.told["figures"]
-        return LearnedWeights(tuple(self._labels), self._count_C, solution, figures)
+        return LearnedWeights(tuple(self._labels), self._count_C, self._samples, solution, figures)
 
     def configure(self, spec: ModelSpec) -> None:
         """See Learner. Weights and memory stay; an optimizer or a regulariser of another kind begins anew."""
@@ -208,6 +215,7 @@ class Trainer(Learner):
     def _take(self, answer: Frame) -> None:
         self._labels = list(answer.told["labels"])
         self._count_C = np.array(answer.told["counts"], np.int64)
+        self._samples = int(answer.told["samples"])
 
     def _solution(self, answer: Frame) -> Solution:
         labels, parts = tuple(answer.told["labels"]), answer.parts
@@ -217,6 +225,7 @@ class Trainer(Learner):
             normalise=answer.told["normalise"],
             labels=labels,
             regularization=0.0,
+            task=answer.told["task"],
         )
         tail = replace(self._tail, weights=parts["tail"]) if self._tail is not None else None
         return Solution(head=head, tail=tail)
@@ -267,11 +276,13 @@ class LearnedWeights(Learned):
         self,
         labels: Sequence[str],
         count_C: npt.NDArray[np.int64],
+        samples: int,
         solution: Solution | None,
         figures: Mapping[str, float],
     ) -> None:
         self._labels = labels
         self._count_C = count_C
+        self._samples = samples
         self._solution = solution
         self._figures = figures
 
@@ -284,6 +295,11 @@ class LearnedWeights(Learned):
     def count_C(self) -> npt.NDArray[np.int64]:  # noqa: N802  # axes
         """See Learned."""
         return self._count_C
+
+    @property
+    def samples(self) -> int:
+        """See Learned."""
+        return self._samples
 
     @property
     def figures(self) -> Mapping[str, float]:

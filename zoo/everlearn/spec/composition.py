@@ -16,8 +16,19 @@ MOVING = frozenset({"last_blocks", "lora", "full"})
 """Adaptations that go on for as long as a model learns."""
 
 
-HEADS_OF: Mapping[Task, tuple[str, ...]] = {"multilabel": ("ridge", "balanced_ridge"), "regression": ("ridge",)}
+HEADS_OF: Mapping[Task, tuple[str, ...]] = {
+    "multilabel": ("ridge", "balanced_ridge", "linear"),
+    "regression": ("ridge", "linear"),
+}
 """Heads that a task with several targets a sample takes, its default first; classification takes all."""
+LOSSES_OF: Mapping[Task, tuple[str, ...]] = {"multilabel": ("binary_cross_entropy",), "regression": ("huber", "mse")}
+"""Likewise. Scores of `multilabel` are probabilities, which other losses do not give; `cosine` leaves the size of a
+value open."""
+PENALTIES_ON_CLASSES = frozenset({"distill", "ewc"})
+"""Those that read scores as one softmax."""
+
+
+_SCORES: Mapping[Task, str] = {"multilabel": "probabilities of each label", "regression": "values"}
 
 
 def wrong_for_task(task: Task, axis: str, kind: str, decay: float | None) -> str | None:
@@ -26,11 +37,11 @@ def wrong_for_task(task: Task, axis: str, kind: str, decay: float | None) -> str
         return None
     if axis == "head" and kind not in HEADS_OF[task]:
         return f"{kind} tells single labels apart, and the task is {task}; write kind: {' or '.join(HEADS_OF[task])}"
-    if axis == "memory" and kind != "statistics":
+    if axis == "memory" and kind not in ("statistics", "latents", "none"):
         return f"{kind} keeps features of single labels, and the task is {task}; write kind: statistics"
     if axis == "memory" and decay is not None and decay < 1:
         return f"has decay {decay:g}, and sums of several targets are exact for good; leave it out"
-    if axis == "adapt" and kind != "frozen":
+    if axis == "adapt" and kind == "first_session":
         return f"{kind} fits the backbone to single labels, and the task is {task}; write kind: frozen"
     return None
 
@@ -62,7 +73,8 @@ def _of_solved_heads(spec: ModelSpec) -> str | None:
             "statistics"
         )
     if memory == "latents" and head != "ncm":
-        return f"head {head} is solved from sums; with memory latents write head.kind: linear, cosine or ncm"
+        others = "linear, cosine or ncm" if spec.task == "classification" else "linear"
+        return f"head {head} is solved from sums; with memory latents write head.kind: {others}"
     if adapt in MOVING:
         return (
             f"adapt {adapt} moves what features mean, and head {head} is solved from all features so far; write "
@@ -96,7 +108,34 @@ def _of_gradients(spec: ModelSpec) -> str | None:
         )
     if spec.loss is not None and spec.loss.kind == "der" and not (memory == "latents" and spec.memory.logits):
         return "loss der needs the scores that replayed samples had; write memory: {kind: latents, logits: true}"
-    return _of_craft(spec)
+    return _of_targets(spec) or _of_craft(spec)
+
+
+def _of_targets(spec: ModelSpec) -> str | None:
+    """Of several labels, and of values: what would read them as single classes."""
+    task, train = spec.task, spec.train
+    if task not in LOSSES_OF:
+        return None
+    if spec.loss is not None and spec.loss.kind not in LOSSES_OF[task]:
+        kinds = " or ".join(LOSSES_OF[task])
+        return f"loss {spec.loss.kind} does not teach {_SCORES[task]}, and the task is {task}; write loss.kind: {kinds}"
+    if spec.memory.kind == "statistics":
+        return (
+            f"memory statistics draws samples of single labels, and the task is {task}; write memory.kind: latents "
+            "with retention.features: latents, or memory.kind: none, or head.kind: ridge, which is solved from it"
+        )
+    if spec.memory.logits:
+        return f"memory.logits are for loss der, and the task is {task}; leave it out"
+    for regularizer in spec.regularize:
+        if regularizer.kind in PENALTIES_ON_CLASSES:
+            return (
+                f"regularize {regularizer.kind} reads scores as those of single labels, and the task is {task}; write "
+                "mas, si or l2sp"
+            )
+    for name in ("early_stop", "soup"):
+        if train is not None and getattr(train, name):
+            return f"train.{name} counts labels that were predicted right, and the task is {task}; leave it out"
+    return None
 
 
 def _of_craft(spec: ModelSpec) -> str | None:

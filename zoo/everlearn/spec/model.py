@@ -211,7 +211,7 @@ class Head(Strict):
 
     kind: Name = "balanced_ridge"
     """Solved: `balanced_ridge`, `balanced_lda`, `ridge`, `lda` or `ncm`, one file each in everlearn/heads. By gradient
-    steps: `linear` or `cosine`."""
+    steps: `linear` or `cosine`. Of several labels or values: `ridge`, `linear`, and of labels `balanced_ridge`."""
     regularization: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
     """`auto`: from the sums alone (GCV for ridge, OAS for lda). A number fixes it: a ridge penalty relative to the
     mean eigenvalue, or lda's shrinkage up to 1."""
@@ -289,7 +289,7 @@ class ModelSpec(Strict):
     regularize: tuple[Regularizer, ...] = ()
     """Penalties on what would be forgotten, summed; for heads that learn by gradient steps."""
     loss: Loss | None = None
-    """What a gradient step minimises; cross-entropy by default, none where the head is solved."""
+    """What a gradient step minimises; the task's own by default, none where the head is solved."""
     train: Training | None = None
     """The craft of gradient steps; none where nothing moves by them."""
     distill_to: DistillTo | None = None

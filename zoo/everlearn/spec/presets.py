@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from everlearn.spec.composition import GRADIENT_HEADS, HEADS_OF
+from everlearn.spec.composition import GRADIENT_HEADS, HEADS_OF, LOSSES_OF
 
 DEFAULT: Final = "analytic"
 
@@ -119,6 +119,11 @@ PRESETS: Final[Mapping[str, Preset]] = {
     ),
 }
 
+RATES_OF: Final[Mapping[str, float]] = {"binary_cross_entropy": 0.01, "mse": 0.002, "huber": 0.002}
+"""sgd's default for losses that want another than cross-entropy's. Measured in one pass over 300 patients (diabetes, R2
+held out: ridge 0.371; 0.002: 0.358, 0.01: 0.304) and over 1,200 digits and five yes-or-no questions (held-out log loss:
+logistic regression 0.163; 0.01: 0.187, 0.05: 0.230)."""
+
 WARNING_WEAK: Final = _FORGETS
 WARNING_NOTHING_HELD: Final = (
     "nothing guards what was learned: gradient steps without memory or regulariser forget every class that is not "
@@ -152,9 +157,28 @@ def expand(spec: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(head, Mapping) and head.get("kind") in GRADIENT_HEADS:
         for axis in ("loss", "train"):
             merged[axis] = {} if merged.get(axis) is None else merged[axis]
+        _choose_loss_and_rate(merged)
     else:
         # Of a recipe whose head was replaced by one that is solved: there are no steps.
         for axis in ("loss", "train"):
             if spec.get(axis) is None:
                 merged.pop(axis, None)
     return merged
+
+
+def _choose_loss_and_rate(merged: dict[str, Any]) -> None:
+    """The task's own loss where none is named, and the rate that such a loss wants; what is malformed is left to its
+    field."""
+    loss, train = merged["loss"], merged["train"]
+    losses = next((kinds for name, kinds in LOSSES_OF.items() if name == merged.get("task")), None)
+    if losses is not None and isinstance(loss, Mapping):
+        loss = merged["loss"] = {"kind": losses[0], **loss}
+    kind = loss.get("kind") if isinstance(loss, Mapping) else None
+    rate = next((rate for name, rate in RATES_OF.items() if name == kind), None)
+    if rate is None or not isinstance(train, Mapping):
+        return
+    optimizer = train.get("optimizer")
+    optimizer = {} if optimizer is None else optimizer
+    is_plain = isinstance(optimizer, Mapping) and optimizer.get("kind", "sgd") == "sgd"
+    if is_plain and optimizer.get("learning_rate") is None:
+        merged["train"] = {**train, "optimizer": {**optimizer, "learning_rate": rate}}

@@ -105,7 +105,8 @@ class Loss(Strict):
     kind: Literal["cross_entropy", "er_ace", "der", "binary_cross_entropy", "mse", "huber", "cosine"] = "cross_entropy"
     """`er_ace`: the stream's own samples compete only within the batch's classes (Caccia 2022). `der`: DER++, replayed
     samples also keep the scores they had (Buzzega 2020). Those after it judge each score by itself, or their direction:
-    `binary_cross_entropy`, squared error `mse`, `huber`, and `cosine` (Barz & Denzler 2020)."""
+    `binary_cross_entropy`, squared error `mse`, `huber`, and `cosine` (Barz & Denzler 2020). Of task multilabel
+    it is `binary_cross_entropy`, of regression `huber` (its default) or `mse`."""
     label_smoothing: Share | None = None
     """cross_entropy, er_ace, der: share of the target that goes to all classes alike (Szegedy 2016).
     binary_cross_entropy: to yes and no alike. By default 0."""
@@ -117,7 +118,8 @@ class Loss(Strict):
     beta: Rate | None = None
     """der: weight of the cross-entropy of replayed samples; by default 2, as for twice as many of them as are new."""
     delta: Rate | None = None
-    """huber: the error from which on the loss grows in a line; by default 1."""
+    """huber: the error from which on the loss grows in a line; by default 1. Of a regression in sixths of an output's
+    declared range."""
 
     @model_validator(mode="before")
     @classmethod
@@ -143,7 +145,8 @@ class Optimizer(Strict):
     kind: Literal["sgd", "adam", "adamw", "rmsprop", "adagrad"] = "sgd"
     """torch.optim's."""
     learning_rate: Rate | None = None
-    """Of a batch of 32 rows; by default 0.05 for sgd, 0.01 for adagrad, 0.001 for the others."""
+    """Of a batch of 32 rows; by default 0.05 for sgd (0.01 with loss binary_cross_entropy, 0.002 with mse and
+    huber), 0.01 for adagrad, 0.001 for the others."""
     scale_with_batch: Literal["no", "linear", "sqrt"] = "sqrt"
     """How the rate follows the rows in a step, relative to 32 (Goyal 2017, Krizhevsky 2014)."""
     momentum: Share | None = None

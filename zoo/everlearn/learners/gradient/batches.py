@@ -1,6 +1,6 @@
 """The rows of a step: new ones and replayed ones in one tensor, their classes, and which classes compete.
 
-Axes: B new rows, R replayed rows, N = B + R; C classes, S classes seen, n values at the cut.
+Axes: B new rows, R replayed rows, N = B + R; C classes (or outputs), S classes seen, n values at the cut.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from everlearn.learners.gradient.targets import Told
 from everlearn.memories.base import Memory, Replayed
 from everlearn.values import FeatureScale, QuantisedBd
 
@@ -68,6 +69,8 @@ class Rows:
     """B."""
     stored_RC: torch.Tensor | None = None
     """Scores that the replayed rows had."""
+    target_NC: torch.Tensor | None = None
+    """Dense targets, where classes are not what is learned."""
     partner_N: torch.Tensor | None = None
     """mixup: the row that each was mixed with, int64 on the inputs' device."""
     weight: float | torch.Tensor = 1.0
@@ -77,9 +80,10 @@ class Rows:
 class Table:
     """One call's rows on the device: the new ones in every step, and others of the memory in each."""
 
-    def __init__(self, quantised_Bn: QuantisedBd, class_B: Classes, step_n: torch.Tensor, classes: int) -> None:
+    def __init__(self, quantised_Bn: QuantisedBd, told: Told, step_n: torch.Tensor, classes: int) -> None:
         self._step_n = step_n
-        self._class_B = class_B
+        self._class_B = told.class_B
+        self._target_BC = None if told.target_BC is None else sent(told.target_BC, step_n.device)
         self._classes = classes
         self.new_Bn = self._floats(quantised_Bn)
         """The new rows."""
@@ -91,20 +95,31 @@ class Table:
             parts = min(at_once, steps - start)
             drawn = memory.draw(replay * parts, random) if replay else None
             if drawn is None or not len(drawn.class_R):
-                yield from [Rows(inputs_Nn=self.new_Bn, class_N=self._class_B, new=len(self._class_B))] * parts
+                yield from [self._new] * parts
             else:
                 yield from self._with_replayed(drawn, parts)
+
+    @property
+    def _new(self) -> Rows:
+        return Rows(inputs_Nn=self.new_Bn, class_N=self._class_B, new=len(self._class_B), target_NC=self._target_BC)
 
     def _with_replayed(self, drawn: Replayed, parts: int) -> Iterator[Rows]:
         """A memory draws classes alike, and in order: so every k-th row is a draw of classes alike again."""
         stored_RC = self._stored(drawn.logits_RC)
         for part in range(parts):
+            part_RC = None if stored_RC is None else stored_RC[part::parts]
+            target_NC = None
+            if self._target_BC is not None:
+                assert part_RC is not None, "who learns dense targets keeps those of its rows"
+                # Of labels that came later a row had none, see targets.
+                target_NC, part_RC = torch.cat([self._target_BC, part_RC.nan_to_num()]), None
             yield Rows(
                 # Floats of one step at a time: they stay in the processor's cache until they are used.
                 inputs_Nn=torch.cat([self.new_Bn, self._floats(drawn.quantised_Rd[part::parts])]),
                 class_N=np.concatenate([self._class_B, drawn.class_R[part::parts]]),
                 new=len(self._class_B),
-                stored_RC=None if stored_RC is None else stored_RC[part::parts],
+                stored_RC=part_RC,
+                target_NC=target_NC,
             )
 
     def _floats(self, quantised: QuantisedBd) -> torch.Tensor:
@@ -115,7 +130,8 @@ class Table:
         if logits_RC is None:
             return None
         stored_RC = np.full((len(logits_RC), self._classes), np.nan, np.float32)
-        stored_RC[:, : logits_RC.shape[1]] = logits_RC
+        known = min(logits_RC.shape[1], self._classes)
+        stored_RC[:, :known] = logits_RC[:, :known]
         return sent(stored_RC, self._step_n.device)
 
 

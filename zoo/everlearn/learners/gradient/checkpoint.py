@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from everlearn.values import FeatureScale
 
 if TYPE_CHECKING:
     from everlearn.learners.gradient.learner import GradientLearner
+
+
+_FIELDS: Final = {"scale": "scale", "task": "spec.task"}
 
 
 def capture(learner: GradientLearner, *, memory: bytes | None = None) -> State:
@@ -40,6 +43,7 @@ def capture(learner: GradientLearner, *, memory: bytes | None = None) -> State:
         "scale": learner.scale_digest,
         "labels": learner.labels,
         "counts": learner.count_C.tolist(),
+        "samples": learner.samples,
         "steps": stepper.done,
         "shares": stepper.share_C.tolist(),
         "refused": learner.refused,
@@ -61,9 +65,10 @@ def copied(state: State) -> State:
 def check(state: State, recipe: Recipe, scale: FeatureScale) -> None:
     """Raises InvalidError where the state is of another head, memory or feature scale: it would mean nothing here."""
     for key, value in {**recipe.kinds(), "scale": scale.digest}.items():
-        if state.header[key] != value:
-            field = "scale" if key == "scale" else f"spec.{key}.kind"
-            raise InvalidError(f"the stored learner has {key} {state.header[key]!r}, not {value!r}", field=field)
+        stored = state.header.get(key)
+        if stored != value:
+            field = _FIELDS.get(key, f"spec.{key}.kind")
+            raise InvalidError(f"the stored learner has {key} {stored!r}, not {value!r}", field=field)
 
 
 def restore(learner: GradientLearner, state: State) -> None:
@@ -84,6 +89,7 @@ def restore(learner: GradientLearner, state: State) -> None:
         learner.draws.random.set_state(state.tensors["drops"].cpu())
         learner.table = Labels(header["labels"])
         learner.count_C = np.array(header["counts"], np.int64)
+        learner.samples = int(header.get("samples", learner.count_C.sum()))  # an earlier release wrote counts alone
         learner.stepper.done = int(header["steps"])
         learner.stepper.share_C = np.array(header["shares"], np.float64)
         learner.refused = int(header["refused"])

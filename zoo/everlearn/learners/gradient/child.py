@@ -29,6 +29,7 @@ from everlearn.runtime.process import become_background_child
 from everlearn.spec.defaults import front_of
 from everlearn.spec.model import ModelSpec
 from everlearn.spec.recipe import Loss, Training
+from everlearn.spec.rules import IDENTITY
 from everlearn.values import FeatureScale
 
 Answer = Frame
@@ -86,8 +87,9 @@ class Child:
         told, learner = question.told, self._present
         dim = learner.scale.step_d.size
         quantised_Bd = np.frombuffer(question.parts["quantised"], np.int16).reshape(-1, dim)
+        truth = _frames.truth_of(question)
         origin = Origin(client=told["client"], time_s=told["time_s"]) if "client" in told else None
-        report = learner.learn(quantised_Bd, told["labels"], origin=origin)
+        report = learner.learn(quantised_Bd, truth, origin=origin)
         if report.steps:
             self._figures = {name: value for name, value in asdict(report).items() if value is not None}
         return self._progress()
@@ -102,7 +104,7 @@ class Child:
 
     def _solve(self, _: Frame) -> Answer:
         head = self._present.head()
-        told = {"labels": list(head.labels), "normalise": head.normalise, "figures": self._figures}
+        told = {"labels": list(head.labels), "normalise": head.normalise, "task": head.task, "figures": self._figures}
         parts = {"weight": head.weight_dC.astype("<f4").tobytes("C"), "bias": head.bias_C.astype("<f4").tobytes()}
         state = self._present.tail_state()
         if state is not None and self._shell is not None and self._tail is not None:
@@ -127,7 +129,8 @@ class Child:
 
     def _progress(self) -> Answer:
         learner = self._present
-        return Frame(told={"labels": learner.labels, "counts": learner.count_C.tolist(), "steps": learner.steps})
+        counts = {"counts": learner.count_C.tolist(), "samples": learner.samples}
+        return Frame(told={"labels": learner.labels, **counts, "steps": learner.steps})
 
     @property
     def _present(self) -> GradientLearner:
@@ -144,6 +147,9 @@ def recipe_of(spec: ModelSpec) -> Recipe:
         regularize=spec.regularize,
         loss=spec.loss or Loss(),
         train=spec.train or Training(),
+        task=spec.task,
+        outputs=spec.declared_outputs,
+        by_range=spec.task != "classification" and spec.backbone.source == IDENTITY,
     )
 
 

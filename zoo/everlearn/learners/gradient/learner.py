@@ -1,4 +1,5 @@
-"""Learns a classifier from a stream by gradient steps on new and replayed features, and can stop and go on anywhere.
+"""Learns labels, sets of them or values from a stream by gradient steps on new and replayed features, and can stop and
+go on anywhere.
 
 Axes: B samples in a batch, C classes, n values at the cut, d features.
 """
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from everlearn.errors import InvalidError, PreconditionError
+from everlearn.errors import InputError, InvalidError, PreconditionError
 from everlearn.labels import Labels
 from everlearn.learners.gradient import checkpoint, state
 from everlearn.learners.gradient.batches import Classes, Competing, Rows, Table, mixed, sent, steps_of
@@ -26,10 +27,12 @@ from everlearn.learners.gradient.recipe import Recipe
 from everlearn.learners.gradient.serving import Served
 from everlearn.learners.gradient.step import Stepper
 from everlearn.learners.gradient.stopping import Patience
+from everlearn.learners.gradient.targets import Truths
 from everlearn.memories import memory_for
 from everlearn.memories.base import Memory, Origin
 from everlearn.regularizers import regularizer_for
-from everlearn.values import NEVER, FeatureScale, Front, LinearHead, QuantisedBd
+from everlearn.truth import Truth
+from everlearn.values import FeatureScale, Front, LinearHead, QuantisedBd
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +46,7 @@ class StepReport:
     first_loss: float | None = None
     """Of the first step, to be held against `log_classes`: far above it, a learner is confidently wrong."""
     log_classes: float = 0.0
-    """ln of the number of classes seen: the loss of one who knows nothing."""
+    """ln of the number of classes seen: the loss of one who knows nothing; 0 where targets are dense."""
     gradient_norm: float | None = None
     """Largest of the steps, before clipping."""
     update_ratio: float | None = None
@@ -86,9 +89,12 @@ class GradientLearner:
         self.served = Served(network, train)
         self.patience = Patience(train.early_stop)
         self.random = np.random.default_rng(train.seed)
+        self.truths = Truths(recipe.task, recipe.outputs)
         self.table = Labels()
         self.count_C: npt.NDArray[np.int64] = np.zeros(0, np.int64)
-        """Samples learned, a class."""
+        """Samples learned of each class; those that have each label, or tell of each output."""
+        self.samples = 0
+        """Learned, of all classes."""
         self.refused = 0
         """Calls that were taken back because a step was not finite."""
         self._step_n = steps_of(scale, self.device)
@@ -113,8 +119,10 @@ class GradientLearner:
         """
         if tail is None and dim != scale.step_d.size:
             raise InvalidError(f"dim is {dim}; without a tail it must be the scale's {scale.step_d.size}", field="dim")
-        network = Network(TOPS[recipe.head](dim), tail).placed(device)
-        memory = memory_for(recipe.memory.kind).create(scale.step_d.size, labels, recipe.memory)
+        labels = [each.name for each in recipe.outputs] or labels
+        network = Network(TOPS[recipe.top](dim), tail).placed(device)
+        filed = Truths(recipe.task).filed(labels)
+        memory = memory_for(recipe.memory.kind).create(scale.step_d.size, filed, recipe.kept)
         learner = cls(recipe=recipe, scale=scale, memory=memory, network=network, front=front)
         learner.table.declare(labels)
         learner._grow(torch.zeros(len(labels), dim, device=learner.device))
@@ -126,33 +134,30 @@ class GradientLearner:
         return list(self.table)
 
     @property
-    def samples(self) -> int:
-        """Learned, of all classes."""
-        return int(self.count_C.sum())
-
-    @property
     def steps(self) -> int:
         """Taken so far: where the schedule stands."""
         return self.stepper.done
 
     def declare(self, labels: Sequence[str]) -> None:
         """Gives new labels their indices before any sample of theirs. Raises InputError for malformed or known ones."""
+        if labels and self.recipe.outputs:
+            raise InputError("a regression has outputs and no labels; leave the labels out", field="labels")
         self.table.declare(labels)
-        self.memory.declare(labels)
+        self._declare_filed()
         self._grow(torch.zeros(len(labels), self.network.top.weight.shape[1], device=self.device))
 
-    def learn(self, quantised_Bd: QuantisedBd, labels: Sequence[str], *, origin: Origin | None = None) -> StepReport:
+    def learn(self, quantised_Bd: QuantisedBd, truth: Truth, *, origin: Origin | None = None) -> StepReport:
         """Steps on a batch and on what the memory gives, then the memory takes the batch. B may be 0: nothing is done.
 
         Raises InputError for wrong shapes, dtypes or labels, PreconditionError (reason NOT_FINITE) where a step would
         lose the weights, and what the memory raises. Nothing is learned then.
         """
-        self.table.check_batch(quantised_Bd, labels, self.scale.step_d.size)
-        if not len(labels):
+        self.truths.check(quantised_Bd, truth, self.table, self.scale.step_d.size)
+        if not len(truth):
             return StepReport()
         before = checkpoint.copied(checkpoint.capture(self))
         try:
-            return self._learn(quantised_Bd, labels, origin, before.part("weights."))
+            return self._learn(quantised_Bd, truth, origin, before.part("weights."))
         except Exception as error:
             refused = self.refused + (isinstance(error, PreconditionError) and error.reason == REASON)
             checkpoint.restore(self, before)
@@ -160,7 +165,7 @@ class GradientLearner:
             raise
 
     def head(self) -> LinearHead:
-        """The classifier to serve, over unit features: of the running mean of weights or their soup, where declared.
+        """The classifier, or what gives values, to serve: of the running mean of weights or their soup, where declared.
 
         Raises PreconditionError (reason EMPTY_MEMORY) where nothing has been learned.
         """
@@ -168,9 +173,15 @@ class GradientLearner:
             raise PreconditionError("no sample has been learned; stream some first", reason="EMPTY_MEMORY")
         weights = {name.removeprefix("top."): value for name, value in self.served.weights().items()}
         weight_dC, bias_C = (part.cpu().contiguous().numpy().copy() for part in self.network.top.folded(weights))
-        bias_C[self.count_C == 0] = NEVER
-        labels = tuple(self.table)
-        return LinearHead(weight_dC=weight_dC, bias_C=bias_C, normalise=True, labels=labels, regularization=0.0)
+        weight_dC, bias_C = self.truths.served(weight_dC, bias_C, self.count_C)
+        return LinearHead(
+            weight_dC=weight_dC,
+            bias_C=bias_C,
+            normalise=self.network.top.normalises,
+            labels=tuple(self.table),
+            regularization=0.0,
+            task=self.recipe.task,
+        )
 
     def tail_state(self) -> Mapping[str, torch.Tensor] | None:
         """The tail's state dict to serve with `head`, on the CPU; None without a tail."""
@@ -205,8 +216,8 @@ class GradientLearner:
         stored = state.unpack(data)
         checkpoint.check(stored, recipe, scale)
         memory = memory_for(recipe.memory.kind).from_bytes(stored.memory)
-        memory.configure(recipe.memory)
-        network = Network(TOPS[recipe.head](int(stored.header["dim"])), tail).placed(device)
+        memory.configure(recipe.kept)
+        network = Network(TOPS[recipe.top](int(stored.header["dim"])), tail).placed(device)
         learner = cls(recipe=recipe, scale=scale, memory=memory, network=network, front=front)
         checkpoint.restore(learner, stored)
         return learner
@@ -214,29 +225,34 @@ class GradientLearner:
     def _learn(
         self,
         quantised_Bd: QuantisedBd,
-        labels: Sequence[str],
+        truth: Truth,
         origin: Origin | None,
         before: Mapping[str, torch.Tensor],
     ) -> StepReport:
         train, known = self.recipe.train, len(self.table)
         knew = Competing(self.count_C > 0, self.device)
-        class_B = self.table.take(labels).astype(np.int64)
-        table = Table(quantised_Bd, class_B, self._step_n, len(self.table))
-        tested = len(labels) if train.early_stop is not None or train.soup else 0
+        told, is_dense = self.truths.take(truth, self.table), self.truths.is_dense
+        class_B = told.class_B
+        table = Table(quantised_Bd, told, self._step_n, len(self.table))
+        tested = len(truth) if train.early_stop is not None or train.soup else 0
         correct = self.served.test(table.new_Bn, sent(class_B, self.device), knew) if tested else 0
         self._grow(self._directions(table.new_Bn, class_B, known))
         # A class without a sample is always learned.
-        rests = self.patience.rests(correct, len(labels)) and bool((self.count_C[class_B] > 0).all())
-        more_C = np.bincount(class_B, minlength=len(self.table))
-        competing = Competing(self.count_C + more_C > 0, self.device)
-        scores_BC = self._scores(table.new_Bn, known)
+        rests = self.patience.rests(correct, len(truth)) and bool((self.count_C[class_B] > 0).all())
+        rests = rests or not len(self.table)  # samples of no label, before any label
+        # A label that no sample has yet is denied by all; a class that none has is only not known.
+        competing = Competing((self.count_C + told.count_C > 0) | is_dense, self.device)
+        stored_BC = told.target_BC if is_dense else self._scores(table.new_Bn, known)
         self.stepper.watch.clear()
         for rows in table.steps(self.memory, self.random, replay=train.replay, steps=0 if rests else train.steps):
             self._step(rows, competing)
         figures = self.stepper.watch.read()
         report = self._report(figures, competing, before, tested=tested, correct=correct)
-        self.memory.integrate(quantised_Bd, labels, origin=origin, logits_BC=scores_BC)
-        self.count_C += more_C
+        if is_dense:
+            self._declare_filed()
+        self.memory.integrate(quantised_Bd, told.filed_B, origin=origin, logits_BC=stored_BC)
+        self.count_C += told.count_C
+        self.samples += len(truth)
         return report
 
     def _step(self, rows: Rows, competing: Competing) -> None:
@@ -245,6 +261,9 @@ class GradientLearner:
         rows = mixed(rows, self.recipe.train.mixup, self.random)
         self.stepper.step(rows, competing)
         self.served.moved(self.stepper.done)
+
+    def _declare_filed(self) -> None:
+        self.memory.declare(self.truths.filed(self.labels)[len(self.memory.labels) :])
 
     def _grow(self, direction_Kd: torch.Tensor) -> None:
         """A row for each label that has none."""
@@ -259,6 +278,8 @@ class GradientLearner:
         arrived = len(self.table) - known
         if not arrived:
             return inputs_Bn[:0]
+        if self.truths.is_dense:
+            return torch.zeros(arrived, self.network.top.weight.shape[1], device=self.device)
         rows = np.flatnonzero(class_B >= known)
         features_Bd = self.network.features(inputs_Bn[sent(rows, self.device)])
         unit_Bd = torch.nn.functional.normalize(features_Bd)
@@ -281,7 +302,7 @@ class GradientLearner:
             steps=steps,
             loss=sum(figures.losses) / steps if steps else None,
             first_loss=figures.losses[0] if steps else None,
-            log_classes=competing.log_count,
+            log_classes=0.0 if self.truths.is_dense else competing.log_count,
             gradient_norm=max(figures.gradient_norms, default=None),
             update_ratio=self._moved_since(before, steps) if steps else None,
             learning_rate=self.stepper.rate if steps else 0.0,

@@ -5,6 +5,8 @@ makes one learning rate fit any backbone (a step's size depends on |x|^2 = 400 a
 head without loss. Measured on pooled EfficientNet-Lite0 features of digits, 5 x 2 classes, one pass, four steps a
 batch: 94 %, where running mean and variance give 93 % and raw features 57 %.
 
+A tensor's values are judged as they are (`RangeTop`): of a temperature alone the direction is its sign.
+
 Axes: B rows, C classes, K new classes, n values at the cut, d features.
 """
 
@@ -31,6 +33,8 @@ class Top(nn.Module):  # type: ignore[misc]  # torch's types are skipped, see py
 
     weight: nn.Parameter
     """[C, d]"""
+    normalises = True
+    """Whether it sees unit features."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -46,7 +50,7 @@ class Top(nn.Module):  # type: ignore[misc]  # torch's types are skipped, see py
 
     @abstractmethod
     def folded(self, weights: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """weight_dC and bias_C over unit features, of these parameters."""
+        """weight_dC and bias_C, of these parameters; over unit features where it normalises."""
 
 
 class LinearTop(Top):
@@ -68,6 +72,24 @@ class LinearTop(Top):
     def folded(self, weights: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """See Top."""
         return LENGTH * weights["weight"].T, weights["bias"]
+
+
+class RangeTop(LinearTop):
+    """20 / sqrt(d) * W x + b, of values in -1 to 1: no vector is longer than 20, so that a rate fits as above."""
+
+    normalises = False
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self._gain = LENGTH / dim**0.5
+
+    def score(self, features_Bd: torch.Tensor, inverse_B1: torch.Tensor) -> torch.Tensor:
+        """See Top."""
+        return torch.addmm(self.bias, features_Bd, self.weight.T, alpha=self._gain)
+
+    def folded(self, weights: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """See Top."""
+        return self._gain * weights["weight"].T, weights["bias"]
 
 
 class CosineTop(Top):
@@ -92,7 +114,8 @@ class CosineTop(Top):
         return weights["gain"] * weight_Cd.T, weight_Cd.new_zeros(len(weight_Cd))
 
 
-TOPS: Mapping[str, type[Top]] = {"linear": LinearTop, "cosine": CosineTop}
+TOPS: Mapping[str, type[Top]] = {"linear": LinearTop, "range": RangeTop, "cosine": CosineTop}
+"""By `Recipe.top`."""
 
 
 @runtime_checkable

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from everlearn.errors import SpecError
+from everlearn.outputs import Output
 from everlearn.spec.model import Memory
 from everlearn.spec.recipe import Loss, Regularizer, Training
+from everlearn.values import Task
 
 HEADS: Final = ("cosine", "linear")
 """Heads that learn by gradient steps."""
@@ -27,6 +29,13 @@ class Recipe:
     """What a step minimises."""
     train: Training = field(default_factory=Training)
     """The craft of the steps."""
+    task: Task = "classification"
+    """What is predicted."""
+    outputs: tuple[Output, ...] = ()
+    """Of a regression."""
+    by_range: bool = False
+    """Several labels and values, of a linear head: features lie in -1 to 1 and are judged as they are, not by their
+    direction."""
 
     def __post_init__(self) -> None:
         if self.head not in HEADS:
@@ -35,6 +44,19 @@ class Recipe:
                 field="spec.head.kind",
             )
 
+    @property
+    def top(self) -> str:
+        """Name of the head's form."""
+        return "range" if self.by_range and self.head == "linear" else self.head
+
+    @property
+    def kept(self) -> Memory:
+        """The memory's options: where targets are dense, it keeps them as the scores of its rows."""
+        if self.task == "classification" or self.memory.kind != "latents":
+            return self.memory
+        return self.memory.model_copy(update={"logits": True})
+
     def kinds(self) -> dict[str, Any]:
         """What must be as it was for stored weights to mean the same."""
-        return {"head": self.head, "memory": self.memory.kind}
+        kinds = {"head": self.top, "memory": self.memory.kind}
+        return kinds if self.task == "classification" else {**kinds, "task": self.task}

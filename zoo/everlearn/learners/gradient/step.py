@@ -110,6 +110,7 @@ class Stepper:
             weight=rows.weight,
             present_S=present_S,
             stored_RS=None if rows.stored_RC is None else competing.columns(rows.stored_RC),
+            target_BS=None if rows.target_NC is None else competing.columns(_blended(rows, rows.target_NC)),
             log_share_S=self._log_share(rows, competing, device) if self._adjusts else None,
         )
 
@@ -140,3 +141,11 @@ class Stepper:
             regularizer.moved(self.network)
             if regularizer.declared.every is not None and self.done % regularizer.declared.every == 0:
                 regularizer.consolidate(self.network)
+
+
+def _blended(rows: Rows, target_NC: torch.Tensor) -> torch.Tensor:
+    """mixup: targets are mixed as their rows were."""
+    if rows.partner_N is None:
+        return target_NC
+    weight = rows.weight[:, None] if isinstance(rows.weight, torch.Tensor) else rows.weight
+    return torch.lerp(target_NC[rows.partner_N], target_NC, weight)
