@@ -134,3 +134,16 @@ def test_a_student_is_pinned_as_the_model_is() -> None:
     with pytest.raises(MovingReferenceError, match="40-hex") as caught:
         require_pinned(declared(distill_to=moving))
     assert caught.value.field == "spec.distill_to.backbone.revision"
+
+
+def test_blocks_that_move_take_adamw_and_heads_alone_sgd_unless_declared() -> None:
+    keeps = {"memory": {"kind": "latents"}, "retention": {"features": "latents"}, "head": {"kind": "linear"}}
+    moving = {"adapt": {"kind": "last_blocks"}}
+    found = [
+        declared(**keeps),
+        declared(**keeps, **moving),
+        declared(recipe="latent_replay", **moving),
+        declared(**keeps, **moving, train={"optimizer": {"kind": "sgd"}}),
+    ]
+    kinds = [model.spec.train.optimizer.kind for model in found if model.spec.train is not None]
+    assert kinds == ["sgd", "adamw", "adamw", "sgd"]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.status import Status
-from tests.benchmarks.learning import data, joint, ours, report, shift, speed, streams, targets
+from tests.benchmarks.learning import data, joint, ours, report, session, shift, speed, streams, targets
 from tests.benchmarks.learning.kept import kept
 from tests.benchmarks.learning.peer_runs import Peers
 from tests.benchmarks.learning.scores import score
@@ -66,6 +66,7 @@ def main() -> int:
         rows += targets.rows(results.scores, results.peers)
         if not (arguments.quick or arguments.recipes or arguments.streams):
             rows += shift.rows(scene, SEEDS)
+            rows += session.rows(scene, SEEDS)
         if peers is not None and peers.speed_job is not None:
             scene.tell("the statistics update against StreamingLDA's, while nothing else of this benchmark runs")
             rows.append(speed.row(peers.python, *peers.speed_job, scene.trunk(data.SIZE)))
