@@ -1,7 +1,7 @@
 """A first session: the last blocks fitted on the first samples, against the same network frozen.
 
 Images that no photograph is like: digits of 8 x 8 pixels, and the same blurred and noisy. One pass in random order,
-batches of 32; what is tested is not in it. Both sides are `FirstSession`, the frozen one with a fit that changes nothing.
+batches of 32; what is tested is not in it. Both sides are `FirstSession`, the frozen one with a fit that leaves it.
 
 Axes: N rows, T tested rows, n values at the cut.
 """

@@ -168,8 +168,8 @@ def expand(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _choose_optimizer(merged: dict[str, Any]) -> None:
-    """Blocks want AdamW: on a shift from plain to noisy digits the new domain came out 2 points higher than with the SGD
-    that suits heads (tests/benchmarks/learning/shift.py)."""
+    """Blocks want AdamW: on a shift from plain to noisy digits the new domain came out some 2 points higher than with
+    the SGD that suits heads (tests/benchmarks/learning/shift.py)."""
     adapt, train = merged.get("adapt"), merged["train"]
     moves = isinstance(adapt, Mapping) and adapt.get("kind") in MOVING
     if moves and isinstance(train, Mapping) and train.get("optimizer") is None:
