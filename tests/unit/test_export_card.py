@@ -78,6 +78,26 @@ def test_card_says_how_it_was_learned_and_checked() -> None:
     assert "No image" in text
 
 
+def test_a_card_of_gradient_steps_does_not_claim_sums_a_frozen_network_or_that_nothing_was_kept() -> None:
+    axes = (
+        "adapt: last_blocks (blocks 1)",
+        "memory: latents (capacity 1000, precision int8)",
+        "head: linear",
+        "optimizer: adamw (learning_rate 0.001)",
+    )
+    facts = dataclasses.replace(_facts((3, 4)), head_kind="linear", axes=axes)
+    text = model_card(facts, conv_trunk(), random_head(2), REPORT)
+    assert "by gradient steps" in text
+    assert "have learned too: last_blocks" in text
+    assert "personal data" in text
+    assert "adamw" in text
+    assert "is frozen" not in text
+    assert "closed form" not in text
+    assert "no sample's features, was stored" not in text
+    nothing = dataclasses.replace(facts, axes=("adapt: full", "memory: none (bits 12)", "head: linear"))
+    assert "nothing but weights" in model_card(nothing, conv_trunk(), random_head(2), REPORT)
+
+
 @pytest.mark.parametrize(("classes", "folded"), [(2, False), (21, True)])
 def test_many_labels_are_folded_away(classes: int, folded: bool) -> None:
     text = model_card(_facts((1,) * classes), conv_trunk(), random_head(classes), REPORT)

@@ -142,5 +142,6 @@ def _release(bench: _Bench, model: str, versioned: Versioned, tolerance: float) 
         sha256=hashlib.sha256(onnx).hexdigest(),
         size_bytes=len(onnx),
         student=student,
+        axes=tuple(metrics.get("axes", ())),
     )
     return onnx, report, model_card(facts, bench.trunk, head, report)

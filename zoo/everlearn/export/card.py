@@ -17,8 +17,10 @@ from everlearn.errors import InputError
 from everlearn.export import card_tasks
 from everlearn.export.compose import input_contract, public_source
 from everlearn.export.parity import ReleaseReport
+from everlearn.spec.composition import GRADIENT_HEADS
 from everlearn.values import Front, FrontConfig, LinearHead, Task, TensorFront, TextFront, Trunk
 
+_CRAFT = ("regularize", "loss", "optimizer", "schedule", "train")
 OPEN_LABELS = 20
 """More labels than these are folded away."""
 
@@ -138,6 +140,12 @@ class CardFacts:
     """Why the sums are not those of all that was learned, added up; empty where they are."""
     student: StudentFacts | None = None
     """Where the file is a student."""
+    axes: tuple[str, ...] = ()
+    """What the recipe expanded to, an axis a line (`spec.telling.axes`); empty for versions of earlier releases."""
+
+    def axis(self, name: str) -> str:
+        """What the recipe chose for an axis, in words; empty where that is not known."""
+        return next((line.removeprefix(f"{name}: ") for line in self.axes if line.startswith(f"{name}: ")), "")
 
 
 def model_card(facts: CardFacts, trunk: Trunk, head: LinearHead, parity: ReleaseReport) -> str:
@@ -226,21 +234,39 @@ def _learning(facts: CardFacts, front: Front, head: LinearHead) -> str:
         if isinstance(front, TensorFront)
         else "The pretrained network is frozen: it is the one named under Origin, unchanged."
     )
+    adapt = facts.axis("adapt")
+    if adapt and not adapt.startswith("frozen"):
+        frozen = f"Blocks of the pretrained network named under Origin have learned too: {adapt}."
+    solved = f"closed form, from sums over features; regularization {head.regularization:.4g}"
     lines = [
         f"- Samples: {facts.samples}, each seen once, as a stream.",
-        f"- Head: `{facts.head_kind}`, closed form, from sums over features; regularization {head.regularization:.4g}.",
+        f"- Head: `{facts.head_kind}`, {'by gradient steps' if facts.head_kind in GRADIENT_HEADS else solved}.",
         f"- {frozen}" if facts.student is None else _student(facts.student, noun),
         _accuracy(facts, head),
-        f"- Kept of the data: {card_tasks.kept(head)}, and one matrix of products of features over all "
-        f"samples. No {noun}, and no sample's features, was stored.",
+        f"- Kept of the data: {_kept(facts, head, noun)}",
+        *(f"- Recipe: {axis}." for axis in facts.axes if axis.startswith(_CRAFT)),
     ]
     if facts.inexact_because:
         lines.append(f"- Those sums are an estimate: {facts.inexact_because}.")
+    elif facts.memory_digest and facts.head_kind in GRADIENT_HEADS:
+        lines.append(f"- Digest of the weights that learned: `{facts.memory_digest}`.")
     elif facts.memory_digest:
         lines.append(
             f"- Digest of those sums: `{facts.memory_digest}`. Equal sums give equal heads, whatever the order."
         )
     return "## How it learned\n\n" + "\n".join(lines)
+
+
+def _kept(facts: CardFacts, head: LinearHead, noun: str) -> str:
+    memory = facts.axis("memory")
+    if memory.startswith("latents"):
+        return (
+            f"features of single samples, {memory}; they are personal data where the samples are. No {noun} was stored."
+        )
+    if memory.startswith("none"):
+        return f"nothing but weights. No {noun}, and no sample's features, was stored."
+    sums = f"{card_tasks.kept(head)}, and one matrix of products of features over all samples"
+    return f"{sums}. No {noun}, and no sample's features, was stored."
 
 
 def _student(student: StudentFacts, noun: str) -> str:
