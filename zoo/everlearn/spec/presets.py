@@ -33,8 +33,8 @@ _LATENTS = {"kind": "latents"}
 _LINEAR = {"kind": "linear"}
 _KEEP = {"features": "latents"}
 _FORGETS = (
-    "regularisers alone do not hold an open label set: 21 to 26 % on five steps of two classes of digits, where the sums "
-    "keep 97 % (make bench-learning); add memory latents, or use analytic"
+    "regularisers alone do not hold an open label set: 21 to 26 % on five steps of two classes of digits, where the "
+    "sums keep 97 % (make bench-learning); add memory latents, or use analytic"
 )
 
 
