@@ -280,7 +280,9 @@ def test_an_interrupted_trial_leaves_no_model_behind(
     candidates(tmp_path / "one.yaml", backbone)
     before = names(client)
     command = ["backbones", "rank", "one.yaml", "many.npz", "--samples", "6000", "--server", server.address]
-    program = "from everlearn_client.cli import main; main()"
+    # A shell's background job ignores SIGINT, and so would what a test started from one starts.
+    heeds = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = f"{heeds}; from everlearn_client.cli import main; main()"
     with subprocess.Popen([sys.executable, "-c", program, *command], cwd=tmp_path, stderr=subprocess.PIPE) as process:
         deadline_s = time.monotonic() + 20
         # The control: the model is there until the signal comes, and is learning.
