@@ -17,7 +17,7 @@ from typing import Self
 from everlearn_client import Client
 from everlearn_protos.v1 import models_pb2
 
-START_S = 30.0
+START_S = 90.0
 """Longest wait for a start; far above what any takes, so that a loaded machine fails no test."""
 
 
