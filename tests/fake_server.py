@@ -160,7 +160,7 @@ class _Learn(learn_pb2_grpc.LearnServiceServicer):
                 input=contract,
             )
         )
-        arrived: queue.SimpleQueue[learn_pb2.Batch | None] = queue.SimpleQueue()
+        arrived: queue.Queue[learn_pb2.Batch | None] = queue.Queue()
         threading.Thread(target=_pump, args=(request_iterator, arrived), daemon=True).start()
         yield from self._batches(opening, learner, arrived, drop_after, context)
 
@@ -184,7 +184,7 @@ class _Learn(learn_pb2_grpc.LearnServiceServicer):
         self,
         opening: learn_pb2.Open,
         learner: _Learner,
-        arrived: queue.SimpleQueue[learn_pb2.Batch | None],
+        arrived: queue.Queue[learn_pb2.Batch | None],
         drop_after: int | None,
         context: grpc.ServicerContext,
     ) -> Iterator[learn_pb2.LearnResponse]:
@@ -198,7 +198,9 @@ class _Learn(learn_pb2_grpc.LearnServiceServicer):
                 abort(context, "UNAVAILABLE", "cut")
             seen += 1
             s.max_message_bytes = max(s.max_message_bytes, batch.ByteSize())
-            s.max_in_flight = max(s.max_in_flight, 1 + arrived.qsize())
+            # Not the end of the stream, which waits in line too.
+            waiting = sum(each is not None and each is not _CUT for each in tuple(arrived.queue))
+            s.max_in_flight = max(s.max_in_flight, 1 + waiting)
             time.sleep(s.faults.answer_delay_s)
             if learner.epoch != epoch:
                 abort(context, "ABORTED", "a newer epoch exists", reason="FENCED")
@@ -268,7 +270,7 @@ class _Learn(learn_pb2_grpc.LearnServiceServicer):
 _CUT = learn_pb2.Batch()
 
 
-def _pump(requests: Iterator[learn_pb2.LearnRequest], arrived: queue.SimpleQueue[learn_pb2.Batch | None]) -> None:
+def _pump(requests: Iterator[learn_pb2.LearnRequest], arrived: queue.Queue[learn_pb2.Batch | None]) -> None:
     try:
         for request in requests:
             arrived.put(request.batch)
