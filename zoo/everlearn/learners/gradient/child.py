@@ -6,9 +6,6 @@ server's environment, and dies with it; whatever it knows can be asked for (`sta
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -18,14 +15,14 @@ import torch
 
 from everlearn.backbones.tail import Tail
 from everlearn.backbones.tail_manifest import load_tail
-from everlearn.errors import EverlearnError, PreconditionError
+from everlearn.errors import PreconditionError
 from everlearn.learners import _frames
+from everlearn.learners._child import Asked, serve
 from everlearn.learners._frames import Frame
 from everlearn.learners.gradient.learner import GradientLearner
 from everlearn.learners.gradient.recipe import Recipe
 from everlearn.learners.gradient.session import adapted, fitted
 from everlearn.memories.base import Origin
-from everlearn.runtime.process import become_background_child
 from everlearn.spec.defaults import front_of
 from everlearn.spec.model import ModelSpec
 from everlearn.spec.recipe import Loss, Training
@@ -44,7 +41,7 @@ class Child:
         self._shell: torch.nn.Module | None = None
         """Another tail of the same shape: what is served is read from it, averages and adapters folded in."""
         self._figures: dict[str, Any] = {}
-        self._asked: Mapping[str, Callable[[Frame], Answer]] = {
+        self.asked: Asked = {
             "open": self._open,
             "learn": self._learn,
             "declare": self._declare,
@@ -53,14 +50,6 @@ class Child:
             "state": self._state,
             "fit": self._fit,
         }
-
-    def answer(self, question: Frame) -> Answer:
-        """Errors of ours are answers; any other ends the process, and the trainer begins another."""
-        try:
-            return self._asked[question.told["ask"]](question)
-        except EverlearnError as error:
-            told = {"kind": type(error).__name__, "message": error.message, "field": error.field}
-            return Frame(told={"error": told | {"reason": error.reason}})
 
     def _open(self, question: Frame) -> Answer:
         told, parts = question.told, question.parts
@@ -153,20 +142,5 @@ def recipe_of(spec: ModelSpec) -> Recipe:
     )
 
 
-def main() -> None:
-    """Answers until nobody asks any more."""
-    become_background_child()
-    # Whatever a library prints must not mix with the answers.
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    child = Child()
-    while True:
-        try:
-            question = _frames.read(sys.stdin.buffer)
-        except EOFError:
-            return
-        _frames.write(answers, child.answer(question))
-
-
 if __name__ == "__main__":
-    main()
+    serve(Child().asked)

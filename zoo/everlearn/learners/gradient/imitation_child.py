@@ -5,19 +5,14 @@ It answers `everlearn.learners.student` as `everlearn.learners.gradient.child` a
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable, Mapping
-
 import numpy as np
 import torch
 
 from everlearn.backbones.tail_manifest import load_tail
-from everlearn.errors import EverlearnError, PreconditionError
-from everlearn.learners import _frames
+from everlearn.errors import PreconditionError
+from everlearn.learners._child import Asked, serve
 from everlearn.learners._frames import Frame
 from everlearn.learners.gradient.imitation import Imitation
-from everlearn.runtime.process import become_background_child
 from everlearn.spec.model import DistillTo
 
 
@@ -27,20 +22,12 @@ class Child:
     def __init__(self) -> None:
         self._student: Imitation | None = None
         self._sizes = (0, 0)
-        self._asked: Mapping[str, Callable[[Frame], Frame]] = {
+        self.asked: Asked = {
             "open": self._open,
             "learn": self._learn,
             "weights": self._weights,
             "state": self._state,
         }
-
-    def answer(self, question: Frame) -> Frame:
-        """Errors of ours are answers; any other ends the process, and another is begun."""
-        try:
-            return self._asked[question.told["ask"]](question)
-        except EverlearnError as error:
-            told = {"kind": type(error).__name__, "message": error.message, "field": error.field}
-            return Frame(told={"error": told | {"reason": error.reason}})
 
     def _open(self, question: Frame) -> Frame:
         told, parts = question.told, question.parts
@@ -81,20 +68,5 @@ class Child:
         return self._student
 
 
-def main() -> None:
-    """Answers until nobody asks any more."""
-    become_background_child()
-    # Whatever a library prints must not mix with the answers.
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    child = Child()
-    while True:
-        try:
-            question = _frames.read(sys.stdin.buffer)
-        except EOFError:
-            return
-        _frames.write(answers, child.answer(question))
-
-
 if __name__ == "__main__":
-    main()
+    serve(Child().asked)
