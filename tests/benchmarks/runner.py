@@ -27,6 +27,7 @@ NAMES = (
     "commits",
     "gradient_step",
     "upgrade",
+    "student",
 )
 RESULTS = Path(__file__).with_name("results")
 
