@@ -1,11 +1,14 @@
 # `make demo` and `make test` set up everything they need in .venv; nothing else on the machine is touched.
 .DEFAULT_GOAL := help
 PYTHON ?= python3
+# Each of these starts servers and learners of its own; most of what tests do is wait.
+# Each takes whole files, in their order: tests of a file share a server, and may go on from what one before them taught.
+PROCESSES ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test check bench bench-learning lock protos clean setup
+.PHONY: help demo test test-faults check bench bench-learning lock protos clean setup
 
 help: ## Show what can be made.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -29,7 +32,10 @@ demo: $(READY) ## Watch a pretrained network learn ten digits from three streami
 
 test: $(READY) check ## Every check and every test.
 	@echo "==> tests"
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder --durations 40 --durations-min 5
+
+test-faults: $(READY) ## The long run of every fault (hours; PARTS="kills fuzz" runs some), into tests/benchmarks/results/faults.
+	@$(BIN)/python -m tests.faults $(PARTS)
 
 check: $(READY) ## Lint, types, import contracts.
 	@echo "==> ruff"

@@ -23,9 +23,11 @@ from everlearn.metrics.prequential import Prequential
 from everlearn.sums import Sums
 from everlearn.values import FeaturesBd, FeatureScale
 from everlearn_server.engine.batches import Derived, Outcome
+from everlearn_server.engine.hold import Hold
+from everlearn_server.engine.pace import Pace
 from everlearn_server.engine.writer import ModelWriter
 from everlearn_server.store.ledger import Ledger
-from everlearn_server.store.rows import Commit, Receipt
+from everlearn_server.store.rows import Commit, ModelRow, Receipt
 from everlearn_server.store.store import Store
 
 DIM = 4
@@ -92,20 +94,21 @@ class SlowLedger:
         receipt = await self._ledger.commit(commit)
         return Receipt(
             commit_id=receipt.commit_id,
-            duration_s=receipt.duration_s + self.delay_s,
+            busy_s=receipt.busy_s + self.delay_s,
             bytes_written=receipt.bytes_written,
         )
 
 
-async def declared(store: Store) -> None:
-    """The model `digits` in the catalog."""
-    if not await store.catalog.models():
-        await store.catalog.put_model(MODEL, expected_etag=None)
+async def declared(store: Store, model: ModelRow = MODEL) -> None:
+    """The model in the catalog, `digits` unless another is named."""
+    if all(row.name != model.name for row in await store.catalog.models()):
+        await store.catalog.put_model(model, expected_etag=None)
 
 
 async def make_writer(
     store: Store,
     *,
+    model: ModelRow = MODEL,
     memory: Memory | None = None,
     head: Head | None = None,
     ledger: Ledger | SlowLedger | None = None,
@@ -113,26 +116,28 @@ async def make_writer(
     on_integrated: Callable[[], None] = lambda: None,
     on_fatal: Callable[[BaseException], None] | None = None,
     commit_share: float = 1.0,
+    hold: Hold | None = None,
 ) -> ModelWriter:
     """A writer that has taken up what the store holds, as a server does when it starts."""
-    await declared(store)
-    data, state = await store.ledger.memory(MODEL.name), await store.ledger.state(MODEL.name)
+    await declared(store, model)
+    data, state = await store.ledger.memory(model.name), await store.ledger.state(model.name)
     stored: Memory = Statistics.from_bytes(data) if data else Statistics.create(DIM, ())
     return ModelWriter(
-        model=MODEL.name,
-        uid=MODEL.uid,
-        lineage=MODEL.lineage,
+        model=model.name,
+        uid=model.uid,
+        lineage=model.lineage,
         timeline=store.timeline,
         learner=ClosedForm(memory or stored, head or Ridge(), SCALE),
         scale=SCALE,
         prequential=Prequential.from_dict(json.loads(state.prequential_json)) if state else Prequential(),
-        streams=await store.ledger.streams(MODEL.name),
+        streams=await store.ledger.streams(model.name),
         ledger=cast(Ledger, ledger or store.ledger),
         executor=executor,
         live=lambda: None,
         on_integrated=on_integrated,
         on_durable=lambda: None,
-        commit_share=commit_share,
+        hold=hold,
+        pace=Pace(commit_share),
         on_fatal=on_fatal or _unexpected,
     )
 
@@ -147,14 +152,31 @@ async def writer_of(store: Store, **options: Any) -> AsyncIterator[ModelWriter]:
         await writer.close()
 
 
+def submitted(writer: ModelWriter, item: Derived) -> asyncio.Future[Outcome]:
+    """Stages a batch; the future gives what becomes of it, or raises it."""
+    outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+
+    def settled(result: Outcome | EverlearnError) -> None:
+        if outcome.done():
+            return
+        if isinstance(result, Outcome):
+            outcome.set_result(result)
+        else:
+            outcome.set_exception(result)
+            outcome.exception()  # the test may not look
+
+    writer.submit(item, settled)
+    return outcome
+
+
 async def learn(writer: ModelWriter, *batches: Derived) -> list[Outcome | BaseException]:
     """Stages all at once and waits for what becomes of each."""
-    return await asyncio.gather(*(writer.submit(item) for item in batches), return_exceptions=True)
+    return await asyncio.gather(*(submitted(writer, item) for item in batches), return_exceptions=True)
 
 
 async def until_durable(writer: ModelWriter, client: str, sequence: int) -> None:
     """Waits for the commit."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while writer.durable(client) < sequence:
             await asyncio.sleep(0.002)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,11 +13,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.ports import free_port
+
 from everlearn_client import Client
+from everlearn_client.errors import Unavailable
 from everlearn_protos.v1 import models_pb2
 
-START_S = 90.0
-"""Longest wait for a start; far above what any takes, so that a loaded machine fails no test."""
+START_S = 300.0
+"""Longest wait for a start or an end; far above what any takes, so that a loaded machine fails no test."""
 
 
 class RealServer:
@@ -34,21 +36,25 @@ class RealServer:
         arguments: Sequence[str] = (),
         program: Sequence[str] = ("-m", "everlearn_server.cli"),
         environment: Mapping[str, str] | None = None,
+        beside: Path | None = None,
     ) -> None:
-        """`arguments` follow the server's own; `program` is what Python runs, for an entry script of the test's own."""
+        """`arguments` follow the server's own; `program` is what Python runs, for an entry script of the test's own;
+        log and ready file go to the folder `beside`, else next to the data folder."""
         self.folder = folder
         self.arguments = list(arguments)
         self.program = list(program)
         self.environment = {"OMP_NUM_THREADS": "1", **(environment or {})}
-        self.port = _free_port()
+        self.host = "127.0.0.1"
+        self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
-        self._log = folder.parent / f"{folder.name}.log"
-        self._ready = folder.parent / f"{folder.name}.ready.json"
+        beside = beside or folder.parent
+        self._log = beside / f"{folder.name}.log"
+        self._ready = beside / f"{folder.name}.ready.json"
 
     @property
     def address(self) -> str:
         """Host and port, the same over restarts."""
-        return f"127.0.0.1:{self.port}"
+        return f"{self.host}:{self.port}"
 
     @property
     def process(self) -> subprocess.Popen[bytes]:
@@ -91,17 +97,38 @@ class RealServer:
         """Starts the process; returns the seconds from exec until a call was answered."""
         started_s = time.monotonic()
         self.launch()
+        self.await_ready()
+        while not self._answers():
+            assert time.monotonic() - started_s < START_S, f"the server did not answer within {START_S} s"
+            time.sleep(0.02)
+        return time.monotonic() - started_s
+
+    def await_ready(self) -> None:
+        """Waits until a launched server listens."""
+        until_s = time.monotonic() + START_S
         while not self._ready.exists():
             if self.process.poll() is not None:
                 raise AssertionError(f"the server ended with {self.process.returncode}:\n{self.log[-4000:]}")
-            if time.monotonic() - started_s > START_S:
+            if time.monotonic() > until_s:
                 self.kill()
                 raise AssertionError(f"the server did not answer within {START_S} s:\n{self.log[-4000:]}")
             time.sleep(0.005)
         assert json.loads(self._ready.read_text())["address"] == self.address
+
+    @property
+    def listens(self) -> bool:
+        """Whether it has come so far; from here on SIGTERM drains."""
+        return self._ready.exists()
+
+    def _answers(self) -> bool:
+        """A server that listens may still be out of reach: gRPC's connections, shared with every client of this
+        process, wait before they try an address again that was closed a moment ago."""
         with self.client() as client:
-            client.info()
-        return time.monotonic() - started_s
+            try:
+                client.info()
+            except Unavailable:
+                return False
+        return True
 
     def launch(self) -> subprocess.Popen[bytes]:
         """Starts the process without waiting until it answers: for servers that are to fail, or to die early."""
@@ -118,9 +145,14 @@ class RealServer:
     def kill(self) -> None:
         """SIGKILL, and waits until the process is gone."""
         self.process.send_signal(signal.SIGKILL)
-        self.process.wait(timeout=10)
+        self.process.wait(timeout=START_S)
 
-    def wait(self, *, timeout_s: float = 30.0) -> int:
+    def end(self) -> None:
+        """SIGKILL to what may still run: for whoever cleans up."""
+        if self._process is not None and self._process.poll() is None:
+            self.kill()
+
+    def wait(self, *, timeout_s: float = START_S) -> int:
         """Waits until the process ends by itself; returns its exit status. Kills it where it does not end."""
         try:
             return self.process.wait(timeout=timeout_s)
@@ -128,7 +160,7 @@ class RealServer:
             self.kill()
             raise AssertionError(f"the server still ran after {timeout_s} s:\n{self.log[-4000:]}") from None
 
-    def terminate(self, *, timeout_s: float = 30.0) -> int:
+    def terminate(self, *, timeout_s: float = START_S) -> int:
         """SIGTERM; returns the exit status after the drain."""
         self.process.send_signal(signal.SIGTERM)
         return self.wait(timeout_s=timeout_s)
@@ -139,7 +171,7 @@ class RealServer:
         assert status == 0, f"exit status {status}:\n{self.log[-4000:]}"
         return self.start()
 
-    def client(self, *, client_id: str | None = None, timeout_s: float = 30.0) -> Client:
+    def client(self, *, client_id: str | None = None, timeout_s: float = 120.0) -> Client:
         """A client of this server; the caller closes it."""
         return Client(self.address, client_id=client_id, timeout_s=timeout_s)
 
@@ -149,9 +181,3 @@ class RealServer:
             model = client.models.apply(declaration).model
         assert model is not None
         return model
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import grpc
 
 from everlearn import errors as e
+
+E = TypeVar("E", bound=BaseException)
 
 STATUS_OF: tuple[tuple[type[e.EverlearnError], grpc.StatusCode], ...] = (
     (e.PayloadTooLargeError, grpc.StatusCode.INVALID_ARGUMENT),
@@ -37,3 +41,22 @@ def status_of(error: BaseException) -> grpc.StatusCode:
         if isinstance(error, kind):
             return code
     return grpc.StatusCode.INTERNAL
+
+
+def without_frames(error: E) -> E:
+    """The same error, with nothing of where it was raised: the frames of a traceback hold the request with its payload.
+
+    A call that ends with an error is part of a cycle of gRPC's own, and an error that is a variable of one of its own
+    frames is a cycle by itself: each would keep a refused payload in memory until the garbage collector comes by.
+    """
+    link: BaseException | None = error
+    for _ in range(_CAUSES):
+        if link is None:
+            break
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error
+
+
+_CAUSES = 16
+"""Errors behind an error; further ones are not ours."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from everlearn.errors import InvalidError
+from everlearn.inputs.decoding import KINDS
 
 DEVICES = ("cpu", "cuda")
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -33,7 +34,9 @@ class Settings:
     device: str = "cpu"
     """`cpu` or `cuda`, of trunks and of gradient steps; `cuda` fails at start where it cannot be had."""
     visible_devices: str = ""
-    """CUDA_VISIBLE_DEVICES, for the processes that make gradient steps: they see no other variable."""
+    """CUDA_VISIBLE_DEVICES, for the processes that make gradient steps: they see no variable but this and the next."""
+    library_path: str = ""
+    """LD_LIBRARY_PATH, for the same: some clusters put the driver's libraries where only that points."""
     max_batch: int = 0
     """Images in one trunk pass; 0 = 1 on a CPU, 32 on a GPU."""
     commit_share: float = 0.08
@@ -49,12 +52,24 @@ class Settings:
     """Only what is cached."""
     hub_cache: Path | None = None
     """Default: `hub` in the data folder."""
+    min_free_bytes: int = 128 * 2**20
+    """Free space on the data folder's disk below which nothing is learned, declared or exported; 0 to never look."""
     ready_file: Path | None = None
     """Written when the server answers: JSON with its address and process id."""
     log_level: str = "info"
     """debug, info, warning, error."""
     log_json: bool = False
     """One JSON object a line instead of text."""
+    heartbeat_bytes: int = 136 * 2**10
+    """What a learner is asked to send when all it sent is durable. gRPC keeps the last that it has read of a connection
+    until more follows, in a buffer of up to 64 KiB; twice that much fills it. 0 for metered lines: then the last
+    batches stay until the next ones come or the connection ends."""
+    image_decoding: str = "apart"
+    """Where image files are read: `apart`, in confined processes, one for each of `workers`; or `here`, in the server,
+    where a hostile file meets all that the server holds."""
+    unhardened: bool = False
+    """For profilers and debuggers: freed memory is not wiped, core dumps and a look from outside are possible, and
+    temporary files go to the shared folder. Not for real data."""
     grace_s: float = 5.0
     """How long running calls may finish at shutdown."""
 
@@ -63,6 +78,8 @@ class Settings:
         told = not self.metrics_listen or _is_address(self.metrics_listen)
         _check("metrics_listen", self.metrics_listen, told, "address:port, such as 127.0.0.1:9090")
         _check("device", self.device, self.device in DEVICES, " or ".join(DEVICES))
+        _check("heartbeat_bytes", self.heartbeat_bytes, 0 <= self.heartbeat_bytes <= 2**20, "from 0 to 1 MiB")
+        _check("image_decoding", self.image_decoding, self.image_decoding in KINDS, " or ".join(KINDS))
         _check("log_level", self.log_level, self.log_level in LOG_LEVELS, "one of " + ", ".join(LOG_LEVELS))
         _check("workers", self.workers, 1 <= self.workers <= 1024, "from 1 to 1024")
         _check("queue_images", self.queue_images, self.queue_images >= 1, "at least 1")
@@ -70,6 +87,7 @@ class Settings:
         _check("commit_share", self.commit_share, 0 < self.commit_share <= 1, "above 0 and at most 1")
         fits = 2**16 <= self.max_message_bytes <= 2**30
         _check("max_message_bytes", self.max_message_bytes, fits, "from 64 KiB to 1 GiB")
+        _check("min_free_bytes", self.min_free_bytes, self.min_free_bytes >= 0, "0 or more")
         _check("grace_s", self.grace_s, 0 <= self.grace_s <= 3600, "from 0 to 3600")
 
     @property
@@ -132,13 +150,18 @@ VARIABLES: Mapping[str, tuple[str, Callable[[str], object]]] = {
     "EVERLEARN_QUEUE_IMAGES": ("queue_images", int),
     "EVERLEARN_DEVICE": ("device", str),
     "CUDA_VISIBLE_DEVICES": ("visible_devices", str),
+    "LD_LIBRARY_PATH": ("library_path", str),
     "EVERLEARN_MAX_BATCH": ("max_batch", int),
     "EVERLEARN_COMMIT_SHARE": ("commit_share", float),
     "EVERLEARN_MAX_MESSAGE_BYTES": ("max_message_bytes", int),
+    "EVERLEARN_MIN_FREE_BYTES": ("min_free_bytes", int),
     "EVERLEARN_HUB_CACHE": ("hub_cache", Path),
     "EVERLEARN_READY_FILE": ("ready_file", Path),
     "EVERLEARN_LOG_LEVEL": ("log_level", str),
     "EVERLEARN_LOG_JSON": ("log_json", _switch),
+    "EVERLEARN_HEARTBEAT_BYTES": ("heartbeat_bytes", int),
+    "EVERLEARN_IMAGE_DECODING": ("image_decoding", str),
+    "EVERLEARN_UNHARDENED": ("unhardened", _switch),
     "EVERLEARN_GRACE_S": ("grace_s", float),
     "HF_ENDPOINT": ("hub_endpoint", str),
     "HF_TOKEN": ("hub_token", str),

@@ -8,7 +8,7 @@ import logging
 import sys
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -87,6 +87,11 @@ class ModelReading:
     commits: int
     commit_s: float
     saturated_values: int
+    predictions_given: int = 0
+    predictions_waiting: int = 0
+    labels_joined: int = 0
+    label_delay_median_s: float = 0.0
+    label_delay_p90_s: float = 0.0
 
 
 class _Models(Collector):
@@ -117,6 +122,20 @@ class _Models(Collector):
         return self._last
 
 
+class _Damages(Collector):
+    """What was found damaged, while it is."""
+
+    def __init__(self, read: Callable[[], Mapping[tuple[str, str], int]]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        """One family; no sample where all is intact."""
+        family = GaugeMetricFamily("everlearn_data_loss", "Stored things that are damaged", labels=["model", "kind"])
+        for (model, kind), count in sorted(self._read().items()):
+            family.add_metric([model, kind], float(count))
+        yield family
+
+
 _FIGURES: tuple[tuple[str, str, Callable[[ModelReading], float]], ...] = (
     ("samples", "Samples in the memory", lambda reading: reading.samples),
     ("classes", "Classes with samples", lambda reading: reading.classes),
@@ -124,10 +143,15 @@ _FIGURES: tuple[tuple[str, str, Callable[[ModelReading], float]], ...] = (
     ("latest_version", "Newest version", lambda reading: reading.latest_version),
     ("stable_version", "Version that serves by default", lambda reading: reading.stable_version),
     ("commits", "Group commits since the start", lambda reading: reading.commits),
-    ("commit_seconds", "Time commits kept the disk busy", lambda reading: reading.commit_s),
+    ("commit_seconds", "Time that commits took, of the disk and of the processor", lambda reading: reading.commit_s),
     ("saturated_values", "Feature values beyond the fixed-point scale", lambda reading: reading.saturated_values),
+    ("late_predictions", "Predictions that waited for a label", lambda reading: reading.predictions_given),
+    ("late_waiting", "Predictions that wait for a label", lambda reading: reading.predictions_waiting),
+    ("late_labels", "Late labels learned", lambda reading: reading.labels_joined),
+    ("late_delay_median_seconds", "From prediction to label", lambda reading: reading.label_delay_median_s),
+    ("late_delay_p90_seconds", "From prediction to label, 90 %", lambda reading: reading.label_delay_p90_s),
 )
-_COUNTERS = frozenset({"commits", "commit_seconds", "saturated_values"})
+_COUNTERS = frozenset({"commits", "commit_seconds", "saturated_values", "late_predictions", "late_labels"})
 
 
 class Metrics:
@@ -153,6 +177,10 @@ class Metrics:
     def watch_models(self, read: Callable[[], Iterable[ModelReading]]) -> None:
         """Reads every model when scraped; `read` is called on the scraper's thread and must only look."""
         self.registry.register(_Models(read))
+
+    def watch_damages(self, read: Callable[[], Mapping[tuple[str, str], int]]) -> None:
+        """Reads what is damaged, by (model, kind), when scraped."""
+        self.registry.register(_Damages(read))
 
     def serve(self, listen: str) -> Callable[[], None]:
         """Answers /metrics on a thread; returns what stops it."""
@@ -190,8 +218,10 @@ def _unary(handler: Any, method: str, seconds: Histogram) -> Any:
     async def timed(request: Any, context: Any) -> Any:
         begun_s = time.perf_counter()
         name = ""
+        answering = behaviour(request, context)
+        del request  # gRPC keeps this frame for a while where the call fails
         try:
-            return await behaviour(request, context)
+            return await answering
         except asyncio.CancelledError:  # gRPC cancels the handler for both
             left_s = context.time_remaining()
             name = "CANCELLED" if left_s is None or left_s > 0 else "DEADLINE_EXCEEDED"
@@ -212,8 +242,10 @@ def _stream(handler: Any, open_streams: Gauge) -> Any:
     def counted(behaviour: Any) -> Any:
         async def call(request: Any, context: Any) -> None:
             open_streams.inc()
+            answering = behaviour(request, context)
+            del request  # as above
             try:
-                await behaviour(request, context)
+                await answering
             finally:
                 open_streams.dec()
 

@@ -1,4 +1,4 @@
-"""Group commits: which share of the time they keep the disk busy during a stream that never rests (SQLite, default)."""
+"""Group commits: which share of the time they keep disk or processor busy, in a stream that never rests (SQLite)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def _measure(scene: Scene, dim: int, seconds: float) -> Row:
     share = busy_s / took_s
     return Row(
         group="commits",
-        what=f"disk busy with group commits, d = {dim}",
+        what=f"busy with group commits, d = {dim}",
         target=f"<= {TARGET:.0%} of the time",
         measured=f"{share:.1%}",
         met=share <= TARGET * 1.05,

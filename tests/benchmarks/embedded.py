@@ -9,6 +9,7 @@ import json
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,8 +20,9 @@ from everlearn.inputs.samples import Features
 from everlearn.runtime.garbage import freeze_what_stays
 from everlearn.values import FeaturesBd
 from everlearn_server.engine.engine import Engine, EngineSettings
-from everlearn_server.engine.learning import CREDITS, DurableUpTo, LearnBatch, LearnStream
+from everlearn_server.engine.learning import CREDITS, LearnBatch, LearnStream
 from everlearn_server.engine.live_model import LiveModel
+from everlearn_server.engine.outbox import DurableUpTo
 from everlearn_server.store.store import Store
 
 SIDE = 16
@@ -53,9 +55,9 @@ async def engine(folder: Path, declaration: str, *, workers: int = 2) -> AsyncIt
 LabelledFeatures = tuple[FeaturesBd, tuple[str, ...]]
 
 
-async def learn(engine: Engine, model: LiveModel, batches: Iterable[LabelledFeatures]) -> int:
+async def learn(engine: Engine, model: LiveModel, batches: Iterable[LabelledFeatures], *, client: str = "bench") -> int:
     """Streams features as a client would, as fast as credits allow, until all are durable; says how many batches."""
-    stream = LearnStream(model, engine.queue, client="bench", feature_digest=model.ready_trunk.feature_digest)
+    stream = LearnStream(model, engine.queue, client=client, feature_digest=model.ready_trunk.feature_digest)
     await stream.open(epoch=0, timeline="", present_timeline=engine.timeline)
     first = stream.durable_sequence + 1
     credits = asyncio.Semaphore(CREDITS)
@@ -76,8 +78,8 @@ async def learn(engine: Engine, model: LiveModel, batches: Iterable[LabelledFeat
     return await sending
 
 
-def tiny_declaration(folder: Path, name: str, dim: int) -> str:
-    """A model on a trunk of one convolution, for streams that bring their own features of any dimension."""
+def tiny_declaration(folder: Path, name: str, dim: int, **more: Any) -> str:
+    """A model on a trunk of one convolution, for streams that bring their own features; `more`: of its spec."""
     weight = np.random.default_rng(0).normal(0, 0.2, (dim, 3, 3, 3)).astype(np.float32)
     graph = helper.make_graph(
         [
@@ -110,6 +112,7 @@ def tiny_declaration(folder: Path, name: str, dim: int) -> str:
                     "loader": "onnx",
                 },
                 "input": {"size": SIDE, "resize": "squash"},
+                **more,
             },
         }
     )

@@ -48,6 +48,8 @@ class Scene:
         self.folder = folder
         self.tell: Callable[[str], object] = lambda text: None
         """Shows what goes on."""
+        self.device = "cuda"
+        """What groups of the GPU run on; `cpu` shows that they work, and not how fast."""
         self._trunks: dict[int, Trunk] = {}
 
     def trunk(self, size: int) -> Trunk:
@@ -118,10 +120,10 @@ class Scene:
         return np.concatenate([session.run(to_pixels(image, told)[None]) for image in images])
 
     @contextmanager
-    def server(self, name: str) -> Iterator[ServerProcess]:
+    def server(self, name: str, *arguments: str) -> Iterator[ServerProcess]:
         """A real server in a process of its own, on a data folder of its own, metrics on."""
         self.tell("starting a server")
-        server = ServerProcess(self.folder / name)
+        server = ServerProcess(self.folder / name, *arguments)
         try:
             yield server
         finally:
@@ -131,11 +133,19 @@ class Scene:
 class ServerProcess:
     """`everlearn-server` on a free loopback port."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *arguments: str) -> None:
         folder.mkdir(parents=True)
         ready, self._log = folder / "ready.json", folder / "log"
         command = [sys.executable, "-m", "everlearn_server.cli", "--data", str(folder / "data")]
-        command += ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--ready-file", str(ready)]
+        command += [
+            "--listen",
+            "127.0.0.1:0",
+            "--metrics-listen",
+            "127.0.0.1:0",
+            "--ready-file",
+            str(ready),
+            *arguments,
+        ]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
         self.pid = self._process.pid

@@ -15,7 +15,19 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-_PACKAGES = ("numpy", "scipy", "onnxruntime", "grpcio", "protobuf", "torch", "timm", "scikit-learn", "uvloop")
+_PACKAGES = (
+    "numpy",
+    "scipy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "grpcio",
+    "protobuf",
+    "torch",
+    "timm",
+    "scikit-learn",
+    "zstandard",
+    "uvloop",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +56,8 @@ class Machine:
     cores: int
     load: tuple[float, float, float]
     """Load average over 1, 5 and 15 minutes before the run: above 0 somebody else was working."""
+    gpu: str = ""
+    """Names and drivers of NVIDIA's; empty where there is none."""
 
     @classmethod
     def observe(cls) -> Machine:
@@ -53,12 +67,14 @@ class Machine:
             cpu=_cpu_model(),
             cores=len(os.sched_getaffinity(0)),
             load=os.getloadavg(),
+            gpu=_gpus(),
         )
 
     @property
     def slug(self) -> str:
         """For a file name, e.g. `2core-amd-epyc`."""
-        return re.sub(r"[^a-z0-9]+", "-", f"{self.cores}core {self.cpu}".lower()).strip("-")
+        what = f"{self.cores}core {self.cpu} {self.gpu.partition(',')[0]}"
+        return re.sub(r"[^a-z0-9]+", "-", what.lower()).strip("-")
 
 
 def result_path(folder: Path, machine: Machine, *, quick: bool) -> Path:
@@ -77,7 +93,8 @@ def markdown(rows: Sequence[Row], machine: Machine, *, command: str, seconds: fl
         f"`{command}` at {commit()}, {seconds / 60:.1f} minutes on {machine.cores} cores of {machine.cpu}, "
         f"{platform.system()} {platform.release()}, Python {platform.python_version()}.",
         "",
-        f"Load average before: {load}; after: {after}. {versions()}.",
+        f"Load average before: {load}; after: {after}. {versions()}."
+        + (f" GPU: {machine.gpu}." if machine.gpu else ""),
         "",
         "Medians unless said otherwise; a ratio compares two things measured alternately in this run.",
         "",
@@ -107,6 +124,15 @@ def _cpu_model() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def _gpus() -> str:
+    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return "; ".join(done.stdout.strip().splitlines()) if done.returncode == 0 else ""
 
 
 def versions() -> str:

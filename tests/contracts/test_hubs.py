@@ -26,8 +26,9 @@ from everlearn.hubs import hub_for
 from everlearn.hubs.base import Hub, HubSettings
 from everlearn.spec.model import Backbone
 
-KINDS = [kind for kind in plugins.kinds(everlearn.hubs) if kind != "identity"]
-"""The identity has no files: a test of its own says what it must do."""
+FILELESS = {"identity": "identity", "mlp": "mlp:8x4"}
+"""Hubs without files, and what they take: a test of their own says what they must do."""
+KINDS = [kind for kind in plugins.kinds(everlearn.hubs) if kind not in FILELESS]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,19 +172,20 @@ def test_each_scheme_leads_to_its_hub(kind: str, tmp_path: Path) -> None:
     assert type(hub_for(backbone, HubSettings(cache=tmp_path))) is found
 
 
-def test_the_identity_has_nothing_to_bring_and_takes_nothing_else(tmp_path: Path) -> None:
-    backbone = Backbone(source="identity")
+@pytest.mark.parametrize("kind", FILELESS)
+def test_a_hub_without_files_has_nothing_to_bring_and_takes_nothing_else(tmp_path: Path, kind: str) -> None:
+    backbone = Backbone(source=FILELESS[kind])
     hub = hub_for(backbone, HubSettings(cache=tmp_path))
     assert (hub.resolve(backbone).files, hub.resolve(backbone).lock()) == ((), {"revision": ""})
     assert hub.fetch(backbone, quiet).paths == {}
-    other = backbone.model_copy(update={"source": "identity:/etc/passwd"})
+    other = backbone.model_copy(update={"source": f"{kind}:/etc/passwd"})
     for ask in (hub.resolve, lambda backbone: hub.fetch(backbone, quiet)):
-        with pytest.raises(SpecError, match="write source: identity"):
+        with pytest.raises(SpecError, match=r"write source: identity|such as mlp:64"):
             ask(other)
 
 
 def test_an_unknown_scheme_is_refused_with_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"'https' sources; known: folder:, hf:, identity:, wheel:") as caught:
+    with pytest.raises(SpecError, match=r"'https' sources; known: folder:, hf:, identity:, mlp:, wheel:") as caught:
         hub_for(torch_file(source="https://example.org/x.pth"), HubSettings(cache=tmp_path))
     assert caught.value.field == "spec.backbone.source"
 

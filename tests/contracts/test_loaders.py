@@ -40,6 +40,12 @@ CASES: dict[str, Case] = {
         lambda folder: BackboneFiles(source="identity", revision="", paths={}, sha256={}),
         "",
     ),
+    "mlp": (
+        Backbone(source="mlp:16x8", seed=3),
+        TensorFront(shape=(5, 2), low=(0.0, -40.0), high=(1e-3, 85.0)),
+        lambda folder: BackboneFiles(source="mlp:16x8", revision="", paths={}, sha256={}),
+        "",
+    ),
 }
 
 

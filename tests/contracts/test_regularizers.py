@@ -6,6 +6,7 @@ import ast
 import inspect
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple, get_args
 
 import pytest
 import torch
@@ -17,17 +18,28 @@ from everlearn.errors import InputError, PreconditionError, SpecError
 from everlearn.regularizers import regularizer_for
 from everlearn.regularizers.base import Regularizer
 from everlearn.spec.recipe import Regularizer as Declared
+from everlearn.values import Task
 
 KINDS = plugins.kinds(everlearn.regularizers)
 MODELS = {"linear": linear, "tail": tailed}
 _WAITING_CALLS = {"item", "cpu", "tolist", "numpy", "nonzero", "synchronize", "is_nonzero", "equal", "allclose"}
 
 
-def made(kind: str, **options: object) -> Regularizer:
-    return regularizer_for(Declared.model_validate({"kind": kind, **options}))
+class Kind(NamedTuple):
+    """A regulariser of one task."""
+
+    name: str
+    task: Task = "classification"
 
 
-def learned(kind: str, model: torch.nn.Module, *, steps: int = 4, classes: int = 3, **options: object) -> Regularizer:
+EVERY = [Kind(name, task) for name in KINDS for task in get_args(Task)]
+
+
+def made(kind: Kind, **options: object) -> Regularizer:
+    return regularizer_for(Declared.model_validate({"kind": kind.name, **options}), kind.task)
+
+
+def learned(kind: Kind, model: torch.nn.Module, *, steps: int = 4, classes: int = 3, **options: object) -> Regularizer:
     """Of a few steps, consolidated before and after."""
     regularizer = made(kind, **options)
     regularizer.consolidate(model)
@@ -75,14 +87,14 @@ def test_the_refusal_of_waiting_finds_what_it_looks_for() -> None:
 
 
 @pytest.mark.parametrize("model_of", MODELS.values(), ids=MODELS.keys())
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERY, ids=lambda kind: f"{kind.name}-{kind.task}")
 class TestEveryRegularizer:
     def test_penalty_and_gradient_are_zero_at_the_weights_just_consolidated(self, kind, model_of) -> None:
         model = model_of()
         regularizer = made(kind)
         # Later consolidations of l2sp keep the start, hence the first one for all.
         regularizer.consolidate(model)
-        if kind != "l2sp":
+        if kind.name != "l2sp":
             regularizer = learned(kind, model)
         penalty = penalty_of(regularizer, model)
         assert float(penalty.detach()) == pytest.approx(0, abs=1e-7)

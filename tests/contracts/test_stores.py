@@ -164,14 +164,15 @@ def test_a_trunk_is_found_by_key_and_digest_and_stays_while_it_is_used(store: St
 
 
 def test_each_open_of_a_stream_begins_an_epoch_that_survives_a_restart(opener: Callable[[], Store]) -> None:
+    fresh = StreamRow(epoch=1, durable_sequence=0, learned_mac=bytes(32))
     with opener() as store:
         with_model(store)
-        assert wait(store.ledger.open_stream("digits", "a")) == StreamRow(epoch=1, durable_sequence=0)
+        assert wait(store.ledger.open_stream("digits", "a")) == fresh
         wait(store.ledger.commit(group(store, {"a": (1, 7)})))
-        assert wait(store.ledger.open_stream("digits", "a")) == StreamRow(epoch=2, durable_sequence=7)
+        assert wait(store.ledger.open_stream("digits", "a")) == StreamRow(epoch=2, durable_sequence=7, first_commit=1)
     with opener() as store:
-        assert wait(store.ledger.open_stream("digits", "a")) == StreamRow(epoch=3, durable_sequence=7)
-        assert wait(store.ledger.open_stream("digits", "b")) == StreamRow(epoch=1, durable_sequence=0)
+        assert wait(store.ledger.open_stream("digits", "a")) == StreamRow(epoch=3, durable_sequence=7, first_commit=1)
+        assert wait(store.ledger.open_stream("digits", "b")) == fresh
         assert list(wait(store.ledger.streams("digits"))) == ["a", "b"]
 
 
@@ -196,10 +197,12 @@ def test_a_commit_makes_memory_watermarks_rejects_version_and_alias_durable_toge
         )
         receipt = wait(store.ledger.commit(whole))
         assert receipt.bytes_written == len(b"m1") + len(b"head")
-        assert receipt.duration_s > 0
+        assert receipt.busy_s > 0
     with opener() as store:
         assert wait(store.ledger.memory("digits")) == b"m1"
-        assert wait(store.ledger.streams("digits")) == {"a": StreamRow(epoch=1, durable_sequence=3)}
+        assert wait(store.ledger.streams("digits")) == {
+            "a": StreamRow(epoch=1, durable_sequence=3, first_commit=receipt.commit_id)
+        }
         assert wait(store.ledger.rejects("digits")) == (reject,)
         assert wait(store.catalog.version("digits", number)) == version(number)
         assert wait(store.catalog.aliases("digits"))[0].number == number
@@ -223,7 +226,7 @@ def test_a_batch_integrated_before_a_newer_epoch_began_still_commits(store: Stor
     wait(store.ledger.open_stream("digits", "a"))
     wait(store.ledger.open_stream("digits", "a"))
     wait(store.ledger.commit(group(store, {"a": (1, 4)})))
-    assert wait(store.ledger.streams("digits")) == {"a": StreamRow(epoch=2, durable_sequence=4)}
+    assert wait(store.ledger.streams("digits")) == {"a": StreamRow(epoch=2, durable_sequence=4, first_commit=1)}
 
 
 def test_a_group_for_another_timeline_model_or_lineage_is_refused_and_changes_nothing(store: Store) -> None:
@@ -277,3 +280,14 @@ def _export(store: Store, number: int, data: bytes) -> ExportRow:
     digest = wait(store.blobs.put(data))
     file = ExportFile(file_name="model.onnx", size=len(data), sha256=digest)
     return ExportRow(model="digits", version_number=number, files=(file,), parity=1e-6, probes=32, create_time_s=1.0)
+
+
+def test_a_stream_keeps_its_count_of_samples_and_the_first_commit_that_it_was_in(store: Store) -> None:
+    with_model(store)
+    for number, samples in ((1, 32), (2, 64)):
+        wait(store.ledger.open_stream("digits", "a"))
+        row = StreamRow(epoch=number, durable_sequence=number, sample_count=samples)
+        wait(store.ledger.commit(replace(group(store, {}), streams={"a": row})))
+    assert wait(store.ledger.streams("digits")) == {
+        "a": StreamRow(epoch=2, durable_sequence=2, sample_count=64, first_commit=1)
+    }

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tests import tiny
 from tests.e2e.server_calls import Stubs
+from tests.faults.forked import ForkedServer
 from tests.real_server import RealServer
 
 from everlearn_client import Client
@@ -22,7 +23,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
     """A process of its own for each module."""
-    with RealServer(tmp_path_factory.mktemp("server") / "data") as running:
+    with ForkedServer(tmp_path_factory.mktemp("server") / "data") as running:
         yield running
 
 

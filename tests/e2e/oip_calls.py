@@ -56,7 +56,7 @@ def typed(*, fp32: list[float]) -> Any:
 
 def wire_error(server: Running, request: Any) -> Any:
     with grpc.insecure_channel(server.address) as channel, pytest.raises(grpc.RpcError) as caught:
-        service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=20)
+        service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=120)
     return caught.value
 
 

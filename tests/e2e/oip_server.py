@@ -153,11 +153,11 @@ def running_server() -> Iterator[Running]:
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="oip-server")
     thread.start()
-    server, running = asyncio.run_coroutine_threadsafe(_start(), loop).result(timeout=20)
+    server, running = asyncio.run_coroutine_threadsafe(_start(), loop).result(timeout=120)
     try:
         yield running
     finally:
-        asyncio.run_coroutine_threadsafe(server.stop(0), loop).result(timeout=20)
+        asyncio.run_coroutine_threadsafe(server.stop(0), loop).result(timeout=120)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()

@@ -28,7 +28,7 @@ from everlearn_protos.v1 import (
     tensor_pb2,
 )
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 120.0
 """Of one call: no test waits for ever on a server that does not answer."""
 
 

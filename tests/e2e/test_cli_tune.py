@@ -21,7 +21,7 @@ from typer.testing import CliRunner, Result
 
 from everlearn_client import Client
 from everlearn_client.choosing import trial
-from everlearn_client.cli import exit_codes
+from everlearn_client.cli import exit_codes, tune
 from everlearn_client.cli.app import app
 
 Run = Callable[[str], Result]
@@ -139,6 +139,50 @@ def test_the_default_space_varies_heads_and_tables_can_be_tuned(run: Run, client
     assert names(client) == []
 
 
+def test_blocks_that_move_are_tried_beside_a_frozen_backbone(
+    run: Run, client: Client, digits: Path, tmp_path: Path
+) -> None:
+    import safetensors.torch
+    import timm
+    import torch
+
+    torch.manual_seed(0)
+    network = tmp_path / "network.safetensors"
+    safetensors.torch.save_file(timm.create_model("test_resnet").state_dict(), network)
+    backbone = {"source": f"folder:{network}", "architecture": "test_resnet"}
+    keeps = {"memory": {"kind": "latents"}, "retention": {"features": "latents"}, "head": {"kind": "linear"}}
+    text = tiny.declaration(network, "mine", **{**keeps, "backbone": backbone, "adapt": {"kind": "last_blocks"}})
+    (tmp_path / "moving.yaml").write_text(text)
+    locked = run("lock -f moving.yaml --in-place")
+    assert locked.exit_code == exit_codes.OK, locked.output
+    (tmp_path / "space.yaml").write_text("adapt: [{kind: frozen}]")
+    found = report(run("tune moving.yaml digits.npz --space space.yaml -c 1 --samples 64 -o json"))
+    by_name = {each["name"]: each for each in found["candidates"]}
+    assert by_name.keys() == {"declared", "frozen"}
+    assert found["failed"] == []
+    assert found["passes"] == 2, "one to the cut, and one through the whole"
+    sizes = [each["export_bytes"] for each in by_name.values()]
+    assert max(sizes) < 1.5 * min(sizes), "what lies above the cut leaves with the rest"
+    assert all(each["memory_bytes"] > 0 and each["learn_us"] > 0 for each in by_name.values())
+    assert names(client) == []
+
+
+def test_few_are_tried_at_once_where_any_of_them_learns_by_steps(
+    run: Run, client: Client, backbone: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune, "BY_STEPS_AT_ONCE", 1)
+    declare(tmp_path / "plain.yaml", backbone)
+    for space, told in (
+        ("head.kind: [ridge]", "preparing 1 to 2 of 2"),
+        ("- head: [{kind: linear}]\n  memory: [{kind: none}]", "preparing 1 to 1 of 2"),
+    ):
+        (tmp_path / "space.yaml").write_text(space)
+        found = run("tune plain.yaml digits.npz --space space.yaml -c 1 --samples 64")
+        assert found.exit_code == exit_codes.OK, found.output
+        assert told in found.stderr
+    assert names(client) == []
+
+
 @pytest.mark.parametrize(
     ("text", "space", "words"),
     [
@@ -180,14 +224,14 @@ def test_an_interrupted_search_leaves_no_model_behind(
     command = ["tune", "plain.yaml", "digits.npz", "--space", "space.yaml", "-c", "6", "--server", server.address]
     program = "from everlearn_client.cli import main; main()"
     with subprocess.Popen([sys.executable, "-c", program, *command], cwd=tmp_path, stderr=subprocess.PIPE) as process:
-        deadline_s = time.monotonic() + 20
+        deadline_s = time.monotonic() + 120
         # The control: several models are there until the signal comes, and one is learning.
         while not [each for each in client.models.list() if "tune-" in each.name and each.status.sample_count]:
             assert time.monotonic() < deadline_s, "no temporary model was seen"
             assert process.poll() is None, process.stderr.read() if process.stderr else b""
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=20) == exit_codes.INTERRUPTED
+        assert process.wait(timeout=120) == exit_codes.INTERRUPTED
     assert names(client) == []
 
 

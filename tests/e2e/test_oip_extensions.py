@@ -142,7 +142,7 @@ def streamed(client: Any, requests: list[dict[str, Any]]) -> list[tuple[Any, Any
     client.start_stream(lambda result, error: answers.put((result, error)))
     for request in requests:
         client.async_stream_infer(**request)
-    got = [answers.get(timeout=20) for _ in requests]
+    got = [answers.get(timeout=120) for _ in requests]
     client.stop_stream()
     assert answers.empty()
     return got

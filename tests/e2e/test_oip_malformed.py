@@ -29,7 +29,7 @@ def channel(server: Running) -> Iterator[grpc.Channel]:
 def answer(channel: grpc.Channel, method: str, request: bytes) -> tuple[grpc.StatusCode, str]:
     """Sends bytes as they are."""
     try:
-        channel.unary_unary(f"/{SERVICE}/{method}")(request, timeout=20)
+        channel.unary_unary(f"/{SERVICE}/{method}")(request, timeout=120)
     except grpc.RpcError as error:
         return error.code(), error.details()
     return grpc.StatusCode.OK, ""
@@ -89,7 +89,7 @@ def test_every_method_refuses_noise_with_text(channel: grpc.Channel, method: str
 
 def test_a_stream_answers_noise_and_goes_on(channel: grpc.Channel) -> None:
     requests = [b"\xff" * 40, good_requests()[0], b"\x0a\xff", good_requests()[1]]
-    replies = list(channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")(iter(requests), timeout=20))
+    replies = list(channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")(iter(requests), timeout=120))
     errors = [message("ModelStreamInferResponse").FromString(reply).error_message for reply in replies]
     assert [bool(error) for error in errors] == [True, False, True, False]
 

@@ -41,10 +41,10 @@ def test_health_knows_the_server_and_the_service(server: Running) -> None:
     with grpc.insecure_channel(server.address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         for name in ("", SERVICE):
-            answer = stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=20)
+            answer = stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=120)
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
         with pytest.raises(grpc.RpcError) as caught:
-            stub.Check(health_pb2.HealthCheckRequest(service="unknown"), timeout=20)
+            stub.Check(health_pb2.HealthCheckRequest(service="unknown"), timeout=120)
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 

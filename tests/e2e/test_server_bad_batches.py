@@ -194,8 +194,8 @@ def test_a_stream_begins_with_open(stubs: Stubs, message: Any, field: str) -> No
     [
         (learn_pb2.LearnRequest(open=learn_pb2.Open(model="models/tiny", client="again")), "batch"),
         (learn_pb2.LearnRequest(), "batch"),
-        (b"\x12\xff", "everlearn.v1.LearnRequest"),
-        (b"\x12\x06\x12\x02\xc3\x28\x08\x01", "everlearn.v1.LearnRequest"),
+        (b"\x12\xff", "batch"),
+        (b"\x12\x06\x12\x02\xc3\x28\x08\x01", "batch.labels[0]"),
         (batch(0, GOOD, TWO), "batch.sequence"),
     ],
     ids=["a second open", "nothing", "truncated bytes", "a label that is not UTF-8", "sequence 0"],

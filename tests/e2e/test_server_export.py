@@ -44,7 +44,7 @@ def chunks(
     stubs: Stubs, name: str, offset: int = 0, file_name: str = "model.onnx"
 ) -> list[export_pb2.DownloadExportResponse]:
     request = export_pb2.DownloadExportRequest(name=name, file_name=file_name, offset=offset)
-    return list(stubs.exports.DownloadExport(request, timeout=10))
+    return list(stubs.exports.DownloadExport(request, timeout=120))
 
 
 def test_the_file_alone_predicts_from_png_bytes_what_the_server_predicts(
@@ -125,7 +125,7 @@ def test_the_sdk_resumes_a_cut_download_and_ends_with_the_same_bytes(
     assert (tmp_path / "model.onnx").read_bytes() == data
     assert progress[0] > 1234
     assert not part.exists()
-    assert sorted(path.name for path in paths) == ["MODEL_CARD.md", "model.onnx"]
+    assert sorted(path.name for path in paths) == ["MODEL_CARD.md", "model.onnx", "probes.npz"]
 
 
 def test_the_same_version_again_is_the_same_export(client: Client, export: ExportInfo) -> None:
@@ -172,7 +172,7 @@ def test_an_older_version_exported_last_is_the_newest_export(
     operation = stubs.exports.CreateExport(export_pb2.CreateExportRequest(version=versions[0].version))
     again = client.export("single", older)
     assert [export.name for export in client.exports("single")] == [versions[0].name] == [again.name]
-    assert len(client.download(again, tmp_path)) == 2
+    assert len(client.download(again, tmp_path)) == 3
     client.export("single", "latest")
     gone = stubs.wait(operation)
     assert (gone.error.code, "deleted since" in gone.error.message) == (grpc.StatusCode.NOT_FOUND.value[0], True)

@@ -147,7 +147,7 @@ def test_a_model_may_be_deleted_while_its_backbone_downloads_and_declared_again(
 
     waited: list[Any] = []
     request = operations_proto_pb2.WaitOperationRequest(name=operation.name)
-    waiter = threading.Thread(target=lambda: waited.append(stubs.operations.WaitOperation(request, timeout=15)))
+    waiter = threading.Thread(target=lambda: waited.append(stubs.operations.WaitOperation(request, timeout=120)))
     waiter.start()
     time.sleep(0.1)
     client.models.delete("stalled")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests import tiny
-from tests.e2e.server_calls import Stubs, encoded
+from tests.e2e.server_calls import Stubs, encoded, refused
 from tests.real_server import RealServer
 
 from everlearn_client import Client, Features, LearnReport, Pixels
@@ -22,7 +22,8 @@ DIM = 16
 @pytest.fixture(scope="module", autouse=True)
 def declared(server: RealServer, backbone: Path) -> None:
     """Models of these tests, each with a name of its own, on one trunk."""
-    for name in ("open", "form-a", "form-b", "form-c", "form-d", "feat", "order-a", "order-b", "many", "empty"):
+    names = "open", "form-a", "form-b", "form-c", "form-d", "feat", "order-a", "order-b", "many", "empty", "quiet"
+    for name in names:
         server.declare(tiny.declaration(backbone, name=name))
     server.declare(tiny.declaration(backbone, name="ahead", labels=["zebra", "ant"]))
 
@@ -61,7 +62,7 @@ def test_declared_labels_keep_their_indices_before_and_after_others_arrive(clien
 def test_an_empty_batch_is_durable_at_once_and_changes_nothing(client: Client) -> None:
     begun_s = time.monotonic()
     report = teach(client, "empty", (np.zeros((0, 16, 16, 3), np.uint8), []))
-    assert time.monotonic() - begun_s < 3, "draining waited for a head that cannot come"
+    assert time.monotonic() - begun_s < 4.5, "draining waited for a head that cannot come"
     assert (report.durable_sequence, report.durable_samples) == (1, 0)
     assert status(client, "empty").sample_count == 0
     assert client.learn("empty", []).durable_sequence == 1
@@ -141,6 +142,26 @@ def test_a_reply_tells_accuracy_classes_regularization_and_the_time_of_each_stag
     assert last.times.integrate_ms > 0
     told = status(client, "form-b").prequential
     assert (told.tested, told.correct) == (last.prequential.tested, last.prequential.correct)
+
+
+def test_who_wants_to_hear_what_is_durable_alone_learns_the_same_and_hears_of_refusals(
+    client: Client, stubs: Stubs
+) -> None:
+    with stubs.learn("quiet", "few-words", durable_only=True) as stream:
+        stream.batch(1, tiny.images(2, 0), ["a", "a"])
+        stream.batch(2, tiny.images(2, 0), ["a"])
+        stream.batch(3, tiny.images(3, 1), ["b", "b", "b"])
+        answers = stream.finish()
+    kinds = [answer.WhichOneof("response") for answer in answers]
+    assert set(kinds) == {"rejected", "durable"}
+    assert [answer.rejected.sequence for answer in answers if answer.HasField("rejected")] == [2]
+    assert answers[-1].durable.sequence == 3
+    assert list(status(client, "quiet").samples_per_class) == [2, 3]
+    refused(
+        lambda: stubs.learn("quiet", "few-words", durable_only=True, receipts=True),
+        "INVALID_ARGUMENT",
+        field="open.durable_only",
+    )
 
 
 def test_order_batching_and_learners_leave_no_trace_in_memory_or_predictions(

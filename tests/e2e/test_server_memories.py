@@ -17,14 +17,18 @@ from everlearn_protos.v1 import models_pb2
 MEMORIES: dict[str, dict[str, Any]] = {
     "drifts": {"memory": {"kind": "statistics", "decay": 0.995}},
     "split": {"memory": {"kind": "per_class_statistics"}},
-    "icarl": {"recipe": "icarl"},
+    "herded": {
+        "memory": {"kind": "latents", "selection": "herding"},
+        "head": {"kind": "ncm"},
+        "retention": {"features": "latents"},
+    },
     "scattered": {
         "memory": {"kind": "latents", "capacity": 200, "precision": "fp16", "client_share": 0.6, "ttl_s": 3600},
         "head": {"kind": "ncm"},
         "retention": {"features": "latents"},
     },
 }
-LEAST = {"drifts": 0.9, "split": 0.9, "icarl": 0.82, "scattered": 0.8}
+LEAST = {"drifts": 0.9, "split": 0.9, "herded": 0.82, "scattered": 0.8}
 """Accuracy on digits' raw pixels; nearest means reach 0.86 with all samples."""
 TRAIN, BATCH = 1200, 40
 
@@ -84,7 +88,7 @@ def bytes_of(client: Client, name: str) -> int:
 def until_smaller(client: Client, name: str, size: int) -> None:
     begun_s = time.monotonic()
     while bytes_of(client, name) >= size:
-        assert time.monotonic() - begun_s < 20, f"{name} still has {bytes_of(client, name)} bytes at rest"
+        assert time.monotonic() - begun_s < 120, f"{name} still has {bytes_of(client, name)} bytes at rest"
         time.sleep(0.05)
 
 

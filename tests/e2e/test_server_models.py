@@ -234,7 +234,7 @@ def test_a_wrong_declaration_names_the_path_and_the_nearest_key(stubs: Stubs, te
     ids=["empty", "list", "words", "unclosed", "nested", "deeply nested", "aliases", "control"],
 )
 def test_what_is_no_declaration_is_refused_without_harm(stubs: Stubs, client: Client, text: str) -> None:
-    refused(lambda: stubs.models.PlanModel(pb.PlanModelRequest(declaration=text), timeout=20), "INVALID_ARGUMENT")
+    refused(lambda: stubs.models.PlanModel(pb.PlanModelRequest(declaration=text), timeout=120), "INVALID_ARGUMENT")
     assert client.info().version
 
 

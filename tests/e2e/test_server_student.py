@@ -21,7 +21,7 @@ from tests import tiny
 from tests.real_server import RealServer
 
 from everlearn_client import Client
-from everlearn_client.errors import FailedPrecondition
+from everlearn_client.errors import EverlearnClientError, FailedPrecondition, InvalidArgument
 from everlearn_protos.v1 import models_pb2
 
 CLASSES = 3
@@ -73,7 +73,7 @@ def teach(client: Client, model: str, *numbers: int) -> models_pb2.StudentStatus
     for number in numbers:
         before = client.models.get(model).status.student
         client.learn(model, [batch(number)])
-        until_s = time.monotonic() + 100
+        until_s = time.monotonic() + 240
         while figures(client.models.get(model).status.student) == figures(before):
             assert time.monotonic() < until_s, before
             time.sleep(0.05)
@@ -134,7 +134,7 @@ def test_a_student_that_dies_costs_the_model_nothing_and_goes_on(house: House) -
         assert after.missed == 18
         assert "process ended" in after.problem
         assert client.models.get("mortal").status.sample_count == 36
-        until_s = time.monotonic() + 60
+        until_s = time.monotonic() + 240
         while teach(client, "mortal", 2).problem:
             assert time.monotonic() < until_s
 
@@ -155,6 +155,28 @@ def test_students_that_disagree_or_are_not_declared_do_not_ship(house: House) ->
         assert after.memory_digest == before.memory_digest, "the model keeps what it has learned"
         with pytest.raises(FailedPrecondition, match="declare distill_to"):
             client.export("slow", student=True)
+
+
+def test_lock_pins_the_students_backbone_too(house: House) -> None:
+    with house.server.client(client_id="five") as client:
+        declared = json.loads(house.declare("locked"))
+        backbones = {"spec.backbone": declared["spec"]["backbone"]}
+        backbones["spec.distill_to.backbone"] = declared["spec"]["distill_to"]["backbone"]
+        pins = {field: each.pop("sha256") for field, each in backbones.items()}
+        with pytest.raises(InvalidArgument, match="run `everlearn lock`"):
+            client.models.plan(json.dumps(declared))
+        locked = client.models.lock(json.dumps(declared))
+        spec = json.loads(locked.declaration)["spec"]
+        assert spec["backbone"]["sha256"] == pins["spec.backbone"]
+        assert spec["distill_to"]["backbone"]["sha256"] == pins["spec.distill_to.backbone"]
+        assert set(pins.values()) < set(locked.lock.values())
+        assert client.models.plan(locked.declaration).action == "none"
+        for field, each in backbones.items():
+            each["sha256"] = "0" * 64
+            with pytest.raises(EverlearnClientError) as refused:
+                client.models.lock(json.dumps(declared))
+            assert refused.value.field == f"{field}.sha256"
+            del each["sha256"]
 
 
 def children_of(server: RealServer) -> set[int]:

@@ -95,7 +95,7 @@ def ids_of(folder: Path, texts: list[str]) -> np.ndarray:
 
 def test_what_is_exported_predicts_what_the_server_predicts(client: Client, topics: str, tmp_path: Path) -> None:
     paths = {path.name: path for path in client.download(client.export(topics), tmp_path)}
-    assert paths.keys() == {"model.onnx", "MODEL_CARD.md", "tokenizer.json"}
+    assert paths.keys() == {"model.onnx", "MODEL_CARD.md", "probes.npz", "tokenizer.json"}
     assert hashlib.sha256(paths["tokenizer.json"].read_bytes()).hexdigest() == MINILM_TOKENIZER
     session = onnxruntime.InferenceSession(paths["model.onnx"], providers=["CPUExecutionProvider"])
     told = session.get_modelmeta().custom_metadata_map

@@ -46,19 +46,20 @@ def _end(stream: Any) -> str:
 
 def test_a_learner_of_a_deleted_model_is_told_so(server: RealServer, client: Client, backbone: Path) -> None:
     server.declare(tiny.declaration(backbone, name="lost"))
-    sent = threading.Event()
+    sent, gone = threading.Event(), threading.Event()
 
     def batches() -> Iterator[tuple[Any, list[str]]]:
-        for turn in range(400):
-            if turn == 20:
-                sent.set()
+        left = 100  # and as many as it takes until the model is gone
+        while left:
             time.sleep(0.005)
+            left -= gone.is_set()
             yield GOOD, ["a", "b"]
+            sent.set()
 
-    deleter = threading.Thread(target=lambda: (sent.wait(10), client.models.delete("lost")))
+    deleter = threading.Thread(target=lambda: (sent.wait(120), client.models.delete("lost"), gone.set()))
     deleter.start()
     with pytest.raises(NotFound):
-        client.learn("lost", batches(), retry_for_s=10)
+        client.learn("lost", batches(), retry_for_s=120)
     deleter.join()
 
 
@@ -67,29 +68,37 @@ def test_a_learner_goes_on_through_a_replacement_and_nothing_of_before_is_kept(
 ) -> None:
     server.declare(tiny.declaration(backbone, name="swapped"))
     other = tiny.declaration(tiny.write_backbone(tmp_path, dim=24), name="swapped")
-    taken = threading.Event()
+    taken, replaced = threading.Event(), threading.Event()
+    sent = 0
 
     def batches() -> Iterator[tuple[Any, list[str]]]:
-        for turn in range(200):
-            if turn == 20:
+        nonlocal sent
+        left = 100  # and as many as it takes until the replacement is there
+        while left > 0:
+            if sent == 20:
                 taken.set()
             time.sleep(0.01)
-            yield GOOD, ["before", "before"] if turn < 20 else ["after", "after"]
+            left -= replaced.is_set()
+            sent += 1
+            yield GOOD, ["before", "before"] if sent <= 20 else ["after", "after"]
 
     def replace() -> None:
-        taken.wait(10)
-        client.models.apply(other, allow_replace=True)
+        taken.wait(120)
+        try:
+            client.models.apply(other, allow_replace=True)
+        finally:
+            replaced.set()
 
     replacer = threading.Thread(target=replace)
     replacer.start()
     with server.client(client_id="persistent") as learner:
-        report = learner.learn("swapped", batches(), retry_for_s=10)
+        report = learner.learn("swapped", batches(), retry_for_s=120)
     replacer.join()
-    assert report.durable_sequence == 200
+    assert report.durable_sequence == sent
     assert report.reconnects >= 1
     status = client.models.get("swapped").status
     assert status.feature_dim == 24
-    assert 0 < status.sample_count < 400
+    assert 0 < status.sample_count < 2 * sent
     assert list(status.labels) == ["after"]
 
 

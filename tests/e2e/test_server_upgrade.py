@@ -43,9 +43,10 @@ def test_a_model_moves_to_another_backbone_with_all_it_has_learned(
     server: RealServer, client: Client, backbone: Path, successor: Path, tmp_path: Path
 ) -> None:
     declared(server, backbone, "moved")
-    before, versions = client.models.get("moved"), len(list(client.models.versions("moved")))
+    before = client.models.get("moved")
     old_stable = client.models.version("moved", "stable").number
     assert accuracy(client, "moved") >= 0.95
+    clients = list(client.models.clients("moved"))
     fed: list[int] = []
     stages: list[str] = []
     report = client.models.upgrade_backbone(
@@ -72,10 +73,15 @@ def test_a_model_moves_to_another_backbone_with_all_it_has_learned(
     assert before.status.inexact_because == ""
     assert "474 unlabelled samples" in after.status.inexact_because
     assert after.status.prequential == before.status.prequential
+    assert list(client.models.clients("moved")) == clients
+    assert clients[0].recent_tested > 0
     stable = client.models.version("moved", "stable")
     assert stable.number > old_stable
     assert stable.trunk_digest == after.status.trunk_digest
-    assert len(list(client.models.versions("moved"))) == versions + 1
+    # Of the old backbone the last may be stored late, beside the upgrade.
+    assert [each.number for each in client.models.versions("moved") if each.trunk_digest == stable.trunk_digest] == [
+        stable.number
+    ]
     assert accuracy(client, "moved") >= 0.95
     # What it exports says so, and predicts what the server predicts.
     card = next(path for path in client.download(client.export("moved"), tmp_path) if path.suffix == ".md").read_text()
@@ -225,7 +231,7 @@ def test_a_caller_that_goes_away_or_fails_leaves_no_trace_and_the_next_may_begin
 
     def slow() -> Iterator[Images]:
         yield next(calibration())
-        done.wait(20)
+        done.wait(120)
         raise OSError("the disk with the calibration images is gone")
 
     failures: list[Exception] = []
@@ -238,14 +244,14 @@ def test_a_caller_that_goes_away_or_fails_leaves_no_trace_and_the_next_may_begin
 
     first = threading.Thread(target=run)
     first.start()
-    assert begun.wait(20)
+    assert begun.wait(120)
     with pytest.raises(Conflict, match="being upgraded already"):
         client.models.upgrade_backbone("left", declaration, calibration())
     done.set()
     first.join()
     assert len(failures) == 1
     assert state_of(client, "left") == before
-    deadline_s = time.monotonic() + 10
+    deadline_s = time.monotonic() + 120
     while True:  # the server hears of it a moment later
         try:
             assert client.models.upgrade_backbone("left", declaration, calibration(), dry_run=True).gate_passed
@@ -276,7 +282,7 @@ def test_a_learner_goes_on_through_an_upgrade_and_each_batch_counts_once(
 
     def batches() -> Iterator[tuple[Any, list[str]]]:
         turn = 0
-        while turn < 60 or (not moved.is_set() and turn < 3_000):
+        while turn < 60 or (not moved.is_set() and turn < 30_000):
             time.sleep(0.01)
             yield taught(turn, 4)
             turn += 1
@@ -295,7 +301,7 @@ def test_a_learner_goes_on_through_an_upgrade_and_each_batch_counts_once(
     upgrader = threading.Thread(target=upgrade)
     upgrader.start()
     with server.client(client_id="persistent") as learner:
-        report = learner.learn("busy", batches(), retry_for_s=20)
+        report = learner.learn("busy", batches(), retry_for_s=120)
     upgrader.join()
     assert reports[0].live
     assert report.reconnects >= 1

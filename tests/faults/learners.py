@@ -22,7 +22,7 @@ from everlearn.runtime.session import TrunkSession
 from everlearn.sums import Sums
 from everlearn.values import Trunk
 from everlearn_client import Client, events
-from everlearn_client.errors import DataLoss, EverlearnClientError, Fenced, SequenceGap, Unavailable
+from everlearn_client.errors import DataLoss, EverlearnClientError, Fenced, Held, SequenceGap, Unavailable
 from everlearn_client.samples import Batch, Features
 from everlearn_server.store.rows import StreamRow
 from everlearn_server.store.store import Store
@@ -70,11 +70,16 @@ class Learner:
     """Of giving a connection up, after each answer."""
     allowance: threading.Semaphore | None = None
     """One permit a new batch, where the test decides how far all may come; resending is free."""
+    timeline: str = ""
+    """Of what it was told is durable; where that is void, it hears so."""
     taken: int = 0
     acknowledged: int = 0
     received: int = 0
     highest_received: int = 0
+    received_here: int = 0
+    """The highest of the present connection: the server that is there now has all up to it."""
     cuts: int = 0
+    held: int = 0
     broken_promises: list[str] = field(default_factory=list)
     failure: BaseException | None = None
 
@@ -89,6 +94,7 @@ class Learner:
                         self._allowed(self.batches[self.acknowledged :]),
                         first_sequence=self.acknowledged + 1,
                         feature_digest=self.feature_digest,
+                        timeline=self.timeline,
                         on_event=lambda event: self.hear(event, chance),
                         retry_for_s=1,
                     )
@@ -96,6 +102,8 @@ class Learner:
                     self.cuts += 1
                 except (Fenced, Unavailable):
                     pass  # an older connection of ours was still there; or down for long: begin with short waits again
+                except Held:
+                    self.held += 1  # and sent again, until others have sent enough
                 except (DataLoss, SequenceGap) as error:
                     self.broken_promises.append(f"{self.client_id}: {error}")
 
@@ -112,11 +120,16 @@ class Learner:
             self.broken_promises.append(
                 f"{self.client_id}: {self.acknowledged} was durable, {event.durable_sequence} is there"
             )
+        if isinstance(event, events.Opened | events.Durable):
+            self.timeline = event.timeline
+        if isinstance(event, events.Opened):
+            self.received_here = 0
         if isinstance(event, events.Durable):
             self.acknowledged = max(self.acknowledged, event.sequence)
         if isinstance(event, events.Received):
             self.received += 1
             self.highest_received = max(self.highest_received, event.sequence)
+            self.received_here = max(self.received_here, event.sequence)
             if chance is not None and chance.random() < self.cut_probability:
                 raise Cut
 
@@ -126,8 +139,11 @@ class Crowd:
 
     def __init__(self, learners: Sequence[Learner], address: str) -> None:
         self.learners = learners
+        self.address = address
         self._threads = [
-            threading.Thread(target=self._run, args=(learner, address), name=learner.client_id) for learner in learners
+            # A daemon: a test that has failed does not wait until they give up.
+            threading.Thread(target=self._run, args=(learner,), name=learner.client_id, daemon=True)
+            for learner in learners
         ]
 
     def start(self) -> None:
@@ -145,7 +161,7 @@ class Crowd:
         """Whether any has not finished."""
         return any(thread.is_alive() for thread in self._threads)
 
-    def join(self, timeout_s: float = 60.0) -> None:
+    def join(self, timeout_s: float = 240.0) -> None:
         """Waits for all; raises what made one fail."""
         for thread in self._threads:
             thread.join(timeout_s)
@@ -154,10 +170,9 @@ class Crowd:
             if learner.failure is not None:
                 raise learner.failure
 
-    @staticmethod
-    def _run(learner: Learner, address: str) -> None:
+    def _run(self, learner: Learner) -> None:
         try:
-            learner.run(address)
+            learner.run(self.address)
         except EverlearnClientError as error:
             learner.failure = error
 
@@ -172,16 +187,17 @@ class AtRest:
     """Samples in the prequential record."""
 
 
-def at_rest(folder: Path) -> AtRest:
-    """Reads the last commit of the model."""
+def at_rest(folder: Path, *, dim: int = 1) -> AtRest:
+    """Reads the last commit of the model; before the first, there are no sums of `dim` values."""
     import json
 
     async def read(store: Store) -> AtRest:
         data, state = await store.ledger.memory(MODEL), await store.ledger.state(MODEL)
-        assert data is not None
-        assert state is not None
+        streams = await store.ledger.streams(MODEL)
+        if data is None or state is None:
+            return AtRest(sums=Sums(dim), streams=streams, tested=0)
         tested = sum(count for count, _ in json.loads(state.prequential_json)["clients"].values())
-        return AtRest(sums=Sums.from_bytes(data), streams=await store.ledger.streams(MODEL), tested=tested)
+        return AtRest(sums=Sums.from_bytes(data), streams=streams, tested=tested)
 
     with Store.open(folder, check=True) as store:
         return asyncio.run(read(store))

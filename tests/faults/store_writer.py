@@ -13,12 +13,13 @@ import os
 import resource
 import signal
 from pathlib import Path
+from typing import Any
 
 from tests.store_rows import group, version, with_model
 
 from everlearn_server.store import ledger
 from everlearn_server.store.payload import Payload
-from everlearn_server.store.rows import Commit, MemoryRow, StreamRow
+from everlearn_server.store.rows import Commit, StreamRow
 from everlearn_server.store.store import Store
 
 CLIENTS = ("a", "b")
@@ -50,13 +51,13 @@ def split_the_transaction(store: Store) -> None:
     """The control: commits the memory first and the watermarks in a transaction of their own."""
     together = store.ledger._transact
     put_streams = ledger._put_streams
-    ledger._put_streams = lambda connection, commit: None
+    ledger._put_streams = lambda connection, commit, commit_id: None
 
-    def apart(commit: Commit, content: Payload, head: Payload) -> tuple[int, MemoryRow | None]:
-        result = together(commit, content, head)
+    def apart(commit: Commit, *payloads: Payload) -> Any:
+        result = together(commit, *payloads)
         store.ledger._failpoint("between")
         with store._database.transaction() as connection:
-            put_streams(connection, commit)
+            put_streams(connection, commit, result[0])
         return result
 
     store.ledger._transact = apart

@@ -6,11 +6,12 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 from tests import tiny
+from tests.faults.forked import ForkedServer
 from tests.faults.learners import Crowd, Learner, at_rest, expected_sums, make_batches, violations
 from tests.real_server import RealServer
 
@@ -78,7 +79,7 @@ def test_control_a_client_that_resends_under_new_sequences_is_caught(tmp_path: P
     assert {"n differs", "S differs", "G differs", "digest differs"} <= set(found), found
 
 
-def test_a_second_server_on_the_same_data_folder_refuses_and_says_why(tmp_path: Path) -> None:
+def test_f16_a_second_server_on_the_same_data_folder_refuses_and_says_why(tmp_path: Path) -> None:
     with RealServer(tmp_path / "data") as first:
         second = RealServer(tmp_path / "data")
         second._log, second._ready = tmp_path / "second.log", tmp_path / "second.ready"
@@ -90,6 +91,16 @@ def test_a_second_server_on_the_same_data_folder_refuses_and_says_why(tmp_path: 
         assert len(second.log.splitlines()) == 1
         with first.client() as client:
             client.info()
+
+
+def test_control_servers_that_do_not_lock_the_folder_run_beside_each_other(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        for name in ("first", "second"):
+            server = ForkedServer(tmp_path / "data", beside=tmp_path / name)
+            (tmp_path / name).mkdir()
+            server.fault = "unlocked"
+            stack.callback(server.end)
+            server.start()  # raises where it does not come to listen
 
 
 def test_sigterm_makes_everything_received_durable_and_exits_with_0(tmp_path: Path) -> None:
@@ -105,7 +116,7 @@ def test_sigterm_makes_everything_received_durable_and_exits_with_0(tmp_path: Pa
             time.sleep(0.002)
         assert server.terminate() == 0
         for thread in threads:
-            thread.join(20)
+            thread.join(240)
     found = at_rest(tmp_path / "data")
     for learner in learners:
         assert learner.highest_received <= found.streams[learner.client_id].durable_sequence

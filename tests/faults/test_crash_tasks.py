@@ -31,28 +31,31 @@ def batches(task: str, pause_s: float) -> Iterator[tuple[Tensors, Truth]]:
 @pytest.mark.parametrize("task", ["multilabel", "regression"])
 def test_killed_servers_leave_the_same_sums_as_an_undisturbed_one(task: str, tmp_path: Path) -> None:
     data = DIGITS if task == "multilabel" else PATIENTS
-    reports, moved = list[LearnReport](), threading.Semaphore(0)
+    reports, moved, killed_now = list[LearnReport](), threading.Semaphore(0), threading.Semaphore(0)
+    kills = iter(range(2))
     with RealServer(tmp_path / "data") as server:
         server.declare(data.declaration("killed"))
         server.declare(data.declaration("calm"))
 
         def hear(event: LearnEvent) -> None:
-            if isinstance(event, Durable):
+            if isinstance(event, Durable) and next(kills, None) is not None:
                 moved.release()
+                assert killed_now.acquire(timeout=240)  # however late the kill comes, it is not done by then
 
         def learn() -> None:
             with server.client() as client:
                 source = batches(task, 0.03)
-                reports.append(client.learn("killed", source, client_id="a", on_event=hear, retry_for_s=60))
+                reports.append(client.learn("killed", source, client_id="a", on_event=hear, retry_for_s=240, window=8))
 
         learner = threading.Thread(target=learn, daemon=True)  # a server that does not start again ends the test
         learner.start()
         for _ in range(2):
-            assert moved.acquire(timeout=60)
+            assert moved.acquire(timeout=240)
             server.kill()
+            killed_now.release()
             # Not `start`, whose own client would share the learner's connection and wait for its next attempt.
             server.launch()
-        learner.join(timeout=90)
+        learner.join(timeout=240)
         with server.client() as client:
             client.learn("calm", batches(task, 0.0), client_id="a")
             killed, calm = (client.models.get(name).status for name in ("killed", "calm"))

@@ -78,9 +78,19 @@ def _is(node: ast.expr | None, value: bool) -> bool:
 
 
 def reads_environment(tree: ast.Module) -> Iterator[int]:
-    """`os.environ` and its kin."""
+    """`os.environ` and its kin. A statement `os.environ.setdefault(...)` reads nothing: it tells another library."""
+    told = [
+        node.value.func.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Call)
+        and isinstance(node.value.func, ast.Attribute)
+        and node.value.func.attr == "setdefault"
+    ]
     for node in ast.walk(tree):
         match node:
+            case _ if node in told:
+                continue
             case ast.Attribute(value=ast.Name(id="os"), attr=name) if name in _ENVIRONMENT:
                 yield node.lineno
             case ast.ImportFrom(module="os", names=names) if any(alias.name in _ENVIRONMENT for alias in names):

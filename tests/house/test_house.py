@@ -32,6 +32,7 @@ CONTROLS = [
     (rules.reads_environment, "import os\nos.environ['HOME']"),
     (rules.reads_environment, "import os\nos.getenv('HOME')"),
     (rules.reads_environment, "from os import environ"),
+    (rules.reads_environment, "import os\nhome = os.environ.setdefault('HOME', '/')"),
     (rules.prints, "print('x')"),
     (rules.undocumented, "'''Doc.'''\ndef f(): ..."),
     (rules.undocumented, "'''Doc.'''\nclass A:\n  '''Doc.'''\n  def f(self): ..."),
@@ -40,6 +41,7 @@ CONTROLS = [
 HARMLESS = [
     (rules.carries_code, "torch.load(path, weights_only=True); np.load(path, allow_pickle=False); model.eval()"),
     (rules.reads_environment, "settings.environ"),
+    (rules.reads_environment, "import os\nos.environ.setdefault('A_LIBRARYS_OWN', '1')"),
     (rules.prints, "console.print('x')"),
     (functools.partial(rules.long_functions, limit=2), "def f():\n  return 1"),
 ]

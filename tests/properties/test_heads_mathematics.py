@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.covariance import OAS
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -143,7 +143,6 @@ def test_the_penalty_is_that_of_brute_force_gcv_with_the_explicit_hat_matrix(see
 
 
 @given(st.integers(1, 30), st.integers(0, 2**32 - 1))
-@settings(derandomize=True, deadline=None)
 def test_the_tridiagonal_route_solves_as_numpy_does(dim: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     root = rng.normal(size=(dim, rng.integers(1, dim + 3)))

@@ -237,3 +237,13 @@ def test_what_cannot_be_solved_is_refused_by_field() -> None:
         with pytest.raises(SpecError, match="regression; write ridge") as refused:
             head_for(kind).solve_targets(sums, scale)
         assert refused.value.field == "spec.head.kind"
+
+
+def test_samples_without_any_label_make_no_head_yet() -> None:
+    data = digits()
+    sums = TargetSums(data.features.shape[1])
+    sums.add_sets(data.quantised[:3], [[], [], []])
+    for kind in ("ridge", "balanced_ridge"):
+        with pytest.raises(PreconditionError, match="no sample has had a label yet") as refusal:
+            head_for(kind).solve_targets(sums, data.scale)
+        assert refusal.value.reason == "EMPTY_MEMORY"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
@@ -22,9 +22,6 @@ from everlearn.memories.statistics import Statistics
 from everlearn.spec.model import Memory as Declared
 from everlearn.sums import Sums
 
-REPEATABLE = settings(derandomize=True, deadline=None)
-
-
 # -- shares and the reservoir -----------------------------------------------------------------------------------
 
 
@@ -37,13 +34,11 @@ def level_by_level(wanted: Sequence[int], total: int) -> list[int]:
     return share
 
 
-@REPEATABLE
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=9), st.integers(1, 60))
 def test_shares_are_those_of_handing_out_one_by_one(wanted: list[int], total: int) -> None:
     assert _choice.even_shares(np.array(wanted), total).tolist() == level_by_level(wanted, total)
 
 
-@REPEATABLE
 @given(st.lists(st.integers(0, 12), min_size=2, max_size=9), st.integers(1, 60), st.integers(0, 8))
 def test_a_class_that_wants_more_never_gives_another_more(wanted: list[int], total: int, which: int) -> None:
     more = list(wanted)
@@ -99,7 +94,6 @@ def test_a_draw_takes_every_place_of_a_class_with_the_same_probability() -> None
 # -- codes ------------------------------------------------------------------------------------------------------
 
 
-@REPEATABLE
 @given(st.lists(hnp.arrays(np.int16, (3, 2), elements=st.integers(-32767, 32767)), min_size=1, max_size=8))
 def test_int8_is_off_by_a_step_at_most_however_often_the_range_grew(
     parts: list[npt.NDArray[np.int16]],
@@ -207,7 +201,6 @@ def test_new_means_show_in_the_next_draw_and_a_new_covariance_after_a_quarter_mo
 # -- exact and inexact sums -------------------------------------------------------------------------------------
 
 
-@REPEATABLE
 @given(st.lists(batches(), min_size=1, max_size=4), st.sampled_from(["a", "b", "e"]))
 def test_a_deleted_class_leaves_bit_for_bit_a_memory_that_never_met_it(parts: list[Batch], label: str) -> None:
     memory = PerClassStatistics.create(3, ["a", "b", "e"])
@@ -234,7 +227,6 @@ def test_control_a_class_deleted_but_for_one_sample_is_seen() -> None:
     assert memory.to_bytes() != never.to_bytes()
 
 
-@REPEATABLE
 @given(batches(), batches())
 def test_per_class_sums_add_up_to_those_of_the_plain_memory(first: Batch, second: Batch) -> None:
     split, plain = PerClassStatistics.create(3, []), Sums(3)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -16,7 +16,6 @@ from everlearn.outputs import TARGET_LIMIT, Output, quantise_values
 from everlearn.sums import Sums
 from everlearn.target_sums import TargetSums
 
-REPEATABLE = settings(derandomize=True, deadline=None)
 LABELS = ["a", "b", "ß", "日本", "e"]
 OUTPUTS = (Output(name="celsius", low=-40.0, high=80.0), Output(name="bar", low=0.0, high=10.0))
 Features = npt.NDArray[np.int16]
@@ -91,7 +90,6 @@ def test_thirty_orders_batchings_and_shardings_give_the_same_bits(task: str) -> 
         assert total.gram_lower_dd.tobytes() == straight.gram_lower_dd.tobytes()
 
 
-@REPEATABLE
 @given(batches())
 def test_sums_of_sets_are_those_of_python_integers_at_the_extremes_of_int16(batch: Batch) -> None:
     features, sets = batch
@@ -105,7 +103,6 @@ def test_sums_of_sets_are_those_of_python_integers_at_the_extremes_of_int16(batc
         assert sums.cross_Kd[column].tolist() == [sum(x[j] for x in members) for j in range(3)]
 
 
-@REPEATABLE
 @given(readings())
 def test_sums_of_values_are_those_of_python_integers(batch: Readings) -> None:
     features, values = batch
@@ -120,7 +117,6 @@ def test_sums_of_values_are_those_of_python_integers(batch: Readings) -> None:
         ]
 
 
-@REPEATABLE
 @given(batches(), batches(), batches())
 def test_merging_sets_is_associative_and_commutative(first: Batch, second: Batch, third: Batch) -> None:
     left, right = of_sets(first), of_sets(second)
@@ -131,7 +127,6 @@ def test_merging_sets_is_associative_and_commutative(first: Batch, second: Batch
     assert left.digest() == right.digest() == of_sets(first, second, third).digest()
 
 
-@REPEATABLE
 @given(batches(), batches())
 def test_adding_then_subtracting_sets_is_the_identity(kept: Batch, erased: Batch) -> None:
     sums = of_sets(kept, erased)
@@ -140,7 +135,6 @@ def test_adding_then_subtracting_sets_is_the_identity(kept: Batch, erased: Batch
     assert set(sums.labels) == {label for labels in (*kept[1], *erased[1]) for label in labels}
 
 
-@REPEATABLE
 @given(readings(), readings())
 def test_adding_then_subtracting_values_is_the_identity(kept: Readings, erased: Readings) -> None:
     sums = of_values(kept, erased)
@@ -148,7 +142,6 @@ def test_adding_then_subtracting_values_is_the_identity(kept: Readings, erased: 
     assert sums.digest() == of_values(kept).digest()
 
 
-@REPEATABLE
 @given(batches(), batches())
 def test_subtracting_what_was_never_added_is_refused_or_leaves_possible_sums(mine: Batch, other: Batch) -> None:
     sums = of_sets(mine)
@@ -171,7 +164,6 @@ def test_an_impossible_subtraction_is_refused_and_changes_nothing() -> None:
     assert sums.to_bytes() == before
 
 
-@REPEATABLE
 @given(batches(), st.lists(st.sampled_from(["x", "y", "z"]), unique=True))
 def test_saving_and_loading_sets_is_bit_identical(batch: Batch, declared: list[str]) -> None:
     sums = of_sets(batch, labels=tuple(declared))
@@ -183,7 +175,6 @@ def test_saving_and_loading_sets_is_bit_identical(batch: Batch, declared: list[s
     assert loaded.labels[-1] == "later"
 
 
-@REPEATABLE
 @given(readings())
 def test_saving_and_loading_values_is_bit_identical(batch: Readings) -> None:
     sums = of_values(batch)
@@ -193,7 +184,6 @@ def test_saving_and_loading_values_is_bit_identical(batch: Readings) -> None:
     assert loaded.task == "regression"
 
 
-@REPEATABLE
 @given(st.data())
 def test_a_flipped_bit_anywhere_is_data_loss(data: st.DataObject) -> None:
     saved = bytearray(of_sets((np.array([[5, -6, 7]], np.int16), [frozenset("a")])).to_bytes())

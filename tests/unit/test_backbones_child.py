@@ -45,7 +45,7 @@ def test_the_parent_never_loads_torch(tmp_path: Path) -> None:
         f"trunk = build_in_child(LITE0, lite0_files(), LITE0_FRONT, bits=12, work_dir=Path({str(tmp_path)!r}))\n"
         "print(trunk.feature_dim, 'torch' in sys.modules)"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=110, check=False)
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280, check=False)
     assert told.stdout.split() == ["1280", "False"], told.stderr
     assert [path.name for path in tmp_path.iterdir()] == [f"{LITE0.sha256}.safetensors"]
 
@@ -55,7 +55,7 @@ def test_a_childs_refusal_comes_back_as_itself(tmp_path: Path) -> None:
     with pytest.raises(BackboneError, match="pixels only") as caught:
         build_in_child(ONNX, files, FrontConfig(height=8, width=8), bits=12, work_dir=tmp_path)
     assert caught.value.field == "spec.input.size"
-    with pytest.raises(SpecError, match="known: identity, onnx, timm") as unknown:
+    with pytest.raises(SpecError, match="known: identity, mlp, onnx, timm") as unknown:
         describe_in_child(ONNX.model_copy(update={"loader": "child"}), files)
     assert unknown.value.field == "spec.backbone.loader"
     files.paths["model.onnx"].write_bytes(b"other")
@@ -87,19 +87,31 @@ def test_a_killed_child_is_an_error_with_its_last_words(modules: Path) -> None:
     source = "import os, sys\nprint('almost there', file=sys.stderr, flush=True)\nos.kill(os.getpid(), 9)\n"
     (modules / "dies.py").write_text(source)
     with pytest.raises(BackboneError, match="building x was killed by SIGKILL; last it said: almost there"):
-        run_module("dies", timeout_s=30, task="building x")
+        run_module("dies", timeout_s=240, task="building x")
 
 
 def test_a_child_that_fails_is_an_error_with_its_last_line(modules: Path) -> None:
     (modules / "fails.py").write_text("raise MemoryError('no room')\n")
     with pytest.raises(BackboneError, match="building x failed: MemoryError: no room"):
-        run_module("fails", timeout_s=30, task="building x")
+        run_module("fails", timeout_s=240, task="building x")
+
+
+def test_of_an_error_that_goes_on_with_advice_the_error_is_told(modules: Path) -> None:
+    # As torch says it: lines of advice follow, and the last of them says nothing.
+    advice = (
+        "CUDA error: out of memory\\nSearch for it in the docs\\nCompile with `TORCH_USE_CUDA_DSA` to enable asserts"
+    )
+    (modules / "full.py").write_text(
+        f"class AcceleratorError(RuntimeError): pass\nraise AcceleratorError('{advice}')\n"
+    )
+    with pytest.raises(BackboneError, match="failed: AcceleratorError: CUDA error: out of memory"):
+        run_module("full", timeout_s=240, task="building x")
 
 
 def test_a_child_sees_no_secret_of_the_parent(modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     (modules / "tells.py").write_text("import os, json\nprint(json.dumps(dict(os.environ)))\n")
-    seen = json.loads(run_module("tells", timeout_s=30, task="x"))
+    seen = json.loads(run_module("tells", timeout_s=240, task="x"))
     assert "HF_TOKEN" not in seen
     assert seen["HF_HUB_OFFLINE"] == "1"
 

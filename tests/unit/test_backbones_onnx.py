@@ -169,6 +169,10 @@ def unknown_operator(model: onnx.ModelProto) -> None:
     model.graph.node.append(helper.make_node("Steal", ["image"], ["loot"]))
 
 
+def endless_name(model: onnx.ModelProto) -> None:
+    model.graph.node.append(helper.make_node("Steal" * 1000, ["image"], ["loot"]))
+
+
 def functions(model: onnx.ModelProto) -> None:
     node = helper.make_node("Identity", ["a"], ["b"])
     model.functions.append(helper.make_function("", "Copy", ["a"], ["b"], [node], [helper.make_opsetid("", 17)]))
@@ -227,7 +231,8 @@ def constant_features(model: onnx.ModelProto) -> None:
     ("spoil", "message"),
     [
         (custom_domain, r"operators of \['my.ops'\] are not known"),
-        (unknown_operator, "no operator Steal in opset 17"),
+        (unknown_operator, "no operator 'Steal' in opset 17"),
+        (endless_name, "^.{0,50}no operator 'StealSteal.{0,100}$"),
         (functions, "functions of its own"),
         (second_input, r"2 inputs \['image', 'mask'\]; one is needed"),
         (second_output, r"outputs \['flat', 'relu'\]; declare which"),

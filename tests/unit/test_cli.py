@@ -286,7 +286,7 @@ def test_ctrl_c_stops_cleanly_and_says_what_is_durable(server: FakeServer, tmp_p
     while len(server.committed) < 8 and process.poll() is None:
         begun.wait(0.02)
     process.send_signal(signal.SIGINT)
-    printed, said = process.communicate(timeout=20)
+    printed, said = process.communicate(timeout=240)
     assert process.returncode == exit_codes.INTERRUPTED, said
     durable = server.learners[("models/digits", "me")].durable
     assert 8 <= durable < 3000

@@ -62,8 +62,8 @@ def test_apply_waits_for_the_backbone_and_reports_progress(client: Client) -> No
 
 
 def test_declaring_may_take_longer_than_other_calls(server: FakeServer) -> None:
-    server.faults.declare_delay_s = 0.6
-    with Client(server.target, timeout_s=0.3) as client:
+    server.faults.declare_delay_s = 1.2
+    with Client(server.target, timeout_s=1.0) as client:
         assert client.models.plan(DECLARATION).action == "create"
         assert client.models.lock(DECLARATION).lock
         assert client.models.apply(DECLARATION).model is not None
@@ -71,7 +71,7 @@ def test_declaring_may_take_longer_than_other_calls(server: FakeServer) -> None:
             client.models.plan(DECLARATION, timeout_s=0.1)
 
     async def go() -> None:
-        async with AsyncClient(server.target, timeout_s=0.3) as client:
+        async with AsyncClient(server.target, timeout_s=1.0) as client:
             assert (await client.models.plan(DECLARATION)).action == "none"
             assert (await client.models.lock(DECLARATION)).lock
             assert (await client.models.apply(DECLARATION)).plan.action == "none"

@@ -226,7 +226,7 @@ def test_a_second_learner_of_the_same_name_fences_the_first(server: FakeServer) 
 
     def slow() -> Iterator[Batch]:
         yield from batches_of(2)
-        both_open.wait(10)
+        both_open.wait(120)
         yield from batches_of(4, first=2)
 
     failures: list[BaseException] = []
@@ -245,7 +245,7 @@ def test_a_second_learner_of_the_same_name_fences_the_first(server: FakeServer) 
             both_open.wait(0.01)
         client.learn("digits", batches_of(3), client_id="a")
     both_open.set()
-    older.join(10)
+    older.join(120)
     assert len(failures) == 1
     assert server.opens[-1].epoch == 0
 

@@ -267,3 +267,26 @@ def test_arguments_are_checked_before_anything_is_sent() -> None:
             LearnSession("m", "c", **arguments)  # type: ignore[arg-type]  # a union of values
     with pytest.raises(InvalidArgument):
         LearnSession("m", "Not An Id")
+
+
+def test_each_message_names_the_step_of_its_batch_also_when_it_is_sent_again() -> None:
+    session = LearnSession("m", "c", step="winter")
+    session.open_request()
+    server = SimulatedServer(random.Random(0), credits=4)
+    session.on_response(server.open())
+    for batch in (*batches_of(1), Batch(Features(np.zeros((1, 2), np.float32)), ["x"], "summer")):
+        session.add(batch)
+    first = session.next_messages()
+    assert [request.batch.step for request in first] == ["winter", "summer"]
+    session.open_request()
+    session.on_response(server.open())
+    assert session.next_messages() == first
+
+
+def test_a_name_that_is_none_of_a_step_ends_the_stream_before_it_is_sent() -> None:
+    with pytest.raises(InvalidArgument, match="is not a step's name"):
+        LearnSession("m", "c", step="The Kitchen")
+    session = LearnSession("m", "c")
+    session.add(Batch(Features(np.zeros((1, 2), np.float32)), ["x"], "ß"))
+    assert isinstance(session.failure, InvalidArgument)
+    assert session.failure.field == "step"

@@ -31,13 +31,16 @@ class Catalog:
         del self.created_s[number]
 
 
-def pruned(created_s: dict[int, float], *, keep: int, times: int = 1) -> list[int]:
+def pruned(
+    created_s: dict[int, float], *, keep: int, times: int = 1, not_shown: frozenset[int] = frozenset()
+) -> list[int]:
     """Version numbers whose exports are left."""
 
     async def go() -> None:
         exporter = Exporter(store=cast(Any, SimpleNamespace(catalog=Catalog(created_s))), stored_trunk=cast(Any, None))
         retention = SimpleNamespace(exports=keep)
-        model = cast(Any, SimpleNamespace(name="m", spec=SimpleNamespace(spec=SimpleNamespace(retention=retention))))
+        spec = SimpleNamespace(spec=SimpleNamespace(retention=retention))
+        model = cast(Any, SimpleNamespace(name="m", spec=spec, book=SimpleNamespace(not_shown=not_shown)))
         await asyncio.gather(*(exporter.prune(model) for _ in range(times)))
 
     asyncio.run(go())
@@ -51,3 +54,7 @@ def test_the_oldest_export_goes_and_not_the_lowest_version() -> None:
 
 def test_pruning_twice_at_once_deletes_nothing_twice() -> None:
     assert pruned({1: 1.0, 2: 2.0, 3: 3.0}, keep=1, times=3) == [3]
+
+
+def test_exports_of_versions_that_may_not_be_shown_go_whatever_their_age() -> None:
+    assert pruned({6: 100.0, 1: 200.0, 9: 150.0}, keep=2, not_shown=frozenset({1})) == [6, 9]

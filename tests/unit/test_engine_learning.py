@@ -13,11 +13,12 @@ import pytest
 from tests import tiny
 from tests.engine_parts import DIM, SCALE, features_of, until_durable, writer_of
 
-from everlearn.errors import OverloadedError
+from everlearn.errors import InputError, OverloadedError
 from everlearn.inputs.samples import Features
 from everlearn.spec.load import parse
-from everlearn_server.engine.learning import CREDITS, DurableUpTo, Event, LearnBatch, LearnStream, Received
+from everlearn_server.engine.learning import CREDITS, LearnBatch, LearnStream
 from everlearn_server.engine.live_model import LiveModel
+from everlearn_server.engine.outbox import DurableUpTo, Event, Received
 from everlearn_server.engine.trunks import LiveTrunk
 from everlearn_server.engine.work_queue import WorkQueue
 from everlearn_server.engine.writer import ModelWriter
@@ -27,7 +28,7 @@ Opened = tuple[LearnStream, ModelWriter]
 
 
 @asynccontextmanager
-async def opened(store: Store, folder: Path) -> AsyncIterator[Opened]:
+async def opened(store: Store, folder: Path, *, durable_only: bool = False) -> AsyncIterator[Opened]:
     """A stream of features to a real writer; no trunk runs and no head is solved."""
     trunk = LiveTrunk(
         digest="t" * 64,
@@ -43,8 +44,10 @@ async def opened(store: Store, folder: Path) -> AsyncIterator[Opened]:
     async with writer_of(store) as writer:
         book = SimpleNamespace(latest=None)
         model = SimpleNamespace(writer=writer, ready_trunk=trunk, spec=spec, book=book, student=None)
-        queue = cast(WorkQueue, None)
-        stream = LearnStream(cast(LiveModel, model), queue, client="a", feature_digest=trunk.feature_digest)
+        queue = cast(WorkQueue, SimpleNamespace(images=None))
+        stream = LearnStream(
+            cast(LiveModel, model), queue, client="a", feature_digest=trunk.feature_digest, durable_only=durable_only
+        )
         await stream.open(epoch=0, timeline="", present_timeline=store.timeline)
         try:
             yield stream, writer
@@ -52,9 +55,14 @@ async def opened(store: Store, folder: Path) -> AsyncIterator[Opened]:
             await stream.close()
 
 
-def run(folder: Path, scenario: Callable[[LearnStream, ModelWriter], Coroutine[Any, Any, None]]) -> None:
+def run(
+    folder: Path,
+    scenario: Callable[[LearnStream, ModelWriter], Coroutine[Any, Any, None]],
+    *,
+    durable_only: bool = False,
+) -> None:
     async def on_a_stream(store: Store) -> None:
-        async with opened(store, folder) as (stream, writer):
+        async with opened(store, folder, durable_only=durable_only) as (stream, writer):
             await scenario(stream, writer)
 
     with Store.open(folder / "data") as store:
@@ -116,3 +124,35 @@ def test_a_watermark_comes_after_the_answers_that_it_covers(tmp_path: Path) -> N
                 return
 
     run(tmp_path, scenario)
+
+
+def test_who_asks_for_what_is_durable_alone_hears_that_and_what_was_refused(tmp_path: Path) -> None:
+    async def scenario(stream: LearnStream, writer: ModelWriter) -> None:
+        last = 3 * CREDITS  # more than may be in flight: what is learned makes room, though nobody is told
+        for sequence in range(1, last + 1):
+            refusal = InputError("not an image", field="batch.samples") if sequence == CREDITS else None
+            batch = features_of("a", sequence)
+            samples = None if refusal else Features(batch[0])
+            stream.accept(LearnBatch(sequence=sequence, labels=batch[1], samples=samples, refusal=refusal))
+            await until_durable(writer, "a", sequence)
+        told = []
+        async for event in stream.events():
+            told.append(event)
+            if isinstance(event, DurableUpTo) and event.sequence == last:
+                break
+        answers = [event for event in told if isinstance(event, Received)]
+        assert [answer.outcome.sequence for answer in answers] == [CREDITS]
+        assert answers[0].outcome.refusal is not None
+        assert len(told) == 3, "the oldest watermark, the refusal, the newest watermark"
+
+    run(tmp_path, scenario, durable_only=True)
+
+
+def test_batches_that_are_not_learned_yet_count_against_the_credits_of_who_is_told_little(tmp_path: Path) -> None:
+    async def scenario(stream: LearnStream, writer: ModelWriter) -> None:
+        for sequence in range(1, CREDITS + 1):  # nothing is awaited, so the writer has had no turn
+            send(stream, sequence)
+        with pytest.raises(OverloadedError):
+            send(stream, CREDITS + 1)
+
+    run(tmp_path, scenario, durable_only=True)

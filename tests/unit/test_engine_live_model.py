@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests import tiny
-from tests.engine_parts import EXECUTOR, Heard
+from tests.data_folders import flip_column
+from tests.engine_parts import EXECUTOR, Heard, submitted
 from tests.store_rows import MODEL
 
 from everlearn.runtime.session import TrunkSession
@@ -59,11 +60,11 @@ async def live_model(
 async def learn(model: LiveModel, *sequences: int) -> None:
     """Learns these batches on a new connection, and waits as a drain does."""
     tail = await model.writer.open_stream("a", 0, Heard())
-    await asyncio.gather(*(model.writer.submit(batch(sequence, epoch=tail.epoch)) for sequence in sequences))
-    async with asyncio.timeout(10):
+    await asyncio.gather(*(submitted(model.writer, batch(sequence, epoch=tail.epoch)) for sequence in sequences))
+    async with asyncio.timeout(60):
         while model.writer.durable("a") < sequences[-1]:
             await asyncio.sleep(0.002)
-    await model.publisher.settled({"a": sequences[-1]}, timeout_s=10)
+    await model.publisher.settled({"a": sequences[-1]}, timeout_s=60)
 
 
 def head_bytes(model: LiveModel, version: str = "latest") -> tuple[int, bytes, bytes, tuple[str, ...]]:
@@ -87,6 +88,28 @@ def test_a_restart_serves_the_same_head_under_the_same_number(tmp_path: Path) ->
         asyncio.run(scenario(store))
 
 
+def test_a_head_that_rotted_is_solved_again_from_the_memory_and_meanwhile_the_one_before_serves(tmp_path: Path) -> None:
+    async def scenario(folder: Path) -> None:
+        with Store.open(folder) as store:
+            for sequence in (1, 2, 3):
+                async with live_model(store, tmp_path) as model:
+                    await learn(model, sequence)
+                    before = head_bytes(model, "stable")
+        flip_column(folder, "version", "head", f"number = {before[0]}")
+        with Store.open(folder) as store:
+            async with live_model(store, tmp_path) as again:
+                meanwhile = again.book.find("stable").record
+                assert meanwhile.number < before[0]
+                assert (meanwhile.lineage, meanwhile.gate_passed) == (1, True)
+                assert [damage.name for damage in again.damages.of("digits")] == [str(before[0])]
+                await again.publisher.settled({}, timeout_s=60)
+                number, *head = head_bytes(again, "stable")
+                assert tuple(head) == before[1:]
+                assert number > before[0]
+
+    asyncio.run(scenario(tmp_path / "data"))
+
+
 def test_after_a_crash_before_the_version_was_stored_the_same_head_is_solved_under_a_new_number(tmp_path: Path) -> None:
     async def scenario(store: Store) -> None:
         seen: set[int] = set()
@@ -96,7 +119,7 @@ def test_after_a_crash_before_the_version_was_stored_the_same_head_is_solved_und
                 seen |= set(model.book.numbers())
                 before = head_bytes(model)
             async with live_model(store, tmp_path, crash=True) as again:
-                await again.publisher.settled({"a": sequence}, timeout_s=10)
+                await again.publisher.settled({"a": sequence}, timeout_s=60)
                 number, *head = head_bytes(again)
                 assert tuple(head) == before[1:]
                 assert number == before[0] or number > max(seen)

@@ -226,3 +226,16 @@ def test_numbers_come_from_reserved_blocks_and_are_asked_for_before_they_run_out
     versions.add_numbers(1001, 1000)
     assert not versions.needs_numbers
     assert publish(versions).record.number == 1001
+
+
+def test_limits_that_change_while_a_version_is_stored_hold_for_its_aliases_too() -> None:
+    versions = book()
+    made = publish(versions)
+    narrower = made.snapshot.input.model_copy(update={"max_image_pixels": 400})
+    versions.take_input(narrower)
+    versions.keep(made.of_commit(7))
+    for name in ("1", "stable", "latest"):
+        found = versions.find(name)
+        assert (found.snapshot.input, found.record.commit_id) == (narrower, 7), name
+    versions.take_input(made.snapshot.input)
+    assert versions.find("stable").snapshot.input == made.snapshot.input

@@ -30,7 +30,7 @@ class Trunk:
 
     def run(self, pixels_BCHW: PixelsBCHW) -> FeaturesBd:
         self.begun.set()
-        assert self.gate.wait(10)
+        assert self.gate.wait(60)
         self.batches.append(len(pixels_BCHW))
         self.seen.extend(float(image) for image in pixels_BCHW[:, 0, 0, 0])
         return np.repeat(pixels_BCHW[:, 0, 0, 0, None], DIM, axis=1)
@@ -45,7 +45,7 @@ def run(scenario: Callable[[Trunk, WorkQueue], Coroutine[Any, Any, None]], **opt
     trunk = Trunk()
     queue = WorkQueue(**{"workers": 1, "capacity_images": 100, **options})
     try:
-        asyncio.run(asyncio.wait_for(scenario(trunk, queue), 20))
+        asyncio.run(asyncio.wait_for(scenario(trunk, queue), 120))
     finally:
         trunk.gate.set()
         queue.close()
@@ -56,7 +56,7 @@ async def hold(trunk: Trunk, queue: WorkQueue) -> asyncio.Task[Work]:
     """Occupies the only worker until the gate opens."""
     trunk.gate.clear()
     task = asyncio.create_task(queue.predict(trunk, image(0), 1, DIM, None))
-    await asyncio.to_thread(trunk.begun.wait, 10)
+    await asyncio.to_thread(trunk.begun.wait, 60)
     return task
 
 

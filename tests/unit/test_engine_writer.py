@@ -18,11 +18,12 @@ from tests.engine_parts import (
     features_of,
     learn,
     make_writer,
+    submitted,
     sums_of,
     until_durable,
     writer_of,
 )
-from tests.store_rows import Fatal
+from tests.store_rows import Fatal, group
 
 from everlearn.errors import FencedError, PreconditionError, SequenceGapError, UnavailableError
 from everlearn.memories.statistics import Statistics
@@ -30,6 +31,7 @@ from everlearn.metrics.prequential import Prequential
 from everlearn.sums import Sums
 from everlearn.values import QuantisedBd
 from everlearn_server.engine.batches import Outcome
+from everlearn_server.engine.committing import in_turn
 from everlearn_server.store.store import Store
 
 Scenario = Callable[[Store], Coroutine[Any, Any, None]]
@@ -126,10 +128,10 @@ def test_two_connections_of_one_client_count_each_batch_once_and_the_older_is_to
         older, newer = Heard(), Heard()
         async with writer_of(store, commit_share=0.02) as writer:
             await writer.open_stream("a", 0, older)
-            staged = [writer.submit(batch("a", sequence)) for sequence in (1, 2, 3)]
+            staged = [submitted(writer, batch("a", sequence)) for sequence in (1, 2, 3)]
             tail = await writer.open_stream("a", 1, newer)
-            resent = [writer.submit(batch("a", sequence)) for sequence in range(tail.durable + 1, 6)]
-            late = writer.submit(batch("a", 4))
+            resent = [submitted(writer, batch("a", sequence)) for sequence in range(tail.durable + 1, 6)]
+            late = submitted(writer, batch("a", 4))
             await asyncio.gather(*staged, *resent, late)
             await until_durable(writer, "a", 5)
             writer.close_stream("a", older)  # the older connection's handler ends later
@@ -187,17 +189,20 @@ def test_commits_keep_the_disk_busy_for_the_declared_share_of_time_only(
         writer = await make_writer(store, ledger=ledger, commit_share=share)
         await writer.open_stream("a", 0, Heard())
         begun_s = time.monotonic()
-        while time.monotonic() - begun_s < 1.2:
+
+        def within_rule() -> bool:
+            commits = len(ledger.commits)  # first, for no commit may come between
+            return commits <= 1 + (time.monotonic() - begun_s) * 0.1 / disk_s  # the first one waits for nothing
+
+        ends_s = 1.2 if most else 0.0
+        # A loaded machine may need longer; the control goes on until there are more than the rule allows.
+        while time.monotonic() - begun_s < ends_s or len(ledger.commits) < 2 or (most is None and within_rule()):
             sequence += 1
             await learn(writer, batch("a", sequence))
             await asyncio.sleep(0.002)
-        elapsed_s, commits = time.monotonic() - begun_s, len(ledger.commits)
+        is_within = within_rule()
         await writer.close()
-        allowed = 1 + elapsed_s * 0.1 / disk_s  # the first one waits for nothing
-        if most is None:
-            assert commits > allowed  # the control: without the rule there are more
-        else:
-            assert 2 <= commits <= allowed
+        assert is_within is (most is not None)
         assert await stored_digest(store) == sums_of(*(("a", n) for n in range(1, sequence + 1))).digest()
 
     run(scenario)
@@ -223,12 +228,14 @@ def test_a_large_record_is_serialised_beside_the_event_loop_and_counts_in_the_pa
     async def scenario(store: Store) -> None:
         record, ledger = SlowRecord(0.05), SlowLedger(store.ledger, 0)
         async with writer_of(store, ledger=ledger, commit_share=0.1) as writer:
-            writer.prequential = record
+            writer.work.prequential = record
             await writer.open_stream("a", 0, Heard())
+            begun_s = time.monotonic()
             for sequence in range(1, 60):
                 await learn(writer, batch("a", sequence))
                 await asyncio.sleep(0.01)
-            assert len(ledger.commits) <= 2  # 0.6 s; by the disk alone there were dozens
+            commits = len(ledger.commits)
+            assert commits <= 1 + (time.monotonic() - begun_s) * 0.1 / 0.05  # by the disk alone there were dozens
         assert threading.get_ident() not in record.threads
 
     run(scenario)
@@ -242,7 +249,7 @@ def test_closing_commits_what_is_staged_once_even_while_a_commit_is_under_way(ru
         await learn(writer, batch("a", 1))
         while not ledger.commits:
             await asyncio.sleep(0)
-        staged = [writer.submit(batch("a", sequence)) for sequence in range(2, 50)]
+        staged = [submitted(writer, batch("a", sequence)) for sequence in range(2, 50)]
         await writer.close()
         await asyncio.gather(*staged)
         watermarks = [commit.streams["a"].durable_sequence for commit in ledger.commits]
@@ -251,7 +258,7 @@ def test_closing_commits_what_is_staged_once_even_while_a_commit_is_under_way(ru
         assert [type(error) for error in heard.ends] == [UnavailableError]
         assert await stored_digest(store) == sums_of(*(("a", n) for n in range(1, 50))).digest()
         with pytest.raises(UnavailableError):
-            await writer.submit(batch("a", 50))
+            await submitted(writer, batch("a", 50))
         with pytest.raises(UnavailableError):
             await writer.open_stream("a", 0, Heard())
 
@@ -265,7 +272,7 @@ def test_closing_without_a_commit_answers_everyone_and_keeps_what_was_durable(ru
         await writer.open_stream("a", 0, heard)
         await learn(writer, batch("a", 1))
         await until_durable(writer, "a", 1)
-        staged = [writer.submit(batch("a", sequence)) for sequence in range(2, 100)]
+        staged = [submitted(writer, batch("a", sequence)) for sequence in range(2, 100)]
         await asyncio.sleep(0)  # the first group is under way
         await writer.close(commit=False)
         outcomes = await asyncio.gather(*staged, return_exceptions=True)
@@ -323,7 +330,7 @@ def test_an_unforeseen_error_ends_the_process_and_hangs_nobody(run: Callable[[Sc
         fatal = Fatal()
         writer = await make_writer(store, memory=Broken.create(DIM, ()), on_fatal=fatal)
         await writer.open_stream("a", 0, Heard())
-        writer.submit(batch("a", 1, refused=refused))
+        submitted(writer, batch("a", 1, refused=refused))
         while not fatal.errors:
             await asyncio.sleep(0.002)
         await writer.close()
@@ -354,5 +361,15 @@ def test_the_digest_follows_the_sums(run: Callable[[Scenario], None]) -> None:
             (copy, _), tails = await writer.copy_sums(), (await writer.learned())[1]
             await learn(writer, batch("a", 2))
             assert (copy, tails) == (sums_of(("a", 1)), {"a": 1})
+
+    run(scenario)
+
+
+def test_each_stream_is_the_first_in_turn_to_hear_of_a_commit(run: Callable[[Scenario], None]) -> None:
+    async def scenario(store: Store) -> None:
+        commit = group(store, {"a": (1, 1), "b": (1, 1), "c": (1, 1)})
+        told = [[client for client, _ in in_turn(commit, commit_id)] for commit_id in range(3)]
+        assert told == [["a", "b", "c"], ["b", "c", "a"], ["c", "a", "b"]]
+        assert in_turn(group(store, {}), 7) == []
 
     run(scenario)

@@ -109,7 +109,7 @@ def test_the_cards_example_of_an_image_runs(task: Task, tmp_path: Path) -> None:
     Image.fromarray(images()[0]).save(tmp_path / "image.jpg")
     card = model_card(_facts((3, 1, 4, 1, 5)), trunk, head, REPORT)
     code = card.split("```python\n")[1].split("```")[0]
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr
     assert "class 0" in result.stdout
     assert "highest wins" not in card
@@ -126,7 +126,7 @@ def test_the_cards_example_of_a_tensor_runs_and_its_tag_is_the_hubs(task: Task, 
     (tmp_path / "model.onnx").write_bytes(Composer(trunk).compose(head, METADATA))
     card = model_card(_facts((3, 1, 4, 1, 5)), trunk, head, REPORT)
     code = card.split("```python\n")[1].split("```")[0]
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr
     tag = yaml.safe_load(card.split("---")[1])["pipeline_tag"]
     assert tag == ("tabular-regression" if task == "regression" else "tabular-classification")

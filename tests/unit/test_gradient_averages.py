@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -90,6 +91,17 @@ def test_steps_cease_when_they_no_longer_help_and_go_on_when_accuracy_falls() ->
     assert rested == sorted(rested)
     assert not patience.rests(0, 10)
     assert not any(Patience(None).rests(0, 10) for _ in range(50))
+
+
+def test_an_error_that_trembles_rests_until_it_is_worse_than_chance() -> None:
+    patience, random = Patience(5), np.random.default_rng(0)
+    errors = 1 + 0.1 * random.normal(size=200)
+    rested = [patience.rests(-16 * error, 16) for error in errors]
+    assert np.mean(rested[100:]) > 0.5
+    assert not patience.rests(-16 * 9, 16)
+    again = Patience(5)
+    again.restore(patience.numbers())
+    assert [again.rests(-1, 16) for _ in range(30)] == [patience.rests(-1, 16) for _ in range(30)]
 
 
 def test_a_learner_that_rests_takes_no_step_but_remembers_and_a_new_class_wakes_it() -> None:

@@ -54,7 +54,7 @@ def test_the_control_a_step_that_is_taken_moves_weights(begun) -> None:
 @pytest.mark.parametrize("in_step", [0, 2])
 def test_a_loss_or_gradient_that_is_not_finite_takes_the_whole_call_back(begun, monkeypatch, at, in_step) -> None:
     before, taken = without_refusals(begun), 0
-    judged = begun.stepper._loss
+    judged = begun.stepper.loss
 
     class Bad(torch.autograd.Function):
         @staticmethod
@@ -73,7 +73,7 @@ def test_a_loss_or_gradient_that_is_not_finite_takes_the_whole_call_back(begun, 
         return Bad.apply(judged(scored)) if at == "gradient" else judged(scored) * torch.nan
 
     loss.needs_present = False
-    monkeypatch.setattr(begun.stepper, "_loss", loss)
+    monkeypatch.setattr(begun.stepper, "loss", loss)
     with pytest.raises(PreconditionError, match=at) as caught:
         begun.learn(*next_batch())
     assert caught.value.reason == "NOT_FINITE"
@@ -107,7 +107,7 @@ def test_what_the_memory_refuses_is_not_learned(begun, monkeypatch) -> None:
 def test_after_a_refusal_it_goes_on_as_one_who_never_met_it(begun, monkeypatch) -> None:
     twin = GradientLearner.from_bytes(begun.to_bytes(), scale=begun.scale, recipe=begun.recipe, tail=Tail())
     with monkeypatch.context() as patch:
-        patch.setattr(type(begun.stepper._loss), "__call__", lambda _, scored: scored.logits_BS.sum() * torch.nan)
+        patch.setattr(type(begun.stepper.loss), "__call__", lambda _, scored: scored.logits_BS.sum() * torch.nan)
         with pytest.raises(PreconditionError):
             begun.learn(*next_batch())
     for each in (begun, twin):

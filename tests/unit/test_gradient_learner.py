@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from tests.gradient_streams import DIM, SCALE, TAIL_DIM, Tail, accuracy, held_out, learner, recipe, stream
 
 from everlearn.errors import DataLossError, InputError, InvalidError, PreconditionError, SpecError
+from everlearn.learners.gradient import state
 from everlearn.learners.gradient.learner import GradientLearner
 from everlearn.learners.gradient.recipe import Recipe
 from everlearn.values import FeatureScale
@@ -166,3 +168,16 @@ class TestStored:
         assert report.steps == 2
         assert loaded.steps == 3 * 4 + 2
         assert report.learning_rate == pytest.approx(1e-3 * math.sqrt(96 / 32))
+
+
+def test_a_learner_that_comes_from_a_gpu_goes_on_with_draws_from_its_seed() -> None:
+    declared = recipe(dropout=0.2)
+    model = learner(declared)
+    for batch in stream(batches=2):
+        model.learn(*batch)
+    stored = state.unpack(model.to_bytes())
+    of_a_gpu = replace(stored, tensors={**stored.tensors, "drops": torch.zeros(16, dtype=torch.uint8)})
+    loaded = GradientLearner.from_bytes(state.pack(of_a_gpu), scale=SCALE, recipe=declared)
+    assert torch.equal(loaded.draws.random.get_state(), learner(declared).draws.random.get_state())
+    assert loaded.steps == model.steps
+    assert loaded.head().weight_dC.tobytes() == model.head().weight_dC.tobytes()

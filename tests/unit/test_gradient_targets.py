@@ -179,6 +179,8 @@ def test_samples_of_no_label_before_any_label_are_kept_to_be_told_apart_from_lat
         {"memory": {"kind": "latents", "capacity": 50, "selection": "herding", "client_share": 0.5, "ttl_s": 60}},
         {"memory": {"kind": "none"}, "retention": {"features": "sums"}, "regularize": [{"kind": "mas", "every": 3}]},
         {"regularize": [{"kind": "si", "every": 3}, {"kind": "l2sp"}]},
+        {"regularize": [{"kind": "distill", "every": 3}, {"kind": "ewc", "every": 3, "strength": 0.1}]},
+        {"train": {"early_stop": 2, "soup": 2}},
     ],
 )
 def test_a_learner_stored_in_mid_stream_goes_on_to_the_same_bits(task: str, axes: dict[str, Any]) -> None:
@@ -189,6 +191,76 @@ def test_a_learner_stored_in_mid_stream_goes_on_to_the_same_bits(task: str, axes
     parts = GradientLearner.from_bytes(parts.to_bytes(), scale=scale(9), recipe=recipe_of(declared))
     teach(parts, task, 80, 160)
     assert parts.to_bytes() == whole.to_bytes()
+
+
+def otherwise(task: str, rows: slice) -> Truth:
+    """Of the same rows, what is not so."""
+    truth = part(task, rows)[1]
+    return Values(truth.values_BK[::-1].copy()) if isinstance(truth, Values) else sets(~counts()[1][rows])
+
+
+@pytest.mark.parametrize(("kind", "strength"), [("distill", 10.0), ("ewc", 1.0), ("mas", 1.0), ("si", 100.0)])
+@pytest.mark.parametrize("task", TASKS)
+def test_a_regulariser_keeps_scores_near_what_they_were_while_the_stream_says_otherwise(
+    task: str, kind: str, strength: float
+) -> None:
+    moved = []
+    for regularize in ([], [{"kind": kind, "strength": strength, "every": 60}]):
+        bare = {"memory": {"kind": "none"}, "retention": {"features": "sums"}, "regularize": regularize}
+        model = learner(spec(task, **bare), 9)
+        teach(model, task, 0, 240)
+        features = scale(9).restore(part(task, slice(240, 300))[0])
+        before = model.head().scores(features)
+        for at in range(0, 96, 16):
+            rows = slice(at, at + 16)
+            model.learn(part(task, rows)[0], otherwise(task, rows))
+        moved.append(np.abs(model.head().scores(features) - before).mean())
+    assert moved[1] < 0.9 * moved[0]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_soup_is_served_where_its_error_on_rows_to_come_is_no_greater(task: str) -> None:
+    declared = spec(
+        task, train={"soup": 4, "optimizer": {"learning_rate": 0.05 if task == "multilabel" else 0.006}, "replay": 0}
+    )
+    model = learner(declared, 9)
+    for _ in range(3):
+        teach(model, task, 0, 288)
+    figures = model.served.soup.hits
+    assert figures["soup"] < 0, "losses, below zero"
+    assert model.served.soup.is_served == (figures["soup"] >= figures["live"])
+    assert model.served.soup.is_served, "the mean of weights that go to and fro"
+    live = model.network.top.weight.detach().numpy()
+    assert not np.allclose(model.served.weights()["top.weight"].numpy(), live)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_steps_cease_once_the_error_on_rows_to_come_falls_no_more_and_go_on_when_targets_change(task: str) -> None:
+    model, reports = learner(spec(task, train={"early_stop": 8}), 9), []
+    for at in [*range(0, 288, 16)] * 8:
+        reports.append(model.learn(*part(task, slice(at, at + 16))))
+        if len(reports) > 100 and not reports[-1].steps:
+            break
+    first, last = reports[1], reports[-1]
+    assert first.prequential_loss is not None
+    assert last.prequential_loss is not None
+    assert last.tested == 16
+    assert last.prequential_loss < first.prequential_loss
+    assert last.steps == 0
+    rows = slice(0, 16)
+    wrong = [model.learn(part(task, rows)[0], otherwise(task, rows)).steps for _ in range(10)]
+    assert max(wrong) > 0
+
+
+def test_a_label_that_is_new_is_learned_at_rest_and_nothing_is_tested_before_the_first() -> None:
+    model = learner(spec("multilabel", train={"early_stop": 1}), 9)
+    quantised, _ = counts()
+    nothing = model.learn(quantised[:8], LabelSets(((),) * 8))
+    assert (nothing.tested, nothing.prequential_loss) == (0, None)
+    model.learn(quantised[:8], LabelSets((("a",),) * 8))
+    reports = [model.learn(quantised[:8], LabelSets((("a",),) * 8)) for _ in range(600)]
+    assert reports[-1].steps == 0
+    assert model.learn(quantised[:8], LabelSets((("a", "b"),) * 8)).steps == 4
 
 
 def test_a_moving_tail_regresses_and_its_head_leaves_as_it_is_served() -> None:
@@ -226,9 +298,10 @@ def test_a_served_head_is_what_its_export_computes(task: str) -> None:
 
 def test_a_killed_process_is_replaced_by_one_that_knows_the_same_to_the_bit() -> None:
     task = "regression"  # of sets: tests/e2e
-    spared = learner(spec(task), 9)
+    declared = spec(task, regularize=[{"kind": "distill", "every": 5}], train={"early_stop": 50, "soup": 2})
+    spared = learner(declared, 9)
     teach(spared, task, 0, 96)
-    trainer = Trainer(spec(task), scale(9))
+    trainer = Trainer(declared, scale(9))
     try:
         teach(trainer, task, 0, 48)
         trainer.to_bytes()

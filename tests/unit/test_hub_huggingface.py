@@ -112,7 +112,7 @@ def start_and_kill(local: LocalHub, commit: str, cache: Path) -> int:
     """Kills a downloading process -9 once the hub has stalled, and returns how much of the file it left."""
     local.fault = Fault(stall_after=8_000_000, only="model.safetensors")
     process = subprocess.Popen([sys.executable, "-c", FETCH, local.url, str(cache), commit])
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not (found := [part.stat().st_size for part in parts(cache)]) or found[0] < 7_000_000:
         assert time.monotonic() < deadline, "the download never got there"
         assert process.poll() is None, "the download ended by itself"
@@ -136,7 +136,7 @@ def test_the_client_alone_starts_over_which_is_why_we_do_not_leave_it_to_it(
     # It writes in pieces of 10 MiB.
     local.fault = Fault(stall_after=15_000_000)
     process = subprocess.Popen(arguments, env=environment)
-    deadline = time.monotonic() + 8
+    deadline = time.monotonic() + 120
     while not [path for path in tmp_path.rglob("*.incomplete") if path.stat().st_size > 4_000_000]:
         assert process.poll() is None
         assert time.monotonic() < deadline

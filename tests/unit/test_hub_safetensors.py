@@ -100,7 +100,9 @@ def test_a_huge_header_is_refused_before_it_is_read(tmp_path: Path) -> None:
     assert peak < 2**20
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(st.binary(max_size=64), st.integers(min_value=0, max_value=400))
 def test_any_damage_is_refused_or_harmless(tmp_path: Path, noise: bytes, at: int) -> None:
     honest = save({"w": np.zeros((3, 4), np.float32), "b": np.ones((2,), np.int8)})

@@ -12,8 +12,8 @@ from scipy.optimize import minimize_scalar
 from scipy.spatial.distance import jensenshannon
 from sklearn.metrics import balanced_accuracy_score, precision_recall_fscore_support, roc_auc_score
 
-from everlearn.errors import DataLossError, InputError, InvalidError
-from everlearn.metrics import Prequential, Steps
+from everlearn.errors import DataLossError, InputError
+from everlearn.metrics import Prequential
 from everlearn.metrics import confusion as confusion_module
 from everlearn.metrics.auc import ScoreHistograms
 from everlearn.metrics.calibration import Reliability
@@ -209,25 +209,9 @@ def test_the_window_covers_its_size_and_little_more() -> None:
     window = Window(100)
     for _ in range(200):
         window.present.cells["c", "a", "a"] += 7
-        window.present.samples += 7
+        window.take(7)
         window.turn()
     assert 100 <= window.samples <= 100 + 100 // 8 + 2 * 7
-
-
-def test_steps_give_the_figures_of_forgetting_and_refuse_what_cannot_be() -> None:
-    steps = Steps()
-    for after, on, correct in ((0, 0, 90), (1, 0, 50), (1, 1, 80)):
-        steps.add(after=after, on=on, tested=100, correct=correct)
-    found = Steps.from_dict(json.loads(json.dumps(steps.to_dict()))).summary()
-    assert found["forgetting"] == pytest.approx(0.4)
-    assert found["backward_transfer"] == pytest.approx(-0.4)
-    assert found["average_incremental_accuracy"] == pytest.approx((0.9 + 0.65) / 2)
-    with pytest.raises(InvalidError):
-        steps.add(after=0, on=1, tested=10, correct=1)
-    with pytest.raises(InvalidError):
-        steps.add(after=1, on=1, tested=10, correct=11)
-    with pytest.raises(DataLossError):
-        Steps.from_dict({"counts": [[0, 0, 1]]})
 
 
 def test_the_record_survives_json_and_goes_on_alike() -> None:

@@ -58,7 +58,7 @@ def test_every_field_that_a_user_can_declare_has_a_class() -> None:
 @pytest.mark.parametrize("path", leaf_fields())
 def test_a_change_of_any_field_is_seen_and_has_the_class_of_its_field(path: str) -> None:
     value = leaf_values(MODEL)[path]
-    other = {int: 3, float: 0.25, str: "other", tuple: ("z",), dict: {}, type(None): "other"}[type(value)]
+    other = {int: 3, float: 0.25, str: "other", tuple: ("z",), dict: {}, bool: True, type(None): "other"}[type(value)]
     (change,) = classify(MODEL, edited(path, other))
     assert change.field == path
     if path == "spec.backbone.sha256":
@@ -258,3 +258,27 @@ def test_warnings_name_what_a_user_may_not_expect() -> None:
     assert "303 MiB" in plan(None, MODEL, feature_dim=6300).warnings[0]
     assert "8,388,608 samples" in plan(None, edited("spec.memory.bits", 16)).warnings[0]
     assert plan(None, MODEL, feature_dim=1280).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("path", "before", "after", "loosens"),
+    [
+        ("spec.privacy.tier", "no_raw", "aggregate", False),
+        ("spec.privacy.tier", "aggregate", "no_raw", True),
+        ("spec.privacy.min_samples", 64, 128, False),
+        ("spec.privacy.min_samples", 64, 32, True),
+        ("spec.privacy.min_clients", None, 1, False),
+        ("spec.privacy.noise", 2.0, 1.0, True),
+        ("spec.privacy.epsilon", 8.0, 4.0, False),
+        ("spec.privacy.epsilon", 4.0, 8.0, True),
+    ],
+)
+def test_what_may_be_guessed_loosens_in_the_direction_that_people_fear(path, before, after, loosens) -> None:
+    (change,) = classify(edited(path, before), edited(path, after))
+    assert (change.klass, change.loosens) == (ChangeClass.RETENTION, loosens)
+
+
+@pytest.mark.parametrize(("before", "after"), [("no_raw", "dp"), ("dp", "aggregate")])
+def test_sums_with_noise_and_sums_without_never_mix(before, after) -> None:
+    (change,) = classify(edited("spec.privacy.tier", before), edited("spec.privacy.tier", after))
+    assert change.klass is ChangeClass.REPLACE

@@ -33,7 +33,7 @@ class SlowWhenQuick(Ncm):
 
     def solve(self, sums: Sums, scale: FeatureScale, *, hint: float | None = None) -> LinearHead:
         if hint is not None:
-            assert self.exact_is_out.wait(5)
+            assert self.exact_is_out.wait(60)
         return super().solve(sums, scale)
 
 
@@ -83,7 +83,7 @@ def test_a_quick_head_that_ends_after_the_exact_one_of_the_same_sums_is_dropped(
         writer.learn()
         async with publisher_of(writer, SlowWhenQuick(), heads, hint=1.0) as publisher:
             publisher.touch()
-            await publisher.settled({"a": 1}, timeout_s=5)
+            await publisher.settled({"a": 1}, timeout_s=60)
             await asyncio.sleep(0.1)
         return heads
 
@@ -98,11 +98,11 @@ def test_draining_does_not_wait_for_a_head_where_nothing_was_learned() -> None:
             if touched:
                 publisher.touch()
             begun_s = time.monotonic()
-            await publisher.settled({"a": 0}, timeout_s=5)
+            await publisher.settled({"a": 0}, timeout_s=60)
             return time.monotonic() - begun_s
 
-    assert asyncio.run(scenario(touched=False)) < 2
-    assert asyncio.run(scenario(touched=True)) < 2
+    assert asyncio.run(scenario(touched=False)) < 30
+    assert asyncio.run(scenario(touched=True)) < 30
 
 
 def test_heads_follow_again_after_a_failure_that_nobody_foresaw() -> None:
@@ -120,7 +120,7 @@ def test_heads_follow_again_after_a_failure_that_nobody_foresaw() -> None:
         async with publisher_of(writer, Ncm(), heads) as publisher:
             writer.learn()
             publisher.touch()
-            await publisher.settled({"a": 1}, timeout_s=5)
+            await publisher.settled({"a": 1}, timeout_s=60)
             return list(heads)
 
     assert [head.exact for head in asyncio.run(scenario())] == [True]
@@ -132,7 +132,7 @@ def test_draining_waits_for_the_exact_head_of_what_was_learned() -> None:
         async with publisher_of(writer, Ncm(), heads) as publisher:
             writer.learn()
             publisher.touch()
-            await publisher.settled({"a": 1}, timeout_s=5)
+            await publisher.settled({"a": 1}, timeout_s=60)
             return list(heads)
 
     assert [head.exact for head in asyncio.run(scenario())] == [True]

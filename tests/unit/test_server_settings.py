@@ -12,7 +12,7 @@ from everlearn.errors import InvalidError
 from everlearn_server.command import serve
 from everlearn_server.settings import VARIABLES, Settings, load_settings
 
-ENVIRONMENT_ONLY = {"hub_endpoint", "hub_token", "visible_devices"}
+ENVIRONMENT_ONLY = {"hub_endpoint", "hub_token", "visible_devices", "library_path"}
 """A token on a command line is everyone's who can list processes; an endpoint goes with it."""
 
 
@@ -23,7 +23,7 @@ def test_every_setting_has_a_variable_and_an_option() -> None:
     assert options - {"ctx", "version"} == names - ENVIRONMENT_ONLY
     for variable, (name, _) in VARIABLES.items():
         expected = "EVERLEARN_DATA" if name == "data_dir" else f"EVERLEARN_{name.upper()}"
-        assert variable == expected or variable.startswith(("HF_", "CUDA_"))
+        assert variable == expected or variable.startswith(("HF_", "CUDA_", "LD_"))
 
 
 def test_each_variable_is_read_as_what_it_is() -> None:

@@ -80,6 +80,7 @@ def test_a_recipe_of_steps_whose_head_is_replaced_by_a_solved_one_takes_no_steps
         ({"head": {"kind": "linear"}, "loss": {"kind": "der"}}, "logits: true"),
         ({"head": {"kind": "linear"}, "train": {"augment": {"flip": 0.5}}}, "leave it out"),
         ({"head": {"kind": "linear"}, "train": {"stochastic_depth": 0.1}}, "leave it out"),
+        ({"head": {"kind": "linear"}, "train": {"compile": True}}, "leave it out"),
         ({"head": {"kind": "linear"}, "train": {"freeze_blocks": 1}}, "leave it out"),
         ({"head": {"kind": "linear"}, "train": {"freeze_until": 1}}, "leave it out"),
         ({"head": {"kind": "linear"}, "memory": {"kind": "per_class_statistics"}}, "latents, statistics or none"),
@@ -144,6 +145,7 @@ def test_blocks_that_move_take_adamw_and_heads_alone_sgd_unless_declared() -> No
         declared(**keeps, **moving),
         declared(recipe="latent_replay", **moving),
         declared(**keeps, **moving, train={"optimizer": {"kind": "sgd"}}),
+        declared(**keeps, **moving, train={"optimizer": {"learning_rate": 0.01}}),
     ]
     kinds = [model.spec.train.optimizer.kind for model in found if model.spec.train is not None]
-    assert kinds == ["sgd", "adamw", "adamw", "sgd"]
+    assert kinds == ["sgd", "adamw", "adamw", "sgd", "adamw"]

@@ -132,7 +132,7 @@ def test_a_wrong_line_is_named_with_what_would_be_right(line: str, message: str)
         ("{source: hf://a/b, loader: onnx}", "spec.backbone.loader: onnx reads ONNX graphs, not safetensors"),
         ("{source: hf://a/b, output: features}", "spec.backbone.output: names an ONNX tensor"),
         ("{source: hf://a/b, format: onnx, loader: onnx, keys: by_order}", "spec.backbone.keys: by_order renames"),
-        ("{source: hf://a/b, format: onnx, loader: onnx, architecture: vit}", "an ONNX graph is its own architecture"),
+        ("{source: hf://a/b, format: onnx, loader: onnx, architecture: vit}", "is its own architecture"),
         ("{source: hf://a/b, architecture: ''}", "spec.backbone.architecture: must not be empty"),
     ],
 )

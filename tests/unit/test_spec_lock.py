@@ -8,7 +8,7 @@ import pytest
 
 from everlearn.errors import IntegrityError, MovingReferenceError, SpecError
 from everlearn.spec.load import parse
-from everlearn.spec.lock import is_pinned, pin, pin_text, require_pinned
+from everlearn.spec.lock import STUDENT, is_pinned, pin, pin_text, require_pinned
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 DIGITS = "01234567" * 5
@@ -136,3 +136,50 @@ def test_a_version_that_looks_like_a_number_is_quoted() -> None:
     text = pin_text(declared("source: wheel://d/m.safetensors"), revision="0.1", sha256=SHA)
     assert "revision: '0.1'" in text
     require_pinned(parse(text))
+
+
+TAUGHT = """metadata: {name: shelf}
+spec:
+  backbone:               # large
+    source: hf://a/b
+  distill_to:
+    steps: 4
+    backbone:             # small
+      source: hf://a/c
+      revision: main      # follows upstream
+"""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        TAUGHT,
+        "metadata: {name: a}\nspec: {backbone: {source: hf://a/b}, distill_to: {backbone: {source: hf://a/c}}}\n",
+        "metadata: {name: a}\nspec:\n  backbone: &b {source: hf://a/b}\n  distill_to: {backbone: *b}\n",
+        json.dumps(
+            {
+                "metadata": {"name": "a"},
+                "spec": {"backbone": {"source": "hf://a/b"}, "distill_to": {"backbone": {"source": "hf://a/c"}}},
+            }
+        ),
+    ],
+)
+def test_a_students_backbone_is_pinned_apart_from_the_models_own(text: str) -> None:
+    half = pin_text(text, revision=COMMIT)
+    with pytest.raises(MovingReferenceError, match="run `everlearn lock`") as caught:
+        require_pinned(parse(half))
+    assert caught.value.field == f"{STUDENT}.revision"
+    whole = parse(pin_text(half, revision=DIGITS, sha256=SHA, at=STUDENT))
+    require_pinned(whole)
+    student = whole.spec.distill_to
+    assert student is not None
+    assert (whole.spec.backbone.revision, whole.spec.backbone.sha256) == (COMMIT, None)
+    assert (student.backbone.revision, student.backbone.sha256) == (DIGITS, SHA)
+    with pytest.raises(IntegrityError) as refused:
+        pin(whole, revision=COMMIT, at=STUDENT)
+    assert refused.value.field == f"{STUDENT}.revision"
+
+
+def test_the_layout_around_a_students_backbone_stays() -> None:
+    pinned = pin_text(TAUGHT, revision=COMMIT, at=STUDENT)
+    assert pinned == TAUGHT.replace("revision: main ", f"revision: {COMMIT} ")

@@ -37,6 +37,8 @@ def test_every_column_that_names_a_blob_keeps_it_alive() -> None:
         "version.trunk_digest",
         "version.head_digest",
         "memory.digest",
+        "moment.digest",
+        "client_sums.digest",
         "export_file.sha256",
         "trunk.digest",
     }, "a new column that names blobs belongs into references.py and named_by_model, then here"
@@ -80,7 +82,7 @@ def test_a_database_of_a_newer_release_is_refused_and_left_as_it_is(tmp_path: Pa
     _execute(file, "UPDATE alembic_version SET version_num = '9999'")
     before = file.read_bytes()
     with pytest.raises(
-        PreconditionError, match=r"newer everlearn .revision 9999, this one knows up to 0001"
+        PreconditionError, match=r"newer everlearn .revision 9999, this one knows up to 0002"
     ) as refusal:
         Store.open(tmp_path)
     assert refusal.value.reason == "NEWER_DATABASE"

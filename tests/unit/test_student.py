@@ -18,6 +18,7 @@ from everlearn.learners.student import Student, StudentWeights
 from everlearn.spec.model import Backbone, DistillTo
 from everlearn.spec.recipe import Optimizer
 from everlearn.values import LinearHead
+from everlearn_server.engine.students import steps_of
 
 Array = npt.NDArray[np.float32]
 SIDE, DIM = 16, 24
@@ -125,3 +126,16 @@ def test_every_option_of_the_optimizer_moves_the_student_otherwise(small: Tail, 
         student.learn(*batch(0))
         found.append(student.weights()[1])
     assert not np.array_equal(*found)
+
+
+def test_a_student_takes_the_steps_declared_unless_it_is_told_another_number(small: Tail) -> None:
+    student = Imitation(small, DIM, DECLARED)
+    student.learn(*batch(0))
+    student.learn(*batch(1), steps=1)
+    assert student.steps == 3
+
+
+@pytest.mark.parametrize(("steps", "at_leisure", "hurried"), [(12, 12, 4), (3, 3, 1), (1, 1, 1)])
+def test_a_student_that_falls_behind_takes_a_third_of_its_steps(steps: int, at_leisure: int, hurried: int) -> None:
+    declared = DECLARED.model_copy(update={"steps": steps})
+    assert [steps_of(declared, waiting) for waiting in (0, 1, 2)] == [at_leisure, hurried, hurried]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -148,6 +149,16 @@ def test_nothing_learned_has_no_classifier(learner: Trainer) -> None:
 def test_a_process_that_gives_no_answer_in_time_is_given_up() -> None:
     with pytest.raises(UnavailableError, match="no answer within"):
         Trainer(spec_of(), SCALE, settings=TrainerSettings(timeout_s=0.01))
+
+
+def test_a_process_has_a_temporary_folder_of_its_own_and_takes_it_along(learner: Trainer) -> None:
+    assert learner._child is not None
+    folder = Path(learner._child._temporary)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    told = Path(f"/proc/{pid_of(learner)}/environ").read_bytes().split(b"\0")
+    assert f"TMPDIR={folder}".encode() in told
+    learner.close()
+    assert not folder.exists()
 
 
 def test_a_closed_trainer_says_so(learner: Trainer) -> None:

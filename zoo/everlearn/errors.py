@@ -4,6 +4,7 @@
     +-- InvalidError              the caller's value is wrong; `field` is its path
     |   +-- SpecError             a declaration
     |   +-- InputError            a sample, label or tensor
+    |   |   +-- UnlearnableError  a batch that no step can be made of; the next one can
     |   +-- PayloadTooLargeError  larger than the limit named in the message
     +-- NotFoundError             no such model, version, export, operation
     +-- ConflictError             the caller's view is stale (etag, plan id)
@@ -14,6 +15,7 @@
     |   +-- NeedsConsentError     the plan replaces or deletes and the caller has not agreed
     |   +-- GateError             the version does not pass its gate
     +-- OverloadedError           the queue is full; retry after `retry_after_s`
+    |   +-- DiskFullError         too little free space to take anything in
     +-- ExpiredError              the deadline passed while the request waited
     +-- UnavailableError          draining, or a hub cannot be reached
     +-- HubError                  a source could not be turned into verified files
@@ -76,6 +78,12 @@ class InputError(InvalidError):
     reason = "INVALID_INPUT"
 
 
+class UnlearnableError(InputError):
+    """A batch that no step can be made of; the next one can."""
+
+    reason = "UNLEARNABLE"
+
+
 class PayloadTooLargeError(InvalidError):
     """A payload is larger than the limit that the message names."""
 
@@ -101,9 +109,17 @@ class FencedError(EverlearnError):
 
 
 class TimelineChangedError(EverlearnError):
-    """The server's history is not the one the client's acknowledgements come from."""
+    """The server's history is not the one the client's acknowledgements come from.
+
+    `timeline` is the present one, and `durable` the client's last sequence that is durable in it.
+    """
 
     reason = "TIMELINE_CHANGED"
+
+    def __init__(self, message: str, *, field: str = "", timeline: str = "", durable: int = 0) -> None:
+        super().__init__(message, field=field)
+        self.timeline = timeline
+        self.durable = durable
 
 
 class PreconditionError(EverlearnError):
@@ -145,6 +161,12 @@ class OverloadedError(EverlearnError):
     def __init__(self, message: str, *, retry_after_s: float, field: str = "") -> None:
         super().__init__(message, field=field)
         self.retry_after_s = retry_after_s
+
+
+class DiskFullError(OverloadedError):
+    """Too little free space to take anything in."""
+
+    reason = "DISK_FULL"
 
 
 class ExpiredError(EverlearnError):

@@ -1,8 +1,9 @@
 """The LAPACK and BLAS routines behind sums and heads, called so that other threads go on running.
 
 SciPy's own wrappers hold the interpreter lock: a Householder reduction at d = 1280 then stops every request of the
-server for 110 ms, a Cholesky factorisation for 20. `ctypes` lets go of the lock while it calls; the pointers are the
-ones that SciPy hands to Cython (`scipy.linalg.cython_lapack`), so it is the same library and the same bits.
+server for some 100 ms, a Cholesky factorisation for 20 (the exact and the quick solve of `python -m tests.benchmarks
+learn_cost`). `ctypes` lets go of the lock while it calls; the pointers are the ones that SciPy hands to Cython
+(`scipy.linalg.cython_lapack`), so it is the same library and the same bits.
 
 All matrices are float64 and column-major; those that are overwritten must be passed as such. Axes: d rows, K columns.
 """

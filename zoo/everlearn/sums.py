@@ -8,6 +8,9 @@ magnitude is at most its square, no entry of S does either. One check of the dia
 A forgetting factor (`add(..., keep=0.99)`) gives that up: from then on the numbers are rounded floats, `is_exact` is
 false, order matters, and nothing can be merged or subtracted. So do sums that were estimated (`everlearn.upgrade`).
 
+Adding to G costs a pass over all of it, however few rows are added. So rows wait, as the integers they are, until there
+are `BLOCK_ROWS` of them or somebody reads: since all is exact, which rows were added together shows nowhere.
+
 Memory: 8 d^2 + 8 C d bytes (C rounded up by at most 2 x): 13 MB at d = 1280 with ten classes. G is symmetric and only
 its lower triangle is kept up to date. One writer; readers take a `copy()`.
 
@@ -18,6 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Sequence
 from typing import Any, Final, Self, TypeVar
 
@@ -38,7 +42,9 @@ EXACT_LIMIT: Final = 2.0**53
 FORGOTTEN: Final = 2.0**-20
 """Samples: a class whose count has decayed below this is without samples again."""
 BLOCK_ROWS: Final = 256
-"""Rows per BLAS call: bounds the float64 copy of a large batch (2.6 MB at d = 1280)."""
+"""Rows per BLAS call: bounds the float64 copy of a large batch (2.6 MB at d = 1280), and the rows that wait."""
+_LARGEST_SQUARE: Final = 2.0**30
+"""Of an int16."""
 
 Count = npt.NDArray[np.int64] | Float
 """Integers while the sums are exact, floats once they have decayed."""
@@ -60,6 +66,7 @@ class Sums:
         self._count_C: Count = np.zeros(0, np.int64)
         self._sum_Cd: Float = np.zeros((0, dim))
         self._lower_dd: Float = np.zeros((dim, dim), order="F")  # column-major, as BLAS updates it in place
+        self._wait_for_none()
         self.declare(labels)
 
     @classmethod
@@ -112,17 +119,21 @@ class Sums:
 
     @property
     def sum_Cd(self) -> Float:  # noqa: N802  # axes
-        """Feature sum per class: a live, read-only view."""
+        """Feature sum per class as it is now: a read-only view."""
+        self._settle()
         return _read_only(self._sum_Cd[: len(self._labels)])
 
     @property
     def gram_lower_dd(self) -> Float:
-        """Lower triangle of G, column-major, zero above the diagonal: a live, read-only view, as LAPACK wants it."""
+        """Lower triangle of G as it is now, column-major, zero above the diagonal: a read-only view, as LAPACK wants
+        it."""
+        self._settle()
         return _read_only(self._lower_dd.view())
 
     @property
     def gram_dd(self) -> Float:
         """G, both triangles: a copy (some milliseconds; solvers use `gram_lower_dd`)."""
+        self._settle()
         return self._lower_dd + np.tril(self._lower_dd, -1).T
 
     def declare(self, labels: Sequence[str]) -> None:
@@ -147,17 +158,21 @@ class Sums:
             raise InvalidError(f"keep is {keep}; it must be above 0 and at most 1", field="keep")
         if not len(labels):
             return
-        if keep == 1 and self.is_exact:
-            self._check_room(np.einsum("bd,bd->d", quantised_Bd, quantised_Bd, dtype=np.float64))
+        is_exact = keep == 1 and self.is_exact
+        if is_exact:
+            self._take_room(quantised_Bd)
         class_B = self._labels.take(labels)
         self._make_room()
+        if is_exact and len(class_B) < BLOCK_ROWS:
+            self._wait(quantised_Bd, class_B)
+            return
+        self._settle()
         if keep < 1:
             self._decay(keep)
         for start in range(0, len(labels), BLOCK_ROWS):
             block = slice(start, start + BLOCK_ROWS)
-            self._add_block(
-                quantised_Bd[block].astype(np.float64, order="C"), class_B[block], keep if not start else 1.0
-            )
+            self._add_block(quantised_Bd[block], class_B[block], keep if not start else 1.0)
+        self._count_C += np.bincount(class_B, minlength=self._count_C.size)
 
     def merge(self, other: Sums) -> None:
         """Adds another memory's sums: as if its samples had been added here.
@@ -166,12 +181,14 @@ class Sums:
         decayed: a sum's age is not in it). Nothing is added then.
         """
         self._check_alike(other, "merge")
-        self._check_room(other._lower_dd.diagonal())
+        self._settle()
+        self._check_room(other.gram_lower_dd.diagonal())
         rows = self._labels.take(list(other._labels))
         self._make_room()
         self._count_C[rows] += other.count_C
         self._sum_Cd[rows] += other.sum_Cd
         self._lower_dd += other._lower_dd
+        self._room_rows = 0
 
     def subtract(self, other: Sums) -> None:
         """Takes sums away again, bit for bit: as if their samples had never been added. Labels stay.
@@ -193,13 +210,15 @@ class Sums:
         count_C, sum_Cd = self.count_C.copy(), self.sum_Cd.copy()
         count_C[rows] -= other.count_C[known]
         sum_Cd[rows] -= other.sum_Cd[known]
-        _check_remainder(count_C, sum_Cd, self._lower_dd.diagonal() - other._lower_dd.diagonal())
+        _check_remainder(count_C, sum_Cd, self._lower_dd.diagonal() - other.gram_lower_dd.diagonal())
         self._count_C, self._sum_Cd = count_C, sum_Cd
         self._lower_dd -= other._lower_dd
 
     def copy(self) -> Self:
         """An independent copy, to solve on while learning goes on (1 ms at d = 1280)."""
+        self._settle()
         twin = type(self).__new__(type(self))
+        twin._wait_for_none()
         twin._labels = self._labels.copy()
         twin._count_C, twin._sum_Cd = self.count_C.copy(), self.sum_Cd.copy()
         twin._lower_dd = self._lower_dd.copy(order="F")
@@ -214,7 +233,7 @@ class Sums:
             and self._labels == other._labels
             and np.array_equal(self.count_C, other.count_C)
             and np.array_equal(self.sum_Cd, other.sum_Cd)
-            and np.array_equal(self._lower_dd, other._lower_dd)
+            and np.array_equal(self.gram_lower_dd, other.gram_lower_dd)
         )
 
     __hash__ = None  # type: ignore[assignment]  # mutable, as list
@@ -226,6 +245,7 @@ class Sums:
         samples (declared only, or subtracted) does not count. Sums that have decayed are hashed as the floats they are,
         and the order in which samples came shows in them.
         """
+        self._settle()
         learned = sorted((label, row) for row, label in enumerate(self._labels) if self._count_C[row])
         rows = [row for _, row in learned]
         head = {"dim": self.dim, "labels": [label for label, _ in learned], "counts": self._count_C[rows].tolist()}
@@ -243,13 +263,14 @@ class Sums:
 
         Bit-equal states whose labels arrived in the same order give equal bytes.
         """
-        return _sums_format.dump(list(self._labels), self.count_C, self.sum_Cd, self._lower_dd)
+        return _sums_format.dump(list(self._labels), self.count_C, self.sum_Cd, self.gram_lower_dd)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
         """The state that `to_bytes` wrote, bit for bit. Raises DataLossError for anything else."""
         labels, count_C, sum_Cd, lower_dd = _sums_format.parse(data)
         sums = cls.__new__(cls)
+        sums._wait_for_none()
         try:
             sums._labels = Labels(labels)
         except InputError as error:
@@ -257,14 +278,41 @@ class Sums:
         sums._count_C, sums._sum_Cd, sums._lower_dd = count_C, sum_Cd, lower_dd
         return sums
 
-    def _add_block(self, block_Bd: Float, class_B: npt.NDArray[np.intp], keep: float) -> None:
-        # In place into one triangle: a quarter of the time of `G += X.T @ X`.
-        add_gram(self._lower_dd, block_Bd, keep=keep)
+    def _wait_for_none(self) -> None:
+        self._waiting: list[tuple[QuantisedBd, npt.NDArray[np.intp]]] = []
+        """Rows that are in the counts and not in S and G yet, with their classes."""
+        self._waiting_rows = 0
+        self._settling = threading.Lock()
+        self._room_rows = 0
+        """Rows for which there is room whatever is in them."""
+
+    def _wait(self, quantised_Bd: QuantisedBd, class_B: npt.NDArray[np.intp]) -> None:
+        self._count_C += np.bincount(class_B, minlength=self._count_C.size)
+        with self._settling:
+            self._waiting.append((quantised_Bd.copy(), class_B))
+            self._waiting_rows += len(class_B)
+        if self._waiting_rows >= BLOCK_ROWS:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Adds the rows that wait. Under a lock, because whoever reads calls it, on whatever thread."""
+        with self._settling:
+            if not self._waiting:
+                return
+            rows_Bd = np.concatenate([quantised_Bd for quantised_Bd, _ in self._waiting])
+            class_B = np.concatenate([class_B for _, class_B in self._waiting])
+            self._add_block(rows_Bd, class_B)
+            self._waiting, self._waiting_rows = [], 0
+
+    def _add_block(self, block_Bd: QuantisedBd, class_B: npt.NDArray[np.intp], keep: float = 1.0) -> None:
+        """Adds rows to S and G; whoever calls counts them."""
+        wide_Bd = block_Bd.astype(np.float64, order="C")
+        # In place into one triangle: half the work of `G += X.T @ X`, and no copy.
+        add_gram(self._lower_dd, wide_Bd, keep=keep)
         present_K, member_B = np.unique(class_B, return_inverse=True)
         onehot_KB = np.zeros((present_K.size, class_B.size))
         onehot_KB[member_B, np.arange(class_B.size)] = 1.0
-        self._sum_Cd[present_K] += onehot_KB @ block_Bd
-        self._count_C[present_K] += np.bincount(member_B)
+        self._sum_Cd[present_K] += onehot_KB @ wide_Bd
 
     def _decay(self, keep: float) -> None:
         """All but the Gram matrix, which decays on its way through BLAS."""
@@ -280,7 +328,18 @@ class Sums:
             self._count_C = np.concatenate([self._count_C, np.zeros(grown, self._count_C.dtype)])
             self._sum_Cd = np.concatenate([self._sum_Cd, np.zeros((grown, self.dim))])
 
-    def _check_room(self, more_d: Float) -> None:
+    def _take_room(self, quantised_Bd: QuantisedBd) -> None:
+        """For rows that are about to be added. Raises PreconditionError (reason MEMORY_FULL)."""
+        if self._room_rows < len(quantised_Bd):
+            self._settle()
+            squares_d = np.einsum("bd,bd->d", quantised_Bd, quantised_Bd, dtype=np.float64)
+            largest = self._check_room(squares_d)
+            self._room_rows = int((EXACT_LIMIT - 1 - largest) // _LARGEST_SQUARE)
+        else:
+            self._room_rows -= len(quantised_Bd)
+
+    def _check_room(self, more_d: Float) -> float:
+        """The largest sum of squares, with these."""
         largest = float((self._lower_dd.diagonal() + more_d).max())
         if largest >= EXACT_LIMIT:
             raise PreconditionError(
@@ -288,6 +347,7 @@ class Sums:
                 "start a new model or learn with fewer bits",
                 reason="MEMORY_FULL",
             )
+        return largest
 
     def _check_alike(self, other: Sums, verb: str) -> None:
         if other.dim != self.dim:

@@ -82,6 +82,11 @@ class TargetSums:
         return self._shared.samples
 
     @property
+    def shared(self) -> Sums:
+        """n, S and G over all samples, as of one class; live, not to be changed by the caller."""
+        return self._shared
+
+    @property
     def total_d(self) -> Float:
         """Feature sum over all samples: a live, read-only view."""
         return _read_only(self._shared.sum_Cd[0])

@@ -35,6 +35,15 @@ Truth = Sequence[str] | LabelSets | Values
 """One label a sample, or several, or values: which of them is the task of the model."""
 
 
+def part_of(truth: Truth, rows: slice) -> Truth:
+    """What is true of some of the samples."""
+    if isinstance(truth, LabelSets):
+        return LabelSets(truth.sets_B[rows])
+    if isinstance(truth, Values):
+        return Values(truth.values_BK[rows])
+    return truth[rows]
+
+
 def single_labels(truth: Truth) -> Sequence[str]:
     """The one label of each sample. Raises InputError where samples have several, or values.
 

@@ -8,6 +8,7 @@
 
 from everlearn_client._channel import Tls
 from everlearn_client._download import DownloadProgress
+from everlearn_client._late import LabelReport, LateRefusal
 from everlearn_client.aio import AsyncClient
 from everlearn_client.client import Client
 from everlearn_client.errors import (
@@ -18,6 +19,7 @@ from everlearn_client.errors import (
     EverlearnClientError,
     FailedPrecondition,
     Fenced,
+    Held,
     InvalidArgument,
     NotFound,
     Overloaded,
@@ -38,7 +40,7 @@ from everlearn_client.events import (
     StageTimes,
 )
 from everlearn_client.results import Applied, ExportFile, ExportInfo, Predictions, ScoredLabel
-from everlearn_client.samples import Batch, Features, Pixels, SampleInput, Tensors, Texts, split_batch
+from everlearn_client.samples import Batch, Features, Pixels, Predicted, SampleInput, Tensors, Texts, split_batch
 
 __all__ = [
     "AccessDenied",
@@ -57,13 +59,17 @@ __all__ = [
     "FailedPrecondition",
     "Features",
     "Fenced",
+    "Held",
     "InvalidArgument",
+    "LabelReport",
+    "LateRefusal",
     "LearnEvent",
     "LearnReport",
     "NotFound",
     "Opened",
     "Overloaded",
     "Pixels",
+    "Predicted",
     "Predictions",
     "Prequential",
     "Received",

@@ -9,32 +9,25 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from itertools import takewhile
 
 from everlearn_client import events
+from everlearn_client._inputs import BatchInput, as_batch, cut
 from everlearn_client.errors import (
     DataLoss,
     EverlearnClientError,
+    FailedPrecondition,
     InvalidArgument,
     SequenceGap,
     TimelineChanged,
     Unavailable,
 )
-from everlearn_client.resource_names import learner_name, model_name
-from everlearn_client.samples import (
-    MESSAGE_LIMIT_BYTES,
-    MESSAGE_TARGET_BYTES,
-    Batch,
-    Rows,
-    SampleInput,
-    Texts,
-    checked_rows,
-    cuts,
-)
-from everlearn_client.targets import Targets, Truth
+from everlearn_client.receipts import BatchReceipt, ReceiptFile
+from everlearn_client.resource_names import learner_name, model_name, step_name
+from everlearn_client.samples import Rows
+from everlearn_client.targets import Targets
 from everlearn_protos.v1 import learn_pb2
 
-BatchInput = Batch | tuple[SampleInput, Truth] | tuple[str, str]
-"""Labelled samples, or a single text and its label."""
 REPORTED_REJECTIONS = 100
 """A report names this many and counts the rest: a learner may stream for months."""
 
@@ -47,6 +40,8 @@ class _Pending:
     sent: bool = False
     duplicate: bool = False
     rejected: events.Rejected | None = None
+    needs_no_receipt: bool = False
+    receipt: BatchReceipt | None = None
 
 
 class LearnSession:
@@ -65,21 +60,29 @@ class LearnSession:
         first_sequence: int | None = None,
         feature_digest: str = "",
         timeline: str = "",
+        step: str = "",
+        receipts: ReceiptFile | None = None,
+        durable_only: bool = False,
     ) -> None:
+        """`durable_only`: the server need not say of a batch that it was received."""
         if window < 1:
             raise InvalidArgument(f"window is {window}; it is the number of batches kept, at least 1", field="window")
         if first_sequence is not None and first_sequence < 1:
             raise InvalidArgument(f"first_sequence is {first_sequence}; sequences begin at 1", field="first_sequence")
         self.model, self.client_id = model_name(model), learner_name(client_id)
         self.window = window
+        self._step = step_name(step)
+        self._receipts, self._durable_only = receipts, durable_only
         self.durable_sequence = 0
         self.failure: Exception | None = None
         """What ended the caller's batches early; raised after everything before it is durable."""
         self._first, self._next = first_sequence, 0
         self._feature_digest, self._timeline, self._epoch = feature_digest, timeline, 0
         self._max_samples = 0
+        self._min_samples = self._min_clients = 0
+        """Of the model's tier: nothing is durable until so many samples of so many clients have come."""
         self._pending: deque[_Pending] = deque()
-        self._parts: deque[tuple[Rows, Targets]] = deque()
+        self._parts: deque[tuple[Rows, Targets, str]] = deque()
         self._finished = False
         # Of the present connection:
         self._opened, self._half_closed = False, False
@@ -94,6 +97,14 @@ class LearnSession:
         self._rejections: list[events.Rejected] = []
         self._last: events.Received | None = None
         self._commit_id = self._version = 0
+
+    def keep_from(self, earlier: LearnSession) -> None:
+        """Sends again, before all else, what an earlier session was told to keep; who numbers batches does that."""
+        if self._first is None:
+            self._pending = earlier._pending
+            self.durable_sequence = earlier.durable_sequence
+            for item in self._pending:
+                item.sent = item.duplicate = False
 
     # -- what to send ------------------------------------------------------------------------------------------------
 
@@ -110,6 +121,8 @@ class LearnSession:
                 epoch=self._epoch,
                 timeline=self._timeline,
                 feature_digest=self._feature_digest,
+                receipts=self._receipts is not None,
+                durable_only=self._durable_only,
             )
         )
 
@@ -117,18 +130,18 @@ class LearnSession:
     def wants_batch(self) -> bool:
         """Whether the caller's next batch should be taken now: one is prepared ahead, never more."""
         unsent = self._cursor < len(self._pending)
-        return (
-            self._opened and not self._finished and not self._parts and not unsent and len(self._pending) < self.window
-        )
+        is_open = self._opened and not self._half_closed
+        return is_open and not self._finished and not self._parts and not unsent and self._has_room
 
     def add(self, batch: BatchInput) -> None:
         """Takes the caller's next batch. A wrong one ends the stream like an error of the caller's own iterable."""
-        if self._first is not None and self._next <= self.durable_sequence:
+        if self._first is not None and self._next <= self.durable_sequence and self._has_receipt(self._next):
             self._next += 1
             self._skipped += 1
             return
         try:
-            self._parts.extend(self._cut(_as_batch(batch)))
+            number = None if self._first is None else self._next
+            self._parts.extend(cut(as_batch(batch), step=self._step, number=number, max_samples=self._max_samples))
         except EverlearnClientError as error:
             self.finish(error)
 
@@ -140,7 +153,7 @@ class LearnSession:
     def next_messages(self) -> list[learn_pb2.LearnRequest]:
         """All that window and credits allow to be sent now, in order of sequence."""
         requests: list[learn_pb2.LearnRequest] = []
-        if not self._opened:
+        if not self._opened or self._half_closed:
             return requests
         while len(self._in_flight) < self._credits:
             if self._cursor == len(self._pending) and not self._prepare():
@@ -156,9 +169,12 @@ class LearnSession:
         return requests
 
     def take_half_close(self) -> bool:
-        """True once, when nothing more will be sent on this connection: the server then drains and answers."""
+        """True once, when nothing more will be sent on this connection: the server then drains and answers.
+
+        That is so, too, where the window waits for samples of other learners: until they come, or the server says Held.
+        """
         all_sent = self._finished and not self._parts and self._cursor == len(self._pending)
-        if not self._opened or self._half_closed or not all_sent:
+        if not self._opened or self._half_closed or not (all_sent or self._waits_for_others):
             return False
         self._half_closed = True
         return True
@@ -196,6 +212,16 @@ class LearnSession:
         """Whether a gap the server reports can be filled from what is kept."""
         return isinstance(error, SequenceGap) and any(item.sequence == error.expected for item in self._pending)
 
+    def note_of(self, error: Exception) -> str:
+        """What to tell with an error that ends the stream: how far it is durable."""
+        if isinstance(error, TimelineChanged):
+            void = self.durable_sequence - error.durable_sequence
+            return (
+                f"of learner {self.client_id}, {max(void, 0)} acknowledged batches are void: the restored server has "
+                f"those up to {error.durable_sequence}; send the next ones again"
+            )
+        return f"batches up to sequence {self.durable_sequence} of learner {self.client_id} are durable"
+
     def report(self, seconds: float) -> events.LearnReport:
         """What became of everything so far."""
         return events.LearnReport(
@@ -222,38 +248,25 @@ class LearnSession:
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
-    def _cut(self, batch: Batch) -> list[tuple[Rows, Targets]]:
-        rows, targets = checked_rows(batch)
-        numbered = self._first is not None
-        target = MESSAGE_LIMIT_BYTES if numbered else MESSAGE_TARGET_BYTES
-        ranges = list(cuts(rows, targets, target_bytes=target, limit_bytes=MESSAGE_LIMIT_BYTES, rows=self._max_samples))
-        if numbered and len(ranges) > 1:
-            raise InvalidArgument(
-                f"batch {self._next} needs {len(ranges)} messages; with first_sequence each batch is one, so that "
-                "numbers mean the same after a restart: cut it with everlearn_client.split_batch first",
-                field="samples",
-            )
-        return [(rows.part(first, last), targets.part(first, last)) for first, last in ranges]
-
     def _prepare(self) -> bool:
         """Turns the next part into a pending message, if there is one and the window has room."""
-        if not self._parts or len(self._pending) >= self.window:
+        if not self._parts or not self._has_room:
             return False
-        rows, targets = self._parts.popleft()
+        rows, targets, step = self._parts.popleft()
         try:
             samples = rows.message()
         except OSError as error:
             self._parts.clear()
             self.finish(InvalidArgument(f"{error.filename} cannot be read: {error.strerror}", field="samples"))
             return False
-        batch = learn_pb2.Batch(sequence=self._next, samples=samples)
+        batch = learn_pb2.Batch(sequence=self._next, samples=samples, step=step)
         targets.put(batch)
         self._pending.append(_Pending(self._next, learn_pb2.LearnRequest(batch=batch), len(targets)))
         self._next += 1
         return True
 
     def _on_opened(self, opened: learn_pb2.Opened) -> events.Opened:
-        self._check_timeline(opened.timeline)
+        self._check_timeline(opened.timeline, opened.durable_sequence)
         if opened.durable_sequence < self.durable_sequence:
             raise DataLoss(
                 f"the server acknowledged batches up to {self.durable_sequence} as durable and now has "
@@ -263,16 +276,38 @@ class LearnSession:
         self._connections += 1
         self._epoch, self._credits = opened.epoch, max(1, opened.credits)
         self._max_samples = opened.input.max_batch_samples
+        self._min_samples, self._min_clients = opened.min_samples, opened.min_clients
         if not self._begun:
-            self._begin(opened.durable_sequence)
+            self._begin(opened.durable_sequence, opened.held_sequence)
         self._forget_up_to(opened.durable_sequence)
-        return events.Opened(opened.epoch, opened.durable_sequence, opened.timeline, opened.credits)
+        return events.Opened(
+            opened.epoch, opened.durable_sequence, opened.timeline, opened.credits, opened.held_sequence
+        )
 
-    def _begin(self, durable_sequence: int) -> None:
-        self._next = durable_sequence + 1 if self._first is None else self._first
-        if self._next > durable_sequence + 1:
+    @property
+    def _has_room(self) -> bool:
+        """Whether one more batch may be kept: the window, and whatever the server waits for."""
+        kept = sum(item.samples for item in self._pending if item.rejected is None)
+        return len(self._pending) < self.window or kept < self._min_samples
+
+    @property
+    def _waits_for_others(self) -> bool:
+        return (
+            self._min_clients > 1 and not self._has_room and self._cursor == len(self._pending) and not self._in_flight
+        )
+
+    def _begin(self, durable_sequence: int, held_sequence: int) -> None:
+        if self._first is not None:
+            self._next = self._first
+        elif self._pending:
+            self._next = self._pending[-1].sequence + 1
+        else:  # what is new follows what the server holds, or it would be taken for that
+            self._next = max(durable_sequence, held_sequence) + 1
+            durable_sequence = self._next - 1
+        first = self._pending[0].sequence if self._pending else self._next
+        if first > max(durable_sequence, held_sequence) + 1:
             raise SequenceGap(
-                f"first_sequence is {self._next}; the server waits for {durable_sequence + 1} of {self.client_id}",
+                f"the first batch is number {first}; the server waits for {durable_sequence + 1} of {self.client_id}",
                 expected=durable_sequence + 1,
                 field="first_sequence",
             )
@@ -284,12 +319,20 @@ class LearnSession:
         if item is not None and received.duplicate and not item.duplicate:
             item.duplicate = True
             self._duplicates += 1
+        if item is not None and received.receipt:
+            whose = (self.model.removeprefix("models/"), self.client_id)
+            item.receipt = BatchReceipt(*whose, item.sequence, item.samples, received.receipt, received.duplicate)
+        elif item is not None and self._receipts is not None:
+            if not received.duplicate:
+                raise FailedPrecondition("the server gave no receipt; it is older than they are", reason="NO_RECEIPTS")
+            item.needs_no_receipt = True  # the server does not know it as learned
+        self._forget_up_to(self.durable_sequence)
         self._last = events.Received.of(received)
         return self._last
 
     def _on_rejected(self, rejected: learn_pb2.Rejected) -> events.Rejected:
         self._answered(rejected.sequence, rejected.credits)
-        event = events.Rejected(rejected.sequence, rejected.code, rejected.field, rejected.message)
+        event = events.Rejected(rejected.sequence, rejected.code, rejected.field, rejected.message, rejected.reason)
         item = self._find(rejected.sequence)
         if item is not None:
             item.rejected = event
@@ -302,12 +345,13 @@ class LearnSession:
         self._forget_up_to(durable.sequence)
         return events.Durable(durable.sequence, durable.commit_id, durable.timeline, durable.version)
 
-    def _check_timeline(self, timeline: str) -> None:
+    def _check_timeline(self, timeline: str, durable_sequence: int = 0) -> None:
         if self._timeline and timeline and timeline != self._timeline:
             raise TimelineChanged(
                 f"the server's history is {timeline} now, not {self._timeline}: it was restored from a backup, and "
                 f"batches acknowledged since may be lost",
-                reason="TIMELINE_CHANGED",
+                durable_sequence=durable_sequence,
+                timeline=timeline,
             )
         self._timeline = timeline or self._timeline
 
@@ -318,13 +362,31 @@ class LearnSession:
 
     def _find(self, sequence: int) -> _Pending | None:
         offset = sequence - self._pending[0].sequence if self._pending else -1
-        return self._pending[offset] if 0 <= offset < len(self._pending) else None
+        if 0 <= offset < len(self._pending) and self._pending[offset].sequence == sequence:
+            return self._pending[offset]
+        # Where batches that have their receipt were left out, sequences are not one after the other.
+        return next((item for item in self._pending if item.sequence == sequence), None)
+
+    def _has_receipt(self, sequence: int) -> bool:
+        """Whether nothing is to be had of a batch that is durable: it need not be sent."""
+        name = self.model.removeprefix("models/")
+        return self._receipts is None or self._receipts.holds(name, self.client_id, sequence)
+
+    def _is_done(self, item: _Pending) -> bool:
+        """Durable, and with its receipt where one is wanted."""
+        if item.sequence > self.durable_sequence:
+            return False
+        return self._receipts is None or bool(item.receipt or item.rejected) or item.needs_no_receipt
 
     def _forget_up_to(self, sequence: int) -> None:
         self.durable_sequence = max(self.durable_sequence, sequence)
-        self._in_flight = {s for s in self._in_flight if s > sequence}
-        while self._pending and self._pending[0].sequence <= sequence:
-            item = self._pending.popleft()
+        if self._receipts is None:
+            self._in_flight = {s for s in self._in_flight if s > sequence}
+        done = list(takewhile(self._is_done, self._pending))
+        if self._receipts is not None:
+            self._receipts.append([item.receipt for item in done if item.receipt])
+        for item in done:
+            self._pending.popleft()
             self._cursor = max(0, self._cursor - 1)
             counts = self._durable if item.rejected is None else self._rejected
             counts[0] += 1
@@ -335,18 +397,3 @@ class LearnSession:
 
 def unheard(event: events.LearnEvent) -> None:
     """For callers that do not listen."""
-
-
-def _as_batch(batch: BatchInput) -> Batch:
-    if isinstance(batch, Batch):
-        return batch
-    if not isinstance(batch, tuple) or len(batch) != 2:
-        raise InvalidArgument(
-            f"batches yields a {type(batch).__name__}; each must be Batch(samples, labels) or (samples, labels), or a "
-            "text and its label",
-            field="batches",
-        )
-    samples, labels = batch
-    if isinstance(samples, str) and isinstance(labels, str):
-        return Batch(Texts([samples]), [labels])
-    return Batch(samples, labels)

@@ -10,7 +10,9 @@ from typing import Any
 import grpc
 
 from everlearn_client import events
-from everlearn_client._learn import BatchInput, LearnSession
+from everlearn_client._heartbeat import Heartbeats
+from everlearn_client._inputs import BatchInput
+from everlearn_client._learn import LearnSession
 from everlearn_client._retry import Retry, is_passing
 from everlearn_client.errors import EverlearnClientError, from_rpc_error
 from everlearn_protos.v1 import learn_pb2
@@ -41,7 +43,7 @@ async def learn(
         if session.failure is not None:
             raise session.failure
     except Exception as error:
-        error.add_note(f"batches up to sequence {session.durable_sequence} of learner {session.client_id} are durable")
+        error.add_note(session.note_of(error))
         raise
     finally:
         source.close()
@@ -134,15 +136,18 @@ class _Connection:
     """One Learn call. Its queue is bounded by the session's credits."""
 
     def __init__(self, open_stream: OpenStream) -> None:
+        self._heartbeats = Heartbeats()
         self._requests: asyncio.Queue[learn_pb2.LearnRequest | None] = asyncio.Queue()
         self._call = open_stream(self._outgoing())
         self._answers = aiter(self._call)
         self._answer: asyncio.Task[learn_pb2.LearnResponse | _End] | None = None
 
     def send(self, request: learn_pb2.LearnRequest) -> None:
+        self._heartbeats.sent(request)
         self._requests.put_nowait(request)
 
     def half_close(self) -> None:
+        self._beat(self._heartbeats.at_the_end())
         self._requests.put_nowait(None)
 
     def answer(self) -> asyncio.Task[learn_pb2.LearnResponse | _End]:
@@ -174,7 +179,12 @@ class _Connection:
             return _End(from_rpc_error(error))
         except asyncio.CancelledError:
             return _End(None)
+        self._beat(self._heartbeats.after(response))
         return response
+
+    def _beat(self, heartbeats: list[learn_pb2.LearnRequest]) -> None:
+        for heartbeat in heartbeats:
+            self._requests.put_nowait(heartbeat)
 
     async def _outgoing(self) -> AsyncIterator[learn_pb2.LearnRequest]:
         while (request := await self._requests.get()) is not None:

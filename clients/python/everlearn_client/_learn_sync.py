@@ -11,7 +11,9 @@ from typing import Any
 import grpc
 
 from everlearn_client import events
-from everlearn_client._learn import BatchInput, LearnSession
+from everlearn_client._heartbeat import Heartbeats
+from everlearn_client._inputs import BatchInput
+from everlearn_client._learn import LearnSession
 from everlearn_client._retry import Retry, is_passing
 from everlearn_client.errors import EverlearnClientError, from_rpc_error
 from everlearn_protos.v1 import learn_pb2
@@ -46,7 +48,7 @@ def learn(
         if session.failure is not None:
             raise session.failure
     except Exception as error:
-        error.add_note(f"batches up to sequence {session.durable_sequence} of learner {session.client_id} are durable")
+        error.add_note(session.note_of(error))
         raise
     return session.report(time.monotonic() - begun_s)
 
@@ -104,6 +106,7 @@ class _Connection:
     """One Learn call. Its queues are bounded by the session's credits; nothing polls."""
 
     def __init__(self, open_stream: OpenStream) -> None:
+        self._heartbeats = Heartbeats()
         self._requests: SimpleQueue[learn_pb2.LearnRequest | None] = SimpleQueue()
         self._answers: SimpleQueue[learn_pb2.LearnResponse | _End] = SimpleQueue()
         self._call = open_stream(iter(self._requests.get, None))
@@ -111,9 +114,11 @@ class _Connection:
         self._reader.start()
 
     def send(self, request: learn_pb2.LearnRequest) -> None:
+        self._heartbeats.sent(request)
         self._requests.put(request)
 
     def half_close(self) -> None:
+        self._beat(self._heartbeats.at_the_end())
         self._requests.put(None)
 
     def receive(self, *, wait: bool) -> learn_pb2.LearnResponse | _End | None:
@@ -129,9 +134,15 @@ class _Connection:
         self._call.cancel()
         self._reader.join()
 
+    def _beat(self, heartbeats: list[learn_pb2.LearnRequest]) -> None:
+        for heartbeat in heartbeats:
+            self._requests.put(heartbeat)
+
     def _read(self) -> None:
         try:
             for response in self._call:
+                # Here and not in the caller's thread: that may wait for the next batch for hours.
+                self._beat(self._heartbeats.after(response))
                 self._answers.put(response)
         except grpc.RpcError as error:
             self._answers.put(_End(from_rpc_error(error)))

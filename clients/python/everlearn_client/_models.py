@@ -12,8 +12,8 @@ from everlearn_client.errors import from_rpc_error
 from everlearn_client.resource_names import model_name, version_name
 from everlearn_client.results import Applied
 from everlearn_client.samples import SampleInput, to_message
+from everlearn_protos.v1 import clients_pb2, clients_pb2_grpc, models_pb2_grpc
 from everlearn_protos.v1 import models_pb2 as pb
-from everlearn_protos.v1 import models_pb2_grpc
 
 if TYPE_CHECKING:
     from everlearn_client.client import Client
@@ -37,6 +37,7 @@ class Models:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._stub = models_pb2_grpc.ModelServiceStub(client.channel)
+        self._clients = clients_pb2_grpc.ClientServiceStub(client.channel)
 
     def plan(self, declaration: str, *, timeout_s: float = DECLARE_TIMEOUT_S) -> pb.Plan:
         """What applying this YAML would change, cost and delete; changes nothing."""
@@ -124,6 +125,34 @@ class Models:
         """Points `stable` back (0 = the newest earlier one that passed its gate) and pauses automatic promotion."""
         request = pb.RollbackModelRequest(name=model_name(model), version=version, etag=etag)
         return self._client.call(self._stub.RollbackModel, request)
+
+    def clients(self, model: str, *, head_change: bool = False) -> Iterator[clients_pb2.ModelClient]:
+        """Who the model learns from, those that sent most first, page by page as they are asked for.
+
+        `head_change`: with how far the head would move without each, where the model keeps privacy.client_sums: the
+        server solves a head for each. Raises FailedPrecondition (`NO_CLIENT_SUMS`).
+        """
+        token = ""
+        while True:
+            request = clients_pb2.ListClientsRequest(
+                parent=model_name(model), page_token=token, head_change=head_change
+            )
+            page = self._client.call(self._clients.ListClients, request)
+            yield from page.clients
+            token = page.next_page_token
+            if not token:
+                return
+
+    def quarantine(self, model: str, client: str) -> clients_pb2.ModelClient:
+        """From now on nothing of this client is learned: its batches are refused (`QUARANTINED`) until `release`, over
+        restarts of the server too. What was learned of it stays. Raises NotFound for a client that never came."""
+        request = clients_pb2.QuarantineClientRequest(parent=model_name(model), client=client)
+        return self._client.call(self._clients.QuarantineClient, request).client
+
+    def release(self, model: str, client: str) -> clients_pb2.ModelClient:
+        """Ends a client's quarantine. What was refused meanwhile is not learned; it may send that again."""
+        request = clients_pb2.ReleaseClientRequest(parent=model_name(model), client=client)
+        return self._client.call(self._clients.ReleaseClient, request).client
 
     def probe(self, model: str, *, timeout_s: float = PROBE_TIMEOUT_S) -> pb.ModelProbe:
         """How well the backbone fits what was learned, and what it costs.

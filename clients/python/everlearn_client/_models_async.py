@@ -14,8 +14,8 @@ from everlearn_client.errors import from_rpc_error
 from everlearn_client.resource_names import model_name, version_name
 from everlearn_client.results import Applied
 from everlearn_client.samples import SampleInput, to_message
+from everlearn_protos.v1 import clients_pb2, clients_pb2_grpc, models_pb2_grpc
 from everlearn_protos.v1 import models_pb2 as pb
-from everlearn_protos.v1 import models_pb2_grpc
 
 if TYPE_CHECKING:
     from everlearn_client.aio import AsyncClient
@@ -27,6 +27,7 @@ class AsyncModels:
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
         self._stub = models_pb2_grpc.ModelServiceStub(client.channel)
+        self._clients = clients_pb2_grpc.ClientServiceStub(client.channel)
 
     async def plan(self, declaration: str, *, timeout_s: float = DECLARE_TIMEOUT_S) -> pb.Plan:
         """What applying this YAML would change, cost and delete; changes nothing."""
@@ -116,6 +117,35 @@ class AsyncModels:
         """Points `stable` back (0 = the newest earlier one that passed its gate) and pauses automatic promotion."""
         request = pb.RollbackModelRequest(name=model_name(model), version=version, etag=etag)
         return await self._client.call(self._stub.RollbackModel, request)
+
+    async def clients(self, model: str, *, head_change: bool = False) -> AsyncIterator[clients_pb2.ModelClient]:
+        """Who the model learns from, those that sent most first, page by page as they are asked for.
+
+        `head_change`: with how far the head would move without each, where the model keeps privacy.client_sums: the
+        server solves a head for each. Raises FailedPrecondition (`NO_CLIENT_SUMS`).
+        """
+        token = ""
+        while True:
+            request = clients_pb2.ListClientsRequest(
+                parent=model_name(model), page_token=token, head_change=head_change
+            )
+            page = await self._client.call(self._clients.ListClients, request)
+            for item in page.clients:
+                yield item
+            token = page.next_page_token
+            if not token:
+                return
+
+    async def quarantine(self, model: str, client: str) -> clients_pb2.ModelClient:
+        """From now on nothing of this client is learned: its batches are refused (`QUARANTINED`) until `release`, over
+        restarts of the server too. What was learned of it stays. Raises NotFound for a client that never came."""
+        request = clients_pb2.QuarantineClientRequest(parent=model_name(model), client=client)
+        return (await self._client.call(self._clients.QuarantineClient, request)).client
+
+    async def release(self, model: str, client: str) -> clients_pb2.ModelClient:
+        """Ends a client's quarantine. What was refused meanwhile is not learned; it may send that again."""
+        request = clients_pb2.ReleaseClientRequest(parent=model_name(model), client=client)
+        return (await self._client.call(self._clients.ReleaseClient, request)).client
 
     async def probe(self, model: str, *, timeout_s: float = PROBE_TIMEOUT_S) -> pb.ModelProbe:
         """How well the backbone fits what was learned, and what it costs.

@@ -10,7 +10,9 @@ from everlearn_client.errors import EverlearnClientError, Overloaded, Unavailabl
 
 FIRST_DELAY_S = 0.1
 FACTOR = 1.6
-LONGEST_DELAY_S = 15.0
+LONGEST_DELAY_S = 2.0
+"""With the longest back-off of a channel (`_channel.OPTIONS`, 3 s with its jitter) it is 5 s: within so much after a
+network is well again, however long it was not, a client is heard. A server that has too much to do names its own."""
 
 
 class Retry:

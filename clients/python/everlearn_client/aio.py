@@ -16,15 +16,19 @@ from google.longrunning import operations_grpc_pb2, operations_proto_pb2
 from google.protobuf.message import Message
 
 from everlearn_client import _learn_async
-from everlearn_client._channel import OPTIONS, Tls, call_metadata
+from everlearn_client._channel import OPTIONS, Tls, call_metadata, keep_grpc_aio
 from everlearn_client._download import DownloadCallback, PartFile
-from everlearn_client._learn import BatchInput, LearnSession, unheard
+from everlearn_client._erasing import ERASE_TIMEOUT_S, EraseSession
+from everlearn_client._inputs import BatchInput
+from everlearn_client._late import Labelled, LabelReport, LateSession
+from everlearn_client._learn import LearnSession, unheard
 from everlearn_client._models import PREPARE_TIMEOUT_S, ProgressCallback
 from everlearn_client._models_async import AsyncModels
 from everlearn_client._retry import Retry, is_passing
 from everlearn_client.client import DEFAULT_TARGET, EMBED_TIMEOUT_S, FIRST_POLL_S, LONGEST_POLL_S
-from everlearn_client.errors import DeadlineExceeded, EverlearnClientError, from_rpc_error
+from everlearn_client.errors import DeadlineExceeded, EverlearnClientError, Held, from_rpc_error
 from everlearn_client.events import LearnEvent, LearnReport
+from everlearn_client.receipts import ReceiptFile
 from everlearn_client.resource_names import model_name, version_name
 from everlearn_client.results import (
     Embeddings,
@@ -39,6 +43,8 @@ from everlearn_client.results import (
 )
 from everlearn_client.samples import SampleInput
 from everlearn_protos.v1 import (
+    erasure_pb2,
+    erasure_pb2_grpc,
     export_pb2,
     export_pb2_grpc,
     learn_pb2_grpc,
@@ -81,10 +87,14 @@ class AsyncClient:
     ) -> None:
         """Connects lazily. `client_id` is the learner's stable identity: with one of your own, learning is
         exactly-once across restarts of your program too; by default it is random and lives as long as the object.
+        One of your own is also told with each call: so the server can say who has downloaded what.
+
+        Raises InvalidArgument for a `client_id` that is no name.
         """
-        self.metadata = call_metadata(target, tls=tls, token=token)
+        self.metadata = call_metadata(target, tls=tls, token=token, client_id=client_id)
         self.client_id = client_id or f"py-{uuid.uuid4().hex[:12]}"
         self.timeout_s = timeout_s
+        keep_grpc_aio()
         self.channel = (
             grpc.aio.secure_channel(target, tls.credentials(), OPTIONS)
             if tls
@@ -92,8 +102,11 @@ class AsyncClient:
         )
         self.models = AsyncModels(self)
         self._learn = learn_pb2_grpc.LearnServiceStub(self.channel)
+        self._held: dict[tuple[str, str], LearnSession] = {}
+        """By model and learner: what was to be kept at the end of the last call."""
         self._predict = predict_pb2_grpc.PredictServiceStub(self.channel)
         self._export = export_pb2_grpc.ExportServiceStub(self.channel)
+        self._erasure = erasure_pb2_grpc.ErasureServiceStub(self.channel)
         self._info = server_info_pb2_grpc.ServerInfoServiceStub(self.channel)
         self._operations = operations_grpc_pb2.OperationsStub(self.channel)
 
@@ -134,6 +147,8 @@ class AsyncClient:
         first_sequence: int | None = None,
         feature_digest: str = "",
         timeline: str = "",
+        step: str = "",
+        receipts: ReceiptFile | None = None,
         on_event: Callable[[LearnEvent], None] | None = None,
         retry_for_s: float = 300.0,
     ) -> LearnReport:
@@ -144,10 +159,14 @@ class AsyncClient:
         for good, and those already durable are skipped: exactly-once across restarts of the caller as well.
 
         `feature_digest`: needed with `Features`; `timeline`: of an earlier report, to be told of a restored backup.
+        `step`: the task, domain or season that batches belong to which name none themselves (`Batch.step`). It changes
+        nothing of what is learned; when data of an earlier step come again, the model's report says what was forgotten.
+        `receipts`: keeps what `erase` needs; with `first_sequence`, what is durable and has none there is sent again.
         `on_event` runs in the calling thread, between batches. An error of `batches` itself is raised after what
         came before it is durable. `retry_for_s`: seconds of failing in a row before the connection is given up.
 
-        Raises Fenced, TimelineChanged, SequenceGap, InvalidArgument, NotFound, FailedPrecondition, Unavailable.
+        Raises Held (see Client.learn), Fenced, TimelineChanged, SequenceGap, InvalidArgument, NotFound,
+        FailedPrecondition, Unavailable.
         """
         session = LearnSession(
             model,
@@ -156,14 +175,62 @@ class AsyncClient:
             first_sequence=first_sequence,
             feature_digest=feature_digest,
             timeline=timeline,
+            step=step,
+            receipts=receipts,
         )
-        return await _learn_async.learn(
-            lambda requests: self._learn.Learn(requests, metadata=self.metadata),
-            session,
-            batches,
-            retry=Retry(give_up_after_s=retry_for_s),
-            on_event=on_event or unheard,
+        learner = session.model, session.client_id
+        if learner in self._held:
+            session.keep_from(self._held.pop(learner))
+        try:
+            return await _learn_async.learn(
+                lambda requests: self._learn.Learn(requests, metadata=self.metadata),
+                session,
+                batches,
+                retry=Retry(give_up_after_s=retry_for_s),
+                on_event=on_event or unheard,
+            )
+        except Held:
+            self._held[learner] = session
+            raise
+
+    async def label(
+        self, model: str, pairs: Iterable[Labelled], *, client_id: str | None = None, step: str = ""
+    ) -> LabelReport:
+        """See Client.label."""
+        late = LateSession(pairs)
+        while batches := late.batches():
+            late.took(await self.learn(model, batches, client_id=client_id, step=step, on_event=late.hear))
+        return late.report()
+
+    async def erase(
+        self,
+        model: str,
+        *,
+        client_id: str = "",
+        label: str = "",
+        receipts: str | Path | None = None,
+        partial: bool = False,
+        dry_run: bool = False,
+        timeout_s: float = ERASE_TIMEOUT_S,
+    ) -> erasure_pb2.EraseReport:
+        """Takes out of a model what one client contributed, or a class, and returns what was done, with the server's
+        signature on it.
+
+        `receipts`: the file that the client's `learn` filled. Where its receipts are not all that was learned, nothing
+        happens, unless with `partial`. The versions that contained it are withdrawn. `dry_run`: only says what would.
+
+        Raises FailedPrecondition (reasons NOT_ERASABLE, RECEIPTS_INCOMPLETE), NotFound, InvalidArgument.
+        """
+        session = EraseSession(
+            model, client_id=client_id, label=label, receipts=receipts, partial=partial, dry_run=dry_run
         )
+        try:
+            call = self._erasure.Erase(session.requests(), timeout=timeout_s, metadata=self.metadata)
+            async for response in call:
+                session.hear(response)
+        except grpc.RpcError as error:
+            raise session.failure or from_rpc_error(error) from None
+        return session.result()
 
     async def embed(
         self, models: Sequence[str], samples: SampleInput, *, timeout_s: float = EMBED_TIMEOUT_S

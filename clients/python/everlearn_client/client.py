@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Protocol, Self, TypeVar, cast
+from typing import Any, Protocol, Self, TypeVar, cast
 
 import grpc
 from google.longrunning import operations_grpc_pb2, operations_proto_pb2
@@ -16,16 +15,21 @@ from google.protobuf.message import Message
 
 from everlearn_client import _learn_sync
 from everlearn_client._channel import OPTIONS, Tls, call_metadata
-from everlearn_client._download import DownloadCallback, PartFile
-from everlearn_client._learn import BatchInput, LearnSession, unheard
+from everlearn_client._download import DownloadCallback
+from everlearn_client._downloading import Downloads
+from everlearn_client._erasing import ERASE_TIMEOUT_S, EraseSession
+from everlearn_client._inputs import BatchInput
+from everlearn_client._late import Labelled, LabelReport, LateSession
+from everlearn_client._learn import LearnSession, unheard
 from everlearn_client._models import PREPARE_TIMEOUT_S, Models, ProgressCallback
-from everlearn_client._retry import Retry, is_passing
-from everlearn_client.errors import DeadlineExceeded, EverlearnClientError, from_rpc_error
+from everlearn_client._raising import Raising
+from everlearn_client._retry import Retry
+from everlearn_client.errors import DeadlineExceeded, EverlearnClientError, Held, from_rpc_error
 from everlearn_client.events import LearnEvent, LearnReport
+from everlearn_client.receipts import ReceiptFile
 from everlearn_client.resource_names import model_name, version_name
 from everlearn_client.results import (
     Embeddings,
-    ExportFile,
     ExportInfo,
     Predictions,
     embed_request,
@@ -36,8 +40,11 @@ from everlearn_client.results import (
 )
 from everlearn_client.samples import SampleInput
 from everlearn_protos.v1 import (
+    erasure_pb2,
+    erasure_pb2_grpc,
     export_pb2,
     export_pb2_grpc,
+    learn_pb2,
     learn_pb2_grpc,
     models_pb2,
     predict_pb2_grpc,
@@ -83,8 +90,11 @@ class Client:
     ) -> None:
         """Connects lazily. `client_id` is the learner's stable identity: with one of your own, learning is
         exactly-once across restarts of your program too; by default it is random and lives as long as the object.
+        One of your own is also told with each call: so the server can say who has downloaded what.
+
+        Raises InvalidArgument for a `client_id` that is no name.
         """
-        self.metadata = call_metadata(target, tls=tls, token=token)
+        self.metadata = call_metadata(target, tls=tls, token=token, client_id=client_id)
         self.client_id = client_id or f"py-{uuid.uuid4().hex[:12]}"
         self.timeout_s = timeout_s
         self.channel = (
@@ -92,8 +102,12 @@ class Client:
         )
         self.models = Models(self)
         self._learn = learn_pb2_grpc.LearnServiceStub(self.channel)
+        self._held: dict[tuple[str, str], LearnSession] = {}
+        """By model and learner: what was to be kept at the end of the last call."""
         self._predict = predict_pb2_grpc.PredictServiceStub(self.channel)
         self._export = export_pb2_grpc.ExportServiceStub(self.channel)
+        self._downloads = Downloads(self, self._export)
+        self._erasure = erasure_pb2_grpc.ErasureServiceStub(self.channel)
         self._info = server_info_pb2_grpc.ServerInfoServiceStub(self.channel)
         self._operations = operations_grpc_pb2.OperationsStub(self.channel)
 
@@ -130,6 +144,8 @@ class Client:
         first_sequence: int | None = None,
         feature_digest: str = "",
         timeline: str = "",
+        step: str = "",
+        receipts: ReceiptFile | None = None,
         on_event: Callable[[LearnEvent], None] | None = None,
         retry_for_s: float = 300.0,
     ) -> LearnReport:
@@ -140,13 +156,19 @@ class Client:
         for good, and those already durable are skipped: exactly-once across restarts of the caller as well.
 
         `feature_digest`: needed with `Features`; `timeline`: of an earlier report, to be told of a restored backup.
+        `step`: the task, domain or season that batches belong to which name none themselves (`Batch.step`). It changes
+        nothing of what is learned; when data of an earlier step come again, the model's report says what was forgotten.
+        `receipts`: keeps what `erase` needs; with `first_sequence`, what is durable and has none there is sent again.
         All of it runs in the calling thread. While `batches` makes its next one, nothing is heard: a lost connection,
         a rejection or what has become durable is noticed when it yields. Where batches are minutes apart and that is
-        too late, use AsyncClient, which listens meanwhile. `on_event` is called between batches. An error of `batches`
-        itself is raised after what came before it is durable. `retry_for_s`: seconds of failing in a row before the
-        connection is given up.
+        too late, use AsyncClient. `on_event` is called between batches. An error of `batches` itself is raised after
+        what came before it is durable. `retry_for_s`: seconds of failing in a row before the connection is given up.
 
-        Raises Fenced, TimelineChanged, SequenceGap, InvalidArgument, NotFound, FailedPrecondition, Unavailable.
+        A model may promise to commit nothing until enough samples of enough learners have come (`privacy` of its
+        declaration). What is left over at the end is then not durable: Held is raised some seconds later, says how
+        much is missing, and the batches are kept here; the next call for this model and learner sends them again first.
+
+        Raises Held, Fenced, TimelineChanged, SequenceGap, InvalidArgument, NotFound, FailedPrecondition, Unavailable.
         """
         session = LearnSession(
             model,
@@ -155,14 +177,77 @@ class Client:
             first_sequence=first_sequence,
             feature_digest=feature_digest,
             timeline=timeline,
+            step=step,
+            receipts=receipts,
         )
-        return _learn_sync.learn(
-            lambda requests: self._learn.Learn(requests, metadata=self.metadata),
-            session,
-            batches,
-            retry=Retry(give_up_after_s=retry_for_s),
-            on_event=on_event or unheard,
+        learner = session.model, session.client_id
+        if learner in self._held:
+            session.keep_from(self._held.pop(learner))
+        try:
+            return _learn_sync.learn(
+                self.open_learn,
+                session,
+                batches,
+                retry=Retry(give_up_after_s=retry_for_s),
+                on_event=on_event or unheard,
+            )
+        except Held:
+            self._held[learner] = session
+            raise
+
+    def open_learn(self, requests: Iterator[learn_pb2.LearnRequest]) -> Any:
+        """The Learn call itself, for those who drive it themselves."""
+        return self._learn.Learn(requests, metadata=self.metadata)
+
+    def label(
+        self, model: str, pairs: Iterable[Labelled], *, client_id: str | None = None, step: str = ""
+    ) -> LabelReport:
+        """Teaches what was true of samples that `predict` was asked about, by their ids, days later if need be; returns
+        when each is durable, once, or refused. The model declares late_labels. Raises as `learn`."""
+        late = LateSession(pairs)
+        while batches := late.batches():
+            late.took(self.learn(model, batches, client_id=client_id, step=step, on_event=late.hear))
+        return late.report()
+
+    def erase(
+        self,
+        model: str,
+        *,
+        client_id: str = "",
+        label: str = "",
+        receipts: str | Path | None = None,
+        partial: bool = False,
+        dry_run: bool = False,
+        timeout_s: float = ERASE_TIMEOUT_S,
+    ) -> erasure_pb2.EraseReport:
+        """Takes out of a model what one client contributed, or a class, and returns what was done, with the server's
+        signature on it.
+
+        `receipts`: the file that the client's `learn` filled. Where its receipts are not all that was learned, nothing
+        happens, unless with `partial`. The versions that contained it are withdrawn. `dry_run`: only says what would.
+
+        Raises FailedPrecondition (reasons NOT_ERASABLE, RECEIPTS_INCOMPLETE), NotFound, InvalidArgument.
+        """
+        session = EraseSession(
+            model, client_id=client_id, label=label, receipts=receipts, partial=partial, dry_run=dry_run
         )
+        try:
+            for response in self._erasure.Erase(session.requests(), timeout=timeout_s, metadata=self.metadata):
+                session.hear(response)
+        except grpc.RpcError as error:
+            raise session.failure or from_rpc_error(error) from None
+        return session.result()
+
+    def erasures(self, model: str) -> Iterator[erasure_pb2.Erasure]:
+        """What was taken out of a model, oldest first, page by page as they are asked for."""
+        token = ""
+        while True:
+            request = erasure_pb2.ListErasuresRequest(parent=model_name(model), page_token=token)
+            page = self.call(self._erasure.ListErasures, request)
+            yield from page.erasures
+            token = page.next_page_token
+            if not token:
+                return
 
     def embed(self, models: Sequence[str], samples: SampleInput, *, timeout_s: float = EMBED_TIMEOUT_S) -> Embeddings:
         """Features of samples for several models at once, to be taught as `Features`; learns nothing.
@@ -200,7 +285,7 @@ class Client:
     ) -> Iterator[Predictions | EverlearnClientError]:
         """Answers in the order of `batches`. An error of one batch is yielded in its place and the stream goes on."""
         requests = (predict_request(model, b, version=version, top_k=top_k, scores=scores) for b in batches)
-        source = _Raising(requests)
+        source = Raising(requests)
         call = self._predict.PredictStream(source, metadata=self.metadata)
         try:
             for response in call:
@@ -243,14 +328,18 @@ class Client:
         export: ExportInfo,
         folder: str | Path,
         *,
+        base: str | Path | None = None,
         on_progress: DownloadCallback | None = None,
         retry_for_s: float = 120.0,
     ) -> list[Path]:
         """Fetches all files of an export, going on where an earlier attempt stopped; files already there are kept.
 
-        Raises DataLoss where what arrives is not what the export announced.
+        `base`: a folder with an earlier version's: where that is cheaper, only the differences travel, of a new head
+        some kilobytes. Raises DataLoss where what arrives is not what the export announced, InvalidArgument where
+        differences cannot be read here.
         """
-        return [self._fetch(export, file, Path(folder), on_progress, retry_for_s) for file in export.files]
+        known = None if base is None else Path(base)
+        return self._downloads.fetch(export, Path(folder), base=known, on_progress=on_progress, retry_for_s=retry_for_s)
 
     def wait(
         self,
@@ -273,62 +362,3 @@ class Client:
             delay_s = min(LONGEST_POLL_S, delay_s * 1.5)
             request = operations_proto_pb2.GetOperationRequest(name=operation.name)
             operation = self.call(self._operations.GetOperation, request)
-
-    def _fetch(
-        self,
-        export: ExportInfo,
-        file: ExportFile,
-        folder: Path,
-        on_progress: DownloadCallback | None,
-        retry_for_s: float,
-    ) -> Path:
-        part, retry = PartFile(file, folder), Retry(give_up_after_s=retry_for_s)
-        if part.is_here:
-            return part.path
-        while not part.is_complete:
-            try:
-                with closing(self._chunks(export, file, part.offset)) as chunks:
-                    for chunk in chunks:
-                        part.append(chunk)
-                        retry.progress()
-                        if on_progress is not None:
-                            on_progress(part.progress)
-                if not part.is_complete:
-                    raise part.ended_early()
-            except EverlearnClientError as error:
-                if not is_passing(error):
-                    raise
-                time.sleep(retry.delay_s(error))
-        return part.finish()
-
-    def _chunks(
-        self, export: ExportInfo, file: ExportFile, offset: int
-    ) -> Generator[export_pb2.DownloadExportResponse, None, None]:
-        request = export_pb2.DownloadExportRequest(name=export.name, file_name=file.file_name, offset=offset)
-        call = self._export.DownloadExport(request, metadata=self.metadata)
-        try:
-            yield from call
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from None
-        finally:
-            call.cancel()
-
-
-class _Raising(Generic[Item]):
-    """An iterator for gRPC that remembers its error: gRPC would only say that iterating failed."""
-
-    def __init__(self, items: Iterator[Item]) -> None:
-        self._items = items
-        self.error: Exception | None = None
-
-    def __iter__(self) -> Iterator[Item]:
-        return self
-
-    def __next__(self) -> Item:
-        try:
-            return next(self._items)
-        except StopIteration:
-            raise
-        except Exception as error:
-            self.error = error
-            raise

@@ -8,9 +8,11 @@
     |   +-- TimelineChanged    the server was restored from a backup: earlier acknowledgements are void
     +-- FailedPrecondition     right request, wrong state; `reason` is machine-readable
     |   +-- SequenceGap        a batch before this one is missing; `expected` is its sequence
+    |   +-- Held               received and not durable: the model's privacy waits for more samples
     +-- AccessDenied           the server does not accept these credentials
     +-- Overloaded             the server is busy; retry after `retry_after_s`
     +-- DeadlineExceeded       no answer in time
+    +-- SpoolFull              a device's spool takes no more (declared: `refuse`)
     +-- Unavailable            no server reached, or it is draining
     +-- DataLoss               stored or received bytes do not match their digest
     +-- ServerBug              an error that the server did not mean to raise
@@ -62,7 +64,22 @@ class Fenced(Conflict):
 
 
 class TimelineChanged(Conflict):
-    """The server's history is not the one that earlier acknowledgements come from: they are void."""
+    """The server's history is not the one that earlier acknowledgements come from: those above `durable_sequence` are
+    void. Batches from the next one on are to be sent again, or are lost: call `learn` once more, on `timeline`."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        durable_sequence: int = 0,
+        timeline: str = "",
+        field: str = "",
+        reason: str = "TIMELINE_CHANGED",
+        code: str = "",
+    ) -> None:
+        super().__init__(message, field=field, reason=reason, code=code)
+        self.durable_sequence = durable_sequence
+        self.timeline = timeline
 
 
 class FailedPrecondition(EverlearnClientError):
@@ -77,6 +94,12 @@ class SequenceGap(FailedPrecondition):
     ) -> None:
         super().__init__(message, field=field, reason=reason, code=code)
         self.expected = expected
+
+
+class Held(FailedPrecondition):
+    """Batches were received and are not durable: the model's tier of privacy commits nothing until enough samples of
+    enough clients have come. They are kept by the client that raised this, whose next `learn` sends them again first;
+    who keeps them elsewhere does so until a report's `durable_sequence` covers them."""
 
 
 class AccessDenied(EverlearnClientError):
@@ -97,6 +120,10 @@ class DeadlineExceeded(EverlearnClientError):
     """No answer within the time allowed."""
 
 
+class SpoolFull(EverlearnClientError):
+    """A device's spool is at its limit and was told to refuse. Once more is durable, it takes more."""
+
+
 class Unavailable(EverlearnClientError):
     """No server was reached, the connection broke, or the server is draining. Trying again later may help."""
 
@@ -113,6 +140,7 @@ ERROR_OF_REASON: dict[str, type[EverlearnClientError]] = {
     "FENCED": Fenced,
     "TIMELINE_CHANGED": TimelineChanged,
     "SEQUENCE_GAP": SequenceGap,
+    "HELD": Held,
 }
 """Reasons that have a class of their own; looked up before the status."""
 
@@ -211,6 +239,15 @@ def _build(code: grpc.StatusCode, message: str, details: _Details) -> EverlearnC
     if issubclass(kind, SequenceGap):
         expected = details.metadata.get("expected", "")
         return kind(message, expected=int(expected) if expected.isdecimal() else 0, field=details.field, code=code.name)
+    if issubclass(kind, TimelineChanged):
+        durable = details.metadata.get("durable", "")
+        return kind(
+            message,
+            durable_sequence=int(durable) if durable.isdecimal() else 0,
+            timeline=details.metadata.get("timeline", ""),
+            field=details.field,
+            code=code.name,
+        )
     if issubclass(kind, Overloaded):
         return kind(
             message,

@@ -43,6 +43,8 @@ class Opened:
     durable_sequence: int
     timeline: str
     credits: int
+    held_sequence: int = 0
+    """Last sequence that waits in the server's RAM for other learners, where it is above `durable_sequence`."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,9 @@ class Rejected:
     code: str
     field: str
     message: str
+    reason: str = ""
+    """Machine-readable, e.g. `INVALID_INPUT`, or for limits of one client `CLIENT_SHARE`, `CLIENT_GATE`,
+    `CLIENT_LABELS`, `QUARANTINED`."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Resource names (AIP-122): `models/{model}`, `models/{model}/versions/{version}`, and learners' ids."""
+"""Resource names (AIP-122): `models/{model}`, `models/{model}/versions/{version}`; learners' ids, names of steps."""
 
 from __future__ import annotations
 
@@ -42,3 +42,12 @@ def learner_name(client_id: str) -> str:
             field="client_id",
         )
     return client_id
+
+
+def step_name(step: str) -> str:
+    """Checks the name of a step; empty for none. Raises InvalidArgument."""
+    if not isinstance(step, str) or (step and not _PART.fullmatch(step)):
+        raise InvalidArgument(
+            f"{step!r} is not a step's name: lower-case letters, digits, '.', '_', '-', at most 63", field="step"
+        )
+    return step

@@ -41,6 +41,8 @@ class Predictions:
     trunk_ms: float
     values_NK: npt.NDArray[np.float32] | None = None
     """Of a regression; columns are `labels`, and `top` is empty."""
+    sample_ids: tuple[str, ...] = ()
+    """For each sample, of a model that declares late_labels: what `Client.label` takes, once the label is known."""
 
     @classmethod
     def of(cls, response: predict_pb2.PredictResponse) -> Predictions:
@@ -48,7 +50,8 @@ class Predictions:
         scores = from_tensor(response.scores).astype(np.float32) if response.HasField("scores") else None
         top = tuple(tuple(ScoredLabel(s.label, s.index, s.score) for s in p.top) for p in response.predictions)
         values = from_tensor(response.values).astype(np.float32) if response.HasField("values") else None
-        return cls(response.version, top, tuple(response.labels), scores, response.queue_ms, response.trunk_ms, values)
+        labels, ids = tuple(response.labels), tuple(response.sample_ids)
+        return cls(response.version, top, labels, scores, response.queue_ms, response.trunk_ms, values, ids)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,12 +91,23 @@ class ExportInfo:
     """Largest difference of a score between file and server."""
     probes: int
     """Inputs that was measured on."""
+    manifest: bytes = b""
+    """What it is, as JSON; `signature` is the server's, Ed25519 (RFC 8032)."""
+    signature: bytes = b""
 
     @classmethod
     def of(cls, message: export_pb2.Export) -> ExportInfo:
         """From the wire."""
         files = tuple(ExportFile(f.file_name, f.size_bytes, f.sha256) for f in message.files)
-        return cls(message.name, message.version, files, message.parity_max_abs_diff, message.probes)
+        return cls(
+            message.name,
+            message.version,
+            files,
+            message.parity_max_abs_diff,
+            message.probes,
+            message.manifest,
+            message.signature,
+        )
 
 
 @dataclass(frozen=True)

@@ -53,17 +53,30 @@ class Texts:
     texts: Sequence[str]
 
 
+@dataclass(frozen=True)
+class Predicted:
+    """Samples that were predicted before, by `Predictions.sample_ids`, of a model that declares late_labels; for
+    learning alone. See `Client.label` for single ones."""
+
+    ids: Sequence[str]
+
+
 Arrays = Features | Pixels | Tensors
-SampleInput = Sequence[bytes | str | os.PathLike[str]] | npt.NDArray[np.uint8] | Arrays | Texts
-"""Image files (bytes or paths), uint8 images [N, H, W, 3] or [H, W, 3], `Texts`, `Tensors`, `Pixels` or `Features`."""
+SampleInput = Sequence[bytes | str | os.PathLike[str]] | npt.NDArray[np.uint8] | Arrays | Texts | Predicted
+"""Image files (bytes or paths), uint8 images [N, H, W, 3] or [H, W, 3], `Texts`, `Tensors`, `Pixels` or `Features`; to
+be learned, also `Predicted`."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Labelled samples: one label for each, or several, or values (see `targets.Truth`)."""
+    """Labelled samples: one label for each, or several, or values (see `targets.Truth`).
+
+    `step`: the task, domain or season that they belong to, where the stream has such; see `Client.learn`.
+    """
 
     samples: SampleInput
     labels: Truth
+    step: str = ""
 
 
 class Rows:
@@ -74,22 +87,26 @@ class Rows:
         *,
         files: Sequence[bytes | Path] = (),
         texts: Sequence[str] | None = None,
+        ids: Sequence[str] | None = None,
         array: npt.NDArray[np.generic] | None = None,
         form: Literal["images", "pixels", "tensors", "features"] = "images",
     ) -> None:
         self._files, self._texts, self._array, self._form = files, texts, array, form
+        self._ids = ids
 
     def __len__(self) -> int:
-        if self._texts is not None:
-            return len(self._texts)
+        for texts in (self._texts, self._ids):
+            if texts is not None:
+                return len(texts)
         return len(self._files) if self._array is None else len(self._array)
 
     def size_bytes(self, row: int) -> int:
         """Bytes sample `row` takes in a message."""
         if self._array is not None:
             return self._array.nbytes // len(self._array)
-        if self._texts is not None:
-            return len(self._texts[row].encode()) + 8
+        for texts in (self._texts, self._ids):
+            if texts is not None:
+                return len(texts[row].encode()) + 8
         file = self._files[row]
         return (len(file) if isinstance(file, bytes) else _stat_bytes(file, row)) + 8
 
@@ -97,10 +114,13 @@ class Rows:
         """Rows first..last-1, without a copy."""
         array = None if self._array is None else self._array[first:last]
         texts = None if self._texts is None else self._texts[first:last]
-        return Rows(files=self._files[first:last], texts=texts, array=array, form=self._form)
+        ids = None if self._ids is None else self._ids[first:last]
+        return Rows(files=self._files[first:last], texts=texts, ids=ids, array=array, form=self._form)
 
     def message(self) -> tensor_pb2.Samples:
         """All rows as a message; paths are read now. Raises OSError."""
+        if self._ids is not None:
+            return tensor_pb2.Samples(ids=self._ids)
         if self._texts is not None:
             return tensor_pb2.Samples(texts=tensor_pb2.Texts(texts=self._texts))
         if self._array is None:
@@ -118,7 +138,9 @@ def to_rows(samples: SampleInput) -> Rows:
     if isinstance(samples, Tensors):
         return Rows(array=_floats(samples.values_N, axes=None, form="Tensors", right="[N, *shape]"), form="tensors")
     if isinstance(samples, Texts):
-        return Rows(texts=_checked_texts(samples.texts))
+        return Rows(texts=_checked_texts(samples.texts, "Texts"))
+    if isinstance(samples, Predicted):
+        return Rows(ids=_checked_texts(samples.ids, "Predicted"))
     if isinstance(samples, Pixels):
         pixels_N3HW = _floats(samples.pixels_N3HW, axes=4, form="Pixels", right="[N, 3, height, width]")
         if pixels_N3HW.shape[1] != 3:
@@ -142,6 +164,8 @@ def to_rows(samples: SampleInput) -> Rows:
 
 def to_message(samples: SampleInput) -> tensor_pb2.Samples:
     """All samples in one message. Raises InvalidArgument where they do not fit."""
+    if isinstance(samples, Predicted):
+        raise _wrong("Predicted samples were asked about before, and are for learning alone; send the samples")
     rows = to_rows(samples)
     total = sum(rows.size_bytes(row) for row in range(len(rows)))
     if total > MESSAGE_LIMIT_BYTES:
@@ -162,7 +186,7 @@ def split_batch(
     """
     rows, targets = checked_rows(batch)
     for first, last in cuts(rows, targets, target_bytes=target_bytes, limit_bytes=limit_bytes, rows=max_samples):
-        yield Batch(_take(batch.samples, first, last), batch.labels[first:last])
+        yield Batch(_take(batch.samples, first, last), batch.labels[first:last], batch.step)
 
 
 def checked_rows(batch: Batch) -> tuple[Rows, Targets]:
@@ -200,17 +224,19 @@ def _take(samples: SampleInput, first: int, last: int) -> SampleInput:
         return Tensors(samples.values_N[first:last])
     if isinstance(samples, Texts):
         return Texts(samples.texts[first:last])
+    if isinstance(samples, Predicted):
+        return Predicted(samples.ids[first:last])
     if isinstance(samples, np.ndarray) and samples.ndim == 3:
         return samples
     return samples[first:last]
 
 
-def _checked_texts(texts: Sequence[str]) -> list[str]:
+def _checked_texts(texts: Sequence[str], form: str) -> list[str]:
     if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence):
-        raise _wrong(f"Texts is a {type(texts).__name__}; give a list of str: Texts([...])")
+        raise _wrong(f"{form} is a {type(texts).__name__}; give a list of str: {form}([...])")
     for row, text in enumerate(texts):
         if not isinstance(text, str):
-            raise InvalidArgument(f"Texts has a {type(text).__name__}; str is needed", field=f"samples[{row}]")
+            raise InvalidArgument(f"{form} has a {type(text).__name__}; str is needed", field=f"samples[{row}]")
         try:
             text.encode()
         except UnicodeEncodeError:

@@ -51,12 +51,18 @@ class Export(google.protobuf.message.Message):
     CREATE_TIME_FIELD_NUMBER: builtins.int
     PARITY_MAX_ABS_DIFF_FIELD_NUMBER: builtins.int
     PROBES_FIELD_NUMBER: builtins.int
+    MANIFEST_FIELD_NUMBER: builtins.int
+    SIGNATURE_FIELD_NUMBER: builtins.int
     name: builtins.str
     """`models/{model}/exports/{version number}`."""
     version: builtins.str
     parity_max_abs_diff: builtins.float
     """Largest difference between a score of the file and of the server over the probes."""
     probes: builtins.int
+    manifest: builtins.bytes
+    """JSON: what this is, and size and sha256 of each file."""
+    signature: builtins.bytes
+    """Ed25519 (RFC 8032) of `manifest`, by the key that GetServerInfo tells."""
     @property
     def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ExportFile]: ...
     @property
@@ -70,9 +76,11 @@ class Export(google.protobuf.message.Message):
         create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         parity_max_abs_diff: builtins.float = ...,
         probes: builtins.int = ...,
+        manifest: builtins.bytes = ...,
+        signature: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["create_time", b"create_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["create_time", b"create_time", "files", b"files", "name", b"name", "parity_max_abs_diff", b"parity_max_abs_diff", "probes", b"probes", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["create_time", b"create_time", "files", b"files", "manifest", b"manifest", "name", b"name", "parity_max_abs_diff", b"parity_max_abs_diff", "probes", b"probes", "signature", b"signature", "version", b"version"]) -> None: ...
 
 Global___Export: typing_extensions.TypeAlias = Export
 
@@ -84,7 +92,9 @@ class ExportFile(google.protobuf.message.Message):
     SIZE_BYTES_FIELD_NUMBER: builtins.int
     SHA256_FIELD_NUMBER: builtins.int
     file_name: builtins.str
-    """`model.onnx` or `MODEL_CARD.md`."""
+    """`model.onnx`, `MODEL_CARD.md`, `probes.npz` (samples and the scores they must get: a device tries a new version with
+    them), or `tokenizer.json`.
+    """
     size_bytes: builtins.int
     sha256: builtins.str
     """Lower-case hex."""
@@ -176,6 +186,107 @@ class DownloadExportRequest(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["file_name", b"file_name", "name", b"name", "offset", b"offset"]) -> None: ...
 
 Global___DownloadExportRequest: typing_extensions.TypeAlias = DownloadExportRequest
+
+@typing.final
+class PlanUpdateRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    FILE_NAME_FIELD_NUMBER: builtins.int
+    HAVE_SHA256_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """`models/{model}/exports/{version number}`."""
+    file_name: builtins.str
+    have_sha256: builtins.str
+    """Of what the caller has of that name; empty where it has nothing."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        file_name: builtins.str = ...,
+        have_sha256: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["file_name", b"file_name", "have_sha256", b"have_sha256", "name", b"name"]) -> None: ...
+
+Global___PlanUpdateRequest: typing_extensions.TypeAlias = PlanUpdateRequest
+
+@typing.final
+class PlanUpdateResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STEPS_FIELD_NUMBER: builtins.int
+    @property
+    def steps(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___DeltaStep]:
+        """At most 3, one after the other; none where the file is not to be reached like that, or costs about as much: then
+        it is downloaded whole, unless the caller has it.
+        """
+
+    def __init__(
+        self,
+        *,
+        steps: collections.abc.Iterable[Global___DeltaStep] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["steps", b"steps"]) -> None: ...
+
+Global___PlanUpdateResponse: typing_extensions.TypeAlias = PlanUpdateResponse
+
+@typing.final
+class DeltaStep(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BASE_SHA256_FIELD_NUMBER: builtins.int
+    TARGET_SHA256_FIELD_NUMBER: builtins.int
+    TARGET_SIZE_BYTES_FIELD_NUMBER: builtins.int
+    SIZE_BYTES_FIELD_NUMBER: builtins.int
+    SHA256_FIELD_NUMBER: builtins.int
+    base_sha256: builtins.str
+    """Of the file that the difference is taken from."""
+    target_sha256: builtins.str
+    """Of the file that comes of it, and its size."""
+    target_size_bytes: builtins.int
+    size_bytes: builtins.int
+    """Of the difference itself."""
+    sha256: builtins.str
+    def __init__(
+        self,
+        *,
+        base_sha256: builtins.str = ...,
+        target_sha256: builtins.str = ...,
+        target_size_bytes: builtins.int = ...,
+        size_bytes: builtins.int = ...,
+        sha256: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["base_sha256", b"base_sha256", "sha256", b"sha256", "size_bytes", b"size_bytes", "target_sha256", b"target_sha256", "target_size_bytes", b"target_size_bytes"]) -> None: ...
+
+Global___DeltaStep: typing_extensions.TypeAlias = DeltaStep
+
+@typing.final
+class DownloadDeltaRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    FILE_NAME_FIELD_NUMBER: builtins.int
+    BASE_SHA256_FIELD_NUMBER: builtins.int
+    TARGET_SHA256_FIELD_NUMBER: builtins.int
+    OFFSET_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """`models/{model}/exports/{version number}`."""
+    file_name: builtins.str
+    base_sha256: builtins.str
+    target_sha256: builtins.str
+    offset: builtins.int
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        file_name: builtins.str = ...,
+        base_sha256: builtins.str = ...,
+        target_sha256: builtins.str = ...,
+        offset: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["base_sha256", b"base_sha256", "file_name", b"file_name", "name", b"name", "offset", b"offset", "target_sha256", b"target_sha256"]) -> None: ...
+
+Global___DownloadDeltaRequest: typing_extensions.TypeAlias = DownloadDeltaRequest
 
 @typing.final
 class DownloadExportResponse(google.protobuf.message.Message):

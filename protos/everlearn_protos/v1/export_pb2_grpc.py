@@ -55,6 +55,16 @@ class ExportServiceStub(object):
                 request_serializer=everlearn__protos_dot_v1_dot_export__pb2.DownloadExportRequest.SerializeToString,
                 response_deserializer=everlearn__protos_dot_v1_dot_export__pb2.DownloadExportResponse.FromString,
                 _registered_method=True)
+        self.PlanUpdate = channel.unary_unary(
+                '/everlearn.v1.ExportService/PlanUpdate',
+                request_serializer=everlearn__protos_dot_v1_dot_export__pb2.PlanUpdateRequest.SerializeToString,
+                response_deserializer=everlearn__protos_dot_v1_dot_export__pb2.PlanUpdateResponse.FromString,
+                _registered_method=True)
+        self.DownloadDelta = channel.unary_stream(
+                '/everlearn.v1.ExportService/DownloadDelta',
+                request_serializer=everlearn__protos_dot_v1_dot_export__pb2.DownloadDeltaRequest.SerializeToString,
+                response_deserializer=everlearn__protos_dot_v1_dot_export__pb2.DownloadExportResponse.FromString,
+                _registered_method=True)
 
 
 class ExportServiceServicer(object):
@@ -87,6 +97,20 @@ class ExportServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PlanUpdate(self, request, context):
+        """The cheapest way from a file that the caller has to a file of the export: nothing, differences, or the file itself.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DownloadDelta(self, request, context):
+        """Streams the difference between two files of one model's exports from `offset` on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ExportServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -108,6 +132,16 @@ def add_ExportServiceServicer_to_server(servicer, server):
             'DownloadExport': grpc.unary_stream_rpc_method_handler(
                     servicer.DownloadExport,
                     request_deserializer=everlearn__protos_dot_v1_dot_export__pb2.DownloadExportRequest.FromString,
+                    response_serializer=everlearn__protos_dot_v1_dot_export__pb2.DownloadExportResponse.SerializeToString,
+            ),
+            'PlanUpdate': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanUpdate,
+                    request_deserializer=everlearn__protos_dot_v1_dot_export__pb2.PlanUpdateRequest.FromString,
+                    response_serializer=everlearn__protos_dot_v1_dot_export__pb2.PlanUpdateResponse.SerializeToString,
+            ),
+            'DownloadDelta': grpc.unary_stream_rpc_method_handler(
+                    servicer.DownloadDelta,
+                    request_deserializer=everlearn__protos_dot_v1_dot_export__pb2.DownloadDeltaRequest.FromString,
                     response_serializer=everlearn__protos_dot_v1_dot_export__pb2.DownloadExportResponse.SerializeToString,
             ),
     }
@@ -218,6 +252,60 @@ class ExportService(object):
             target,
             '/everlearn.v1.ExportService/DownloadExport',
             everlearn__protos_dot_v1_dot_export__pb2.DownloadExportRequest.SerializeToString,
+            everlearn__protos_dot_v1_dot_export__pb2.DownloadExportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanUpdate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/everlearn.v1.ExportService/PlanUpdate',
+            everlearn__protos_dot_v1_dot_export__pb2.PlanUpdateRequest.SerializeToString,
+            everlearn__protos_dot_v1_dot_export__pb2.PlanUpdateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DownloadDelta(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/everlearn.v1.ExportService/DownloadDelta',
+            everlearn__protos_dot_v1_dot_export__pb2.DownloadDeltaRequest.SerializeToString,
             everlearn__protos_dot_v1_dot_export__pb2.DownloadExportResponse.FromString,
             options,
             channel_credentials,

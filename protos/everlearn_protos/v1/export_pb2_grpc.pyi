@@ -90,7 +90,39 @@ _ExportServiceDownloadExportType = typing_extensions.TypeVar(
     ],
 )
 
-class ExportServiceStub(typing.Generic[_ExportServiceCreateExportType, _ExportServiceGetExportType, _ExportServiceListExportsType, _ExportServiceDownloadExportType]):
+_ExportServicePlanUpdateType = typing_extensions.TypeVar(
+    '_ExportServicePlanUpdateType',
+    grpc.UnaryUnaryMultiCallable[
+        everlearn_protos.v1.export_pb2.PlanUpdateRequest,
+        everlearn_protos.v1.export_pb2.PlanUpdateResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        everlearn_protos.v1.export_pb2.PlanUpdateRequest,
+        everlearn_protos.v1.export_pb2.PlanUpdateResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        everlearn_protos.v1.export_pb2.PlanUpdateRequest,
+        everlearn_protos.v1.export_pb2.PlanUpdateResponse,
+    ],
+)
+
+_ExportServiceDownloadDeltaType = typing_extensions.TypeVar(
+    '_ExportServiceDownloadDeltaType',
+    grpc.UnaryStreamMultiCallable[
+        everlearn_protos.v1.export_pb2.DownloadDeltaRequest,
+        everlearn_protos.v1.export_pb2.DownloadExportResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        everlearn_protos.v1.export_pb2.DownloadDeltaRequest,
+        everlearn_protos.v1.export_pb2.DownloadExportResponse,
+    ],
+    default=grpc.UnaryStreamMultiCallable[
+        everlearn_protos.v1.export_pb2.DownloadDeltaRequest,
+        everlearn_protos.v1.export_pb2.DownloadExportResponse,
+    ],
+)
+
+class ExportServiceStub(typing.Generic[_ExportServiceCreateExportType, _ExportServiceGetExportType, _ExportServiceListExportsType, _ExportServiceDownloadExportType, _ExportServicePlanUpdateType, _ExportServiceDownloadDeltaType]):
     @typing.overload
     def __init__(self: ExportServiceStub[
         grpc.UnaryUnaryMultiCallable[
@@ -107,6 +139,14 @@ class ExportServiceStub(typing.Generic[_ExportServiceCreateExportType, _ExportSe
         ],
         grpc.UnaryStreamMultiCallable[
             everlearn_protos.v1.export_pb2.DownloadExportRequest,
+            everlearn_protos.v1.export_pb2.DownloadExportResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            everlearn_protos.v1.export_pb2.PlanUpdateRequest,
+            everlearn_protos.v1.export_pb2.PlanUpdateResponse,
+        ],
+        grpc.UnaryStreamMultiCallable[
+            everlearn_protos.v1.export_pb2.DownloadDeltaRequest,
             everlearn_protos.v1.export_pb2.DownloadExportResponse,
         ],
     ], channel: grpc.Channel) -> None: ...
@@ -129,6 +169,14 @@ class ExportServiceStub(typing.Generic[_ExportServiceCreateExportType, _ExportSe
             everlearn_protos.v1.export_pb2.DownloadExportRequest,
             everlearn_protos.v1.export_pb2.DownloadExportResponse,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            everlearn_protos.v1.export_pb2.PlanUpdateRequest,
+            everlearn_protos.v1.export_pb2.PlanUpdateResponse,
+        ],
+        grpc.aio.UnaryStreamMultiCallable[
+            everlearn_protos.v1.export_pb2.DownloadDeltaRequest,
+            everlearn_protos.v1.export_pb2.DownloadExportResponse,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     CreateExport: _ExportServiceCreateExportType
@@ -142,6 +190,12 @@ class ExportServiceStub(typing.Generic[_ExportServiceCreateExportType, _ExportSe
 
     DownloadExport: _ExportServiceDownloadExportType
     """Streams a file of the export from `offset` on."""
+
+    PlanUpdate: _ExportServicePlanUpdateType
+    """The cheapest way from a file that the caller has to a file of the export: nothing, differences, or the file itself."""
+
+    DownloadDelta: _ExportServiceDownloadDeltaType
+    """Streams the difference between two files of one model's exports from `offset` on."""
 
 ExportServiceAsyncStub: typing_extensions.TypeAlias = ExportServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -158,6 +212,14 @@ ExportServiceAsyncStub: typing_extensions.TypeAlias = ExportServiceStub[
     ],
     grpc.aio.UnaryStreamMultiCallable[
         everlearn_protos.v1.export_pb2.DownloadExportRequest,
+        everlearn_protos.v1.export_pb2.DownloadExportResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        everlearn_protos.v1.export_pb2.PlanUpdateRequest,
+        everlearn_protos.v1.export_pb2.PlanUpdateResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        everlearn_protos.v1.export_pb2.DownloadDeltaRequest,
         everlearn_protos.v1.export_pb2.DownloadExportResponse,
     ],
 ]
@@ -194,5 +256,21 @@ class ExportServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[everlearn_protos.v1.export_pb2.DownloadExportResponse], collections.abc.AsyncIterator[everlearn_protos.v1.export_pb2.DownloadExportResponse]]:
         """Streams a file of the export from `offset` on."""
+
+    @abc.abstractmethod
+    def PlanUpdate(
+        self,
+        request: everlearn_protos.v1.export_pb2.PlanUpdateRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[everlearn_protos.v1.export_pb2.PlanUpdateResponse, collections.abc.Awaitable[everlearn_protos.v1.export_pb2.PlanUpdateResponse]]:
+        """The cheapest way from a file that the caller has to a file of the export: nothing, differences, or the file itself."""
+
+    @abc.abstractmethod
+    def DownloadDelta(
+        self,
+        request: everlearn_protos.v1.export_pb2.DownloadDeltaRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[everlearn_protos.v1.export_pb2.DownloadExportResponse], collections.abc.AsyncIterator[everlearn_protos.v1.export_pb2.DownloadExportResponse]]:
+        """Streams the difference between two files of one model's exports from `offset` on."""
 
 def add_ExportServiceServicer_to_server(servicer: ExportServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -26,7 +26,7 @@ from everlearn_protos.v1 import models_pb2 as everlearn__protos_dot_v1_dot_model
 from everlearn_protos.v1 import tensor_pb2 as everlearn__protos_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x65verlearn_protos/v1/learn.proto\x12\x0c\x65verlearn.v1\x1a everlearn_protos/v1/models.proto\x1a everlearn_protos/v1/tensor.proto\"E\n\x0c\x45mbedRequest\x12\r\n\x05names\x18\x01 \x03(\t\x12&\n\x07samples\x18\x02 \x01(\x0b\x32\x15.everlearn.v1.Samples\"^\n\rEmbedResponse\x12+\n\nembeddings\x18\x01 \x03(\x0b\x32\x17.everlearn.v1.Embedding\x12\x0e\n\x06passes\x18\x02 \x01(\x05\x12\x10\n\x08trunk_ms\x18\x03 \x01(\x01\"K\n\tEmbedding\x12\x16\n\x0e\x66\x65\x61ture_digest\x18\x01 \x01(\t\x12&\n\x08\x66\x65\x61tures\x18\x02 \x01(\x0b\x32\x14.everlearn.v1.Tensor\"c\n\x0cLearnRequest\x12\"\n\x04open\x18\x01 \x01(\x0b\x32\x12.everlearn.v1.OpenH\x00\x12$\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\x13.everlearn.v1.BatchH\x00\x42\t\n\x07request\"^\n\x04Open\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x63lient\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x10\n\x08timeline\x18\x04 \x01(\t\x12\x16\n\x0e\x66\x65\x61ture_digest\x18\x05 \x01(\t\"\xa3\x01\n\x05\x42\x61tch\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0e\n\x06labels\x18\x02 \x03(\t\x12&\n\x07samples\x18\x03 \x01(\x0b\x32\x15.everlearn.v1.Samples\x12*\n\nlabel_sets\x18\x14 \x03(\x0b\x32\x16.everlearn.v1.LabelSet\x12$\n\x06values\x18\x15 \x01(\x0b\x32\x14.everlearn.v1.Tensor\"\x1a\n\x08LabelSet\x12\x0e\n\x06labels\x18\x01 \x03(\t\"\xc5\x01\n\rLearnResponse\x12&\n\x06opened\x18\x01 \x01(\x0b\x32\x14.everlearn.v1.OpenedH\x00\x12*\n\x08received\x18\x02 \x01(\x0b\x32\x16.everlearn.v1.ReceivedH\x00\x12*\n\x08rejected\x18\x03 \x01(\x0b\x32\x16.everlearn.v1.RejectedH\x00\x12(\n\x07\x64urable\x18\x04 \x01(\x0b\x32\x15.everlearn.v1.DurableH\x00\x42\n\n\x08response\"\x80\x01\n\x06Opened\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x18\n\x10\x64urable_sequence\x18\x02 \x01(\x04\x12\x10\n\x08timeline\x18\x03 \x01(\t\x12\x0f\n\x07\x63redits\x18\x04 \x01(\r\x12*\n\x05input\x18\x05 \x01(\x0b\x32\x1b.everlearn.v1.InputContract\"\x84\x02\n\x08Received\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0f\n\x07samples\x18\x02 \x01(\r\x12\x0f\n\x07\x63orrect\x18\x03 \x01(\r\x12.\n\x0bprequential\x18\x04 \x01(\x0b\x32\x19.everlearn.v1.Prequential\x12\x14\n\x0c\x63lasses_seen\x18\x05 \x01(\r\x12\x16\n\x0eregularization\x18\x06 \x01(\x01\x12\'\n\x05times\x18\x07 \x01(\x0b\x32\x18.everlearn.v1.StageTimes\x12\x19\n\x11tested_by_version\x18\x08 \x01(\x03\x12\x0f\n\x07\x63redits\x18\t \x01(\r\x12\x11\n\tduplicate\x18\n \x01(\x08\"j\n\nStageTimes\x12\x11\n\tdecode_ms\x18\x01 \x01(\x01\x12\x10\n\x08queue_ms\x18\x02 \x01(\x01\x12\x10\n\x08trunk_ms\x18\x03 \x01(\x01\x12\x0f\n\x07test_ms\x18\x04 \x01(\x01\x12\x14\n\x0cintegrate_ms\x18\x05 \x01(\x01\"[\n\x08Rejected\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x0f\n\x07\x63redits\x18\x05 \x01(\r\"Q\n\x07\x44urable\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x11\n\tcommit_id\x18\x02 \x01(\x03\x12\x10\n\x08timeline\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\x03\x32\x96\x01\n\x0cLearnService\x12\x44\n\x05Learn\x12\x1a.everlearn.v1.LearnRequest\x1a\x1b.everlearn.v1.LearnResponse(\x01\x30\x01\x12@\n\x05\x45mbed\x12\x1a.everlearn.v1.EmbedRequest\x1a\x1b.everlearn.v1.EmbedResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x65verlearn_protos/v1/learn.proto\x12\x0c\x65verlearn.v1\x1a everlearn_protos/v1/models.proto\x1a everlearn_protos/v1/tensor.proto\"E\n\x0c\x45mbedRequest\x12\r\n\x05names\x18\x01 \x03(\t\x12&\n\x07samples\x18\x02 \x01(\x0b\x32\x15.everlearn.v1.Samples\"^\n\rEmbedResponse\x12+\n\nembeddings\x18\x01 \x03(\x0b\x32\x17.everlearn.v1.Embedding\x12\x0e\n\x06passes\x18\x02 \x01(\x05\x12\x10\n\x08trunk_ms\x18\x03 \x01(\x01\"K\n\tEmbedding\x12\x16\n\x0e\x66\x65\x61ture_digest\x18\x01 \x01(\t\x12&\n\x08\x66\x65\x61tures\x18\x02 \x01(\x0b\x32\x14.everlearn.v1.Tensor\"\x91\x01\n\x0cLearnRequest\x12\"\n\x04open\x18\x01 \x01(\x0b\x32\x12.everlearn.v1.OpenH\x00\x12$\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\x13.everlearn.v1.BatchH\x00\x12,\n\theartbeat\x18\x03 \x01(\x0b\x32\x17.everlearn.v1.HeartbeatH\x00\x42\t\n\x07request\"\x1c\n\tHeartbeat\x12\x0f\n\x07padding\x18\x01 \x01(\x0c\"\x86\x01\n\x04Open\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x63lient\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x10\n\x08timeline\x18\x04 \x01(\t\x12\x16\n\x0e\x66\x65\x61ture_digest\x18\x05 \x01(\t\x12\x10\n\x08receipts\x18\x06 \x01(\x08\x12\x14\n\x0c\x64urable_only\x18\x07 \x01(\x08\"\xb1\x01\n\x05\x42\x61tch\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0e\n\x06labels\x18\x02 \x03(\t\x12&\n\x07samples\x18\x03 \x01(\x0b\x32\x15.everlearn.v1.Samples\x12*\n\nlabel_sets\x18\x14 \x03(\x0b\x32\x16.everlearn.v1.LabelSet\x12$\n\x06values\x18\x15 \x01(\x0b\x32\x14.everlearn.v1.Tensor\x12\x0c\n\x04step\x18\x16 \x01(\t\"\x1a\n\x08LabelSet\x12\x0e\n\x06labels\x18\x01 \x03(\t\"\xc5\x01\n\rLearnResponse\x12&\n\x06opened\x18\x01 \x01(\x0b\x32\x14.everlearn.v1.OpenedH\x00\x12*\n\x08received\x18\x02 \x01(\x0b\x32\x16.everlearn.v1.ReceivedH\x00\x12*\n\x08rejected\x18\x03 \x01(\x0b\x32\x16.everlearn.v1.RejectedH\x00\x12(\n\x07\x64urable\x18\x04 \x01(\x0b\x32\x15.everlearn.v1.DurableH\x00\x42\n\n\x08response\"\xda\x01\n\x06Opened\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x18\n\x10\x64urable_sequence\x18\x02 \x01(\x04\x12\x10\n\x08timeline\x18\x03 \x01(\t\x12\x0f\n\x07\x63redits\x18\x04 \x01(\r\x12*\n\x05input\x18\x05 \x01(\x0b\x32\x1b.everlearn.v1.InputContract\x12\x13\n\x0bmin_samples\x18\x06 \x01(\x03\x12\x13\n\x0bmin_clients\x18\x07 \x01(\x03\x12\x15\n\rheld_sequence\x18\x08 \x01(\x04\x12\x17\n\x0fheartbeat_bytes\x18\t \x01(\r\"\x95\x02\n\x08Received\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0f\n\x07samples\x18\x02 \x01(\r\x12\x0f\n\x07\x63orrect\x18\x03 \x01(\r\x12.\n\x0bprequential\x18\x04 \x01(\x0b\x32\x19.everlearn.v1.Prequential\x12\x14\n\x0c\x63lasses_seen\x18\x05 \x01(\r\x12\x16\n\x0eregularization\x18\x06 \x01(\x01\x12\'\n\x05times\x18\x07 \x01(\x0b\x32\x18.everlearn.v1.StageTimes\x12\x19\n\x11tested_by_version\x18\x08 \x01(\x03\x12\x0f\n\x07\x63redits\x18\t \x01(\r\x12\x11\n\tduplicate\x18\n \x01(\x08\x12\x0f\n\x07receipt\x18\x0b \x01(\x0c\"j\n\nStageTimes\x12\x11\n\tdecode_ms\x18\x01 \x01(\x01\x12\x10\n\x08queue_ms\x18\x02 \x01(\x01\x12\x10\n\x08trunk_ms\x18\x03 \x01(\x01\x12\x0f\n\x07test_ms\x18\x04 \x01(\x01\x12\x14\n\x0cintegrate_ms\x18\x05 \x01(\x01\"k\n\x08Rejected\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x0f\n\x07\x63redits\x18\x05 \x01(\r\x12\x0e\n\x06reason\x18\x06 \x01(\t\"Q\n\x07\x44urable\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x11\n\tcommit_id\x18\x02 \x01(\x03\x12\x10\n\x08timeline\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\x03\x32\x96\x01\n\x0cLearnService\x12\x44\n\x05Learn\x12\x1a.everlearn.v1.LearnRequest\x1a\x1b.everlearn.v1.LearnResponse(\x01\x30\x01\x12@\n\x05\x45mbed\x12\x1a.everlearn.v1.EmbedRequest\x1a\x1b.everlearn.v1.EmbedResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,26 +39,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EMBEDRESPONSE']._serialized_end=282
   _globals['_EMBEDDING']._serialized_start=284
   _globals['_EMBEDDING']._serialized_end=359
-  _globals['_LEARNREQUEST']._serialized_start=361
-  _globals['_LEARNREQUEST']._serialized_end=460
-  _globals['_OPEN']._serialized_start=462
-  _globals['_OPEN']._serialized_end=556
-  _globals['_BATCH']._serialized_start=559
-  _globals['_BATCH']._serialized_end=722
-  _globals['_LABELSET']._serialized_start=724
-  _globals['_LABELSET']._serialized_end=750
-  _globals['_LEARNRESPONSE']._serialized_start=753
-  _globals['_LEARNRESPONSE']._serialized_end=950
-  _globals['_OPENED']._serialized_start=953
-  _globals['_OPENED']._serialized_end=1081
-  _globals['_RECEIVED']._serialized_start=1084
-  _globals['_RECEIVED']._serialized_end=1344
-  _globals['_STAGETIMES']._serialized_start=1346
-  _globals['_STAGETIMES']._serialized_end=1452
-  _globals['_REJECTED']._serialized_start=1454
-  _globals['_REJECTED']._serialized_end=1545
-  _globals['_DURABLE']._serialized_start=1547
-  _globals['_DURABLE']._serialized_end=1628
-  _globals['_LEARNSERVICE']._serialized_start=1631
-  _globals['_LEARNSERVICE']._serialized_end=1781
+  _globals['_LEARNREQUEST']._serialized_start=362
+  _globals['_LEARNREQUEST']._serialized_end=507
+  _globals['_HEARTBEAT']._serialized_start=509
+  _globals['_HEARTBEAT']._serialized_end=537
+  _globals['_OPEN']._serialized_start=540
+  _globals['_OPEN']._serialized_end=674
+  _globals['_BATCH']._serialized_start=677
+  _globals['_BATCH']._serialized_end=854
+  _globals['_LABELSET']._serialized_start=856
+  _globals['_LABELSET']._serialized_end=882
+  _globals['_LEARNRESPONSE']._serialized_start=885
+  _globals['_LEARNRESPONSE']._serialized_end=1082
+  _globals['_OPENED']._serialized_start=1085
+  _globals['_OPENED']._serialized_end=1303
+  _globals['_RECEIVED']._serialized_start=1306
+  _globals['_RECEIVED']._serialized_end=1583
+  _globals['_STAGETIMES']._serialized_start=1585
+  _globals['_STAGETIMES']._serialized_end=1691
+  _globals['_REJECTED']._serialized_start=1693
+  _globals['_REJECTED']._serialized_end=1800
+  _globals['_DURABLE']._serialized_start=1802
+  _globals['_DURABLE']._serialized_end=1883
+  _globals['_LEARNSERVICE']._serialized_start=1886
+  _globals['_LEARNSERVICE']._serialized_end=2036
 # @@protoc_insertion_point(module_scope)

@@ -99,21 +99,45 @@ class LearnRequest(google.protobuf.message.Message):
 
     OPEN_FIELD_NUMBER: builtins.int
     BATCH_FIELD_NUMBER: builtins.int
+    HEARTBEAT_FIELD_NUMBER: builtins.int
     @property
     def open(self) -> Global___Open: ...
     @property
     def batch(self) -> Global___Batch: ...
+    @property
+    def heartbeat(self) -> Global___Heartbeat: ...
     def __init__(
         self,
         *,
         open: Global___Open | None = ...,
         batch: Global___Batch | None = ...,
+        heartbeat: Global___Heartbeat | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["batch", b"batch", "open", b"open", "request", b"request"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["batch", b"batch", "open", b"open", "request", b"request"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["request", b"request"]) -> typing.Literal["open", "batch"] | None: ...
+    def HasField(self, field_name: typing.Literal["batch", b"batch", "heartbeat", b"heartbeat", "open", b"open", "request", b"request"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["batch", b"batch", "heartbeat", b"heartbeat", "open", b"open", "request", b"request"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["request", b"request"]) -> typing.Literal["open", "batch", "heartbeat"] | None: ...
 
 Global___LearnRequest: typing_extensions.TypeAlias = LearnRequest
+
+@typing.final
+class Heartbeat(google.protobuf.message.Message):
+    """Says nothing, and is not answered: it takes the place of the batches before it in the buffer that the server reads
+    this connection into, which otherwise keeps the last of them until more comes or the connection ends. To be sent when
+    all that was sent is durable, and before a half-close: Opened.heartbeat_bytes in pieces of 1 KiB, and an empty one.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PADDING_FIELD_NUMBER: builtins.int
+    padding: builtins.bytes
+    def __init__(
+        self,
+        *,
+        padding: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["padding", b"padding"]) -> None: ...
+
+Global___Heartbeat: typing_extensions.TypeAlias = Heartbeat
 
 @typing.final
 class Open(google.protobuf.message.Message):
@@ -124,6 +148,8 @@ class Open(google.protobuf.message.Message):
     EPOCH_FIELD_NUMBER: builtins.int
     TIMELINE_FIELD_NUMBER: builtins.int
     FEATURE_DIGEST_FIELD_NUMBER: builtins.int
+    RECEIPTS_FIELD_NUMBER: builtins.int
+    DURABLE_ONLY_FIELD_NUMBER: builtins.int
     model: builtins.str
     """`models/{model}`."""
     client: builtins.str
@@ -134,6 +160,14 @@ class Open(google.protobuf.message.Message):
     """Where set, the timeline the client's acknowledgements come from; another one ends the stream with TIMELINE_CHANGED."""
     feature_digest: builtins.str
     """Needed to stream features: InputContract.feature_digest."""
+    receipts: builtins.bool
+    """Asks for Received.receipt. FAILED_PRECONDITION (reason NOT_SEPARABLE) for a model from which nothing can be
+    subtracted.
+    """
+    durable_only: builtins.bool
+    """Leaves out Received: half of what a stream of small batches costs either side is to answer each. What is told is what
+    is durable, and what was rejected; in flight are the batches that are neither. Not with `receipts`.
+    """
     def __init__(
         self,
         *,
@@ -142,8 +176,10 @@ class Open(google.protobuf.message.Message):
         epoch: builtins.int = ...,
         timeline: builtins.str = ...,
         feature_digest: builtins.str = ...,
+        receipts: builtins.bool = ...,
+        durable_only: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["client", b"client", "epoch", b"epoch", "feature_digest", b"feature_digest", "model", b"model", "timeline", b"timeline"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["client", b"client", "durable_only", b"durable_only", "epoch", b"epoch", "feature_digest", b"feature_digest", "model", b"model", "receipts", b"receipts", "timeline", b"timeline"]) -> None: ...
 
 Global___Open: typing_extensions.TypeAlias = Open
 
@@ -156,9 +192,15 @@ class Batch(google.protobuf.message.Message):
     SAMPLES_FIELD_NUMBER: builtins.int
     LABEL_SETS_FIELD_NUMBER: builtins.int
     VALUES_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
     sequence: builtins.int
     """1 for a client's first batch ever, then one more for each. A sequence already durable is acknowledged again and
     has no effect; one that leaves a gap is refused.
+    """
+    step: builtins.str
+    """What the batch belongs to, where the stream has steps (tasks, experiences, domains, seasons):
+    `[a-z0-9][a-z0-9._-]{0,62}`, 64 of them a model at most; empty for none. Changes nothing of what is learned: data of
+    an earlier step that come again show what was forgotten (StepsReport). Not for task `regression`.
     """
     @property
     def labels(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
@@ -182,9 +224,10 @@ class Batch(google.protobuf.message.Message):
         samples: everlearn_protos.v1.tensor_pb2.Samples | None = ...,
         label_sets: collections.abc.Iterable[Global___LabelSet] | None = ...,
         values: everlearn_protos.v1.tensor_pb2.Tensor | None = ...,
+        step: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["samples", b"samples", "values", b"values"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["label_sets", b"label_sets", "labels", b"labels", "samples", b"samples", "sequence", b"sequence", "values", b"values"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["label_sets", b"label_sets", "labels", b"labels", "samples", b"samples", "sequence", b"sequence", "step", b"step", "values", b"values"]) -> None: ...
 
 Global___Batch: typing_extensions.TypeAlias = Batch
 
@@ -245,12 +288,27 @@ class Opened(google.protobuf.message.Message):
     TIMELINE_FIELD_NUMBER: builtins.int
     CREDITS_FIELD_NUMBER: builtins.int
     INPUT_FIELD_NUMBER: builtins.int
+    MIN_SAMPLES_FIELD_NUMBER: builtins.int
+    MIN_CLIENTS_FIELD_NUMBER: builtins.int
+    HELD_SEQUENCE_FIELD_NUMBER: builtins.int
+    HEARTBEAT_BYTES_FIELD_NUMBER: builtins.int
     epoch: builtins.int
     durable_sequence: builtins.int
     """Everything up to here is durable; the next batch must carry durable_sequence + 1."""
     timeline: builtins.str
     credits: builtins.int
-    """Batches that may be in flight (sent, and neither received nor rejected) from now on."""
+    """Batches that may be in flight (sent, and neither received nor rejected; see Open.durable_only) from now on."""
+    min_samples: builtins.int
+    """Where the model's tier of privacy sets minima (0 elsewhere): nothing is durable until this many samples of this many
+    clients have come since the last commit. Keep at least as many samples as that, or a stream waits for ever.
+    """
+    min_clients: builtins.int
+    held_sequence: builtins.int
+    """Last sequence of this client that waits in RAM, where it is above durable_sequence. Send those batches again if you
+    have them, unchanged; without them go on with held_sequence + 1.
+    """
+    heartbeat_bytes: builtins.int
+    """What the server wants of heartbeats (see there); 0 for none."""
     @property
     def input(self) -> everlearn_protos.v1.models_pb2.InputContract: ...
     def __init__(
@@ -261,9 +319,13 @@ class Opened(google.protobuf.message.Message):
         timeline: builtins.str = ...,
         credits: builtins.int = ...,
         input: everlearn_protos.v1.models_pb2.InputContract | None = ...,
+        min_samples: builtins.int = ...,
+        min_clients: builtins.int = ...,
+        held_sequence: builtins.int = ...,
+        heartbeat_bytes: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["input", b"input"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["credits", b"credits", "durable_sequence", b"durable_sequence", "epoch", b"epoch", "input", b"input", "timeline", b"timeline"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["credits", b"credits", "durable_sequence", b"durable_sequence", "epoch", b"epoch", "heartbeat_bytes", b"heartbeat_bytes", "held_sequence", b"held_sequence", "input", b"input", "min_clients", b"min_clients", "min_samples", b"min_samples", "timeline", b"timeline"]) -> None: ...
 
 Global___Opened: typing_extensions.TypeAlias = Opened
 
@@ -283,6 +345,7 @@ class Received(google.protobuf.message.Message):
     TESTED_BY_VERSION_FIELD_NUMBER: builtins.int
     CREDITS_FIELD_NUMBER: builtins.int
     DUPLICATE_FIELD_NUMBER: builtins.int
+    RECEIPT_FIELD_NUMBER: builtins.int
     sequence: builtins.int
     samples: builtins.int
     correct: builtins.int
@@ -296,6 +359,11 @@ class Received(google.protobuf.message.Message):
     """Batches that may be in flight from now on: the limit itself, not an addition to it."""
     duplicate: builtins.bool
     """True for a batch that was durable or staged before: it had no effect."""
+    receipt: builtins.bytes
+    """Where Open.receipts asked for it: what the batch contributed, sealed by the server, which keeps nothing of it. With
+    all of them ErasureService.Erase takes the client out again. Counts once Durable covers the sequence. Empty for a
+    batch that was refused.
+    """
     @property
     def prequential(self) -> everlearn_protos.v1.models_pb2.Prequential: ...
     @property
@@ -313,9 +381,10 @@ class Received(google.protobuf.message.Message):
         tested_by_version: builtins.int = ...,
         credits: builtins.int = ...,
         duplicate: builtins.bool = ...,
+        receipt: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["prequential", b"prequential", "times", b"times"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["classes_seen", b"classes_seen", "correct", b"correct", "credits", b"credits", "duplicate", b"duplicate", "prequential", b"prequential", "regularization", b"regularization", "samples", b"samples", "sequence", b"sequence", "tested_by_version", b"tested_by_version", "times", b"times"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["classes_seen", b"classes_seen", "correct", b"correct", "credits", b"credits", "duplicate", b"duplicate", "prequential", b"prequential", "receipt", b"receipt", "regularization", b"regularization", "samples", b"samples", "sequence", b"sequence", "tested_by_version", b"tested_by_version", "times", b"times"]) -> None: ...
 
 Global___Received: typing_extensions.TypeAlias = Received
 
@@ -359,6 +428,7 @@ class Rejected(google.protobuf.message.Message):
     FIELD_FIELD_NUMBER: builtins.int
     MESSAGE_FIELD_NUMBER: builtins.int
     CREDITS_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
     sequence: builtins.int
     code: builtins.str
     """A name of google.rpc.Code, e.g. `INVALID_ARGUMENT`."""
@@ -367,6 +437,8 @@ class Rejected(google.protobuf.message.Message):
     message: builtins.str
     credits: builtins.int
     """As in Received."""
+    reason: builtins.str
+    """Machine-readable, e.g. `INVALID_INPUT`, `CLIENT_SHARE`, `QUARANTINED`."""
     def __init__(
         self,
         *,
@@ -375,8 +447,9 @@ class Rejected(google.protobuf.message.Message):
         field: builtins.str = ...,
         message: builtins.str = ...,
         credits: builtins.int = ...,
+        reason: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["code", b"code", "credits", b"credits", "field", b"field", "message", b"message", "sequence", b"sequence"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["code", b"code", "credits", b"credits", "field", b"field", "message", b"message", "reason", b"reason", "sequence", b"sequence"]) -> None: ...
 
 Global___Rejected: typing_extensions.TypeAlias = Rejected
 

@@ -57,7 +57,10 @@ class LearnServiceServicer(object):
 
         Ends with INVALID_ARGUMENT (malformed message), FAILED_PRECONDITION (reason SEQUENCE_GAP with `expected`,
         MODEL_NOT_READY), ABORTED (reason FENCED: a newer epoch of this client exists; TIMELINE_CHANGED: acknowledgements
-        given before a restore are void), RESOURCE_EXHAUSTED (more batches in flight than credits).
+        given before a restore are void), RESOURCE_EXHAUSTED (more batches in flight than credits). Where the model's tier of
+        privacy holds batches back until enough have come, a half-closed stream ends with FAILED_PRECONDITION (reason HELD)
+        some seconds after its last batch: what has had no Durable is to be kept and sent again; and another batch under a
+        number that is held is refused with FAILED_PRECONDITION (reason SEQUENCE_REUSED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -156,6 +156,10 @@ class ModelStatus(google.protobuf.message.Message):
     TRUNK_BYTES_FIELD_NUMBER: builtins.int
     INEXACT_BECAUSE_FIELD_NUMBER: builtins.int
     STUDENT_FIELD_NUMBER: builtins.int
+    PRIVACY_FIELD_NUMBER: builtins.int
+    HELD_FIELD_NUMBER: builtins.int
+    BUDGET_FIELD_NUMBER: builtins.int
+    LATE_LABELS_FIELD_NUMBER: builtins.int
     state: Global___ModelStatus.State.ValueType
     sample_count: builtins.int
     trunk_digest: builtins.str
@@ -166,11 +170,13 @@ class ModelStatus(google.protobuf.message.Message):
     memory_digest: builtins.str
     """sha256 of the canonical integer sums: equal digests are equal memories, whatever the order they were learned in."""
     trunk_bytes: builtins.int
-    """Of the trunk's ONNX file."""
+    """Of the trunk's ONNX file and, where a part of the backbone learns, of that part's weights."""
     inexact_because: builtins.str
     """Why heads are not those of joint training on all that was learned: sums that were moved to another backbone or have
     decayed. Empty where they are, and where the head learns by gradient steps.
     """
+    held: builtins.str
+    """What waits in RAM until the model's tier of privacy lets it be committed, in words; empty where nothing does."""
     @property
     def conditions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Condition]: ...
     @property
@@ -197,7 +203,7 @@ class ModelStatus(google.protobuf.message.Message):
 
     @property
     def bytes_at_rest(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]:
-        """Bytes the model keeps on disk, by kind (memory, versions, exports)."""
+        """Bytes the model keeps on disk, by kind: memory, earlier (moments of it), clients (own sums), versions, exports."""
 
     @property
     def report(self) -> Global___LearningReport:
@@ -206,6 +212,18 @@ class ModelStatus(google.protobuf.message.Message):
     @property
     def student(self) -> Global___StudentStatus:
         """Of a model that declares distill_to."""
+
+    @property
+    def privacy(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What is promised to the people behind the samples, what is not, and who holds it: a line each, for people."""
+
+    @property
+    def budget(self) -> Global___BudgetStatus:
+        """Of a model whose tier of privacy is dp."""
+
+    @property
+    def late_labels(self) -> Global___LateLabelsStatus:
+        """Of a model that declares late_labels."""
 
     def __init__(
         self,
@@ -228,11 +246,115 @@ class ModelStatus(google.protobuf.message.Message):
         trunk_bytes: builtins.int = ...,
         inexact_because: builtins.str = ...,
         student: Global___StudentStatus | None = ...,
+        privacy: collections.abc.Iterable[builtins.str] | None = ...,
+        held: builtins.str = ...,
+        budget: Global___BudgetStatus | None = ...,
+        late_labels: Global___LateLabelsStatus | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["input", b"input", "prequential", b"prequential", "report", b"report", "student", b"student"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "bytes_at_rest", b"bytes_at_rest", "conditions", b"conditions", "feature_dim", b"feature_dim", "inexact_because", b"inexact_because", "input", b"input", "labels", b"labels", "lock", b"lock", "memory_digest", b"memory_digest", "prequential", b"prequential", "promotion_paused", b"promotion_paused", "report", b"report", "sample_count", b"sample_count", "samples_per_class", b"samples_per_class", "state", b"state", "student", b"student", "trunk_bytes", b"trunk_bytes", "trunk_digest", b"trunk_digest"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["budget", b"budget", "input", b"input", "late_labels", b"late_labels", "prequential", b"prequential", "report", b"report", "student", b"student"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "budget", b"budget", "bytes_at_rest", b"bytes_at_rest", "conditions", b"conditions", "feature_dim", b"feature_dim", "held", b"held", "inexact_because", b"inexact_because", "input", b"input", "labels", b"labels", "late_labels", b"late_labels", "lock", b"lock", "memory_digest", b"memory_digest", "prequential", b"prequential", "privacy", b"privacy", "promotion_paused", b"promotion_paused", "report", b"report", "sample_count", b"sample_count", "samples_per_class", b"samples_per_class", "state", b"state", "student", b"student", "trunk_bytes", b"trunk_bytes", "trunk_digest", b"trunk_digest"]) -> None: ...
 
 Global___ModelStatus: typing_extensions.TypeAlias = ModelStatus
+
+@typing.final
+class LateLabelsStatus(google.protobuf.message.Message):
+    """Predicted samples that wait for their labels, and those that have got them. Counted since the server's start; none of
+    it is part of `durable`.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GIVEN_FIELD_NUMBER: builtins.int
+    WAITING_FIELD_NUMBER: builtins.int
+    WAITING_BYTES_FIELD_NUMBER: builtins.int
+    JOINED_FIELD_NUMBER: builtins.int
+    COVERAGE_FIELD_NUMBER: builtins.int
+    EXPIRED_FIELD_NUMBER: builtins.int
+    LEFT_EARLY_FIELD_NUMBER: builtins.int
+    DELAY_MEDIAN_S_FIELD_NUMBER: builtins.int
+    DELAY_P90_S_FIELD_NUMBER: builtins.int
+    CORRECT_FIELD_NUMBER: builtins.int
+    given: builtins.int
+    """Predictions whose features have waited, and how many of them wait now, with the bytes of RAM of their features."""
+    waiting: builtins.int
+    waiting_bytes: builtins.int
+    joined: builtins.int
+    """Labels that came and were learned; `joined` / `given`."""
+    coverage: builtins.float
+    expired: builtins.int
+    """Predictions whose time was over; that left for newer ones (or with an erased client)."""
+    left_early: builtins.int
+    delay_median_s: builtins.float
+    """Seconds from prediction to label, of the newest 1,000 labels: median and 90 % quantile. Unset before the first."""
+    delay_p90_s: builtins.float
+    correct: builtins.int
+    """Of the joined, how many had been predicted right, as it was told then (`prequential` tests them by the version that
+    serves when the label comes). Of one label a sample alone.
+    """
+    def __init__(
+        self,
+        *,
+        given: builtins.int = ...,
+        waiting: builtins.int = ...,
+        waiting_bytes: builtins.int = ...,
+        joined: builtins.int = ...,
+        coverage: builtins.float = ...,
+        expired: builtins.int = ...,
+        left_early: builtins.int = ...,
+        delay_median_s: builtins.float | None = ...,
+        delay_p90_s: builtins.float | None = ...,
+        correct: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_delay_median_s", b"_delay_median_s", "_delay_p90_s", b"_delay_p90_s", "delay_median_s", b"delay_median_s", "delay_p90_s", b"delay_p90_s"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_delay_median_s", b"_delay_median_s", "_delay_p90_s", b"_delay_p90_s", "correct", b"correct", "coverage", b"coverage", "delay_median_s", b"delay_median_s", "delay_p90_s", b"delay_p90_s", "expired", b"expired", "given", b"given", "joined", b"joined", "left_early", b"left_early", "waiting", b"waiting", "waiting_bytes", b"waiting_bytes"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_delay_median_s", b"_delay_median_s"]) -> typing.Literal["delay_median_s"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_delay_p90_s", b"_delay_p90_s"]) -> typing.Literal["delay_p90_s"] | None: ...
+
+Global___LateLabelsStatus: typing_extensions.TypeAlias = LateLabelsStatus
+
+@typing.final
+class BudgetStatus(google.protobuf.message.Message):
+    """A budget of differential privacy."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    UNIT_FIELD_NUMBER: builtins.int
+    EPSILON_FIELD_NUMBER: builtins.int
+    DELTA_FIELD_NUMBER: builtins.int
+    EPSILON_SPENT_FIELD_NUMBER: builtins.int
+    RELEASES_FIELD_NUMBER: builtins.int
+    CLIENTS_AT_END_FIELD_NUMBER: builtins.int
+    NOISE_SHARE_FIELD_NUMBER: builtins.int
+    unit: builtins.str
+    """`sample` or `client`: whose presence is hidden."""
+    epsilon: builtins.float
+    """Declared, and what has been spent on whom most was spent on; at the declared delta."""
+    delta: builtins.float
+    epsilon_spent: builtins.float
+    releases: builtins.int
+    """States that were persisted with noise of their own."""
+    clients_at_end: builtins.int
+    """Clients that have not enough left for another step of client_samples. Unit client."""
+    noise_share: builtins.float
+    """Standard deviation of the noise on a class's mean, relative to its length, where classes are alike: a tenth is good,
+    above a fifth heads are poor. 0 before the first release, and for steps.
+    """
+    def __init__(
+        self,
+        *,
+        unit: builtins.str = ...,
+        epsilon: builtins.float = ...,
+        delta: builtins.float = ...,
+        epsilon_spent: builtins.float = ...,
+        releases: builtins.int = ...,
+        clients_at_end: builtins.int = ...,
+        noise_share: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["clients_at_end", b"clients_at_end", "delta", b"delta", "epsilon", b"epsilon", "epsilon_spent", b"epsilon_spent", "noise_share", b"noise_share", "releases", b"releases", "unit", b"unit"]) -> None: ...
+
+Global___BudgetStatus: typing_extensions.TypeAlias = BudgetStatus
 
 @typing.final
 class StudentStatus(google.protobuf.message.Message):
@@ -291,6 +413,9 @@ class Condition(google.protobuf.message.Message):
     MESSAGE_FIELD_NUMBER: builtins.int
     LAST_TRANSITION_TIME_FIELD_NUMBER: builtins.int
     type: builtins.str
+    """`BackboneReady`: it learns and serves as declared. `DataIntact`, only where false: something stored is damaged; it is
+    not used, and what else there is goes on.
+    """
     status: builtins.bool
     reason: builtins.str
     message: builtins.str
@@ -451,6 +576,7 @@ class LearningReport(google.protobuf.message.Message):
     DRIFT_FIELD_NUMBER: builtins.int
     CLIENTS_FIELD_NUMBER: builtins.int
     CLIENTS_LEFT_OUT_FIELD_NUMBER: builtins.int
+    STEPS_FIELD_NUMBER: builtins.int
     classes_left_out: builtins.int
     confusions_other: builtins.int
     """Wrong samples in no entry of `confusions`."""
@@ -487,6 +613,10 @@ class LearningReport(google.protobuf.message.Message):
     def clients(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ClientFigures]:
         """Clients with samples in the window, those whose label mix differs most first; 100 at most."""
 
+    @property
+    def steps(self) -> Global___StepsReport:
+        """Unset where no batch has named its step."""
+
     def __init__(
         self,
         *,
@@ -503,9 +633,10 @@ class LearningReport(google.protobuf.message.Message):
         drift: Global___Drift | None = ...,
         clients: collections.abc.Iterable[Global___ClientFigures] | None = ...,
         clients_left_out: builtins.int = ...,
+        steps: Global___StepsReport | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["drift", b"drift", "total", b"total", "window", b"window"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["classes", b"classes", "classes_left_out", b"classes_left_out", "classes_with_auc", b"classes_with_auc", "clients", b"clients", "clients_left_out", b"clients_left_out", "confusions", b"confusions", "confusions_other", b"confusions_other", "curve", b"curve", "drift", b"drift", "reliability", b"reliability", "total", b"total", "unattributed", b"unattributed", "window", b"window"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["drift", b"drift", "steps", b"steps", "total", b"total", "window", b"window"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["classes", b"classes", "classes_left_out", b"classes_left_out", "classes_with_auc", b"classes_with_auc", "clients", b"clients", "clients_left_out", b"clients_left_out", "confusions", b"confusions", "confusions_other", b"confusions_other", "curve", b"curve", "drift", b"drift", "reliability", b"reliability", "steps", b"steps", "total", b"total", "unattributed", b"unattributed", "window", b"window"]) -> None: ...
 
 Global___LearningReport: typing_extensions.TypeAlias = LearningReport
 
@@ -817,6 +948,125 @@ class ClientFigures(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_label_distance", b"_label_distance"]) -> typing.Literal["label_distance"] | None: ...
 
 Global___ClientFigures: typing_extensions.TypeAlias = ClientFigures
+
+@typing.final
+class StepsReport(google.protobuf.message.Message):
+    """What was forgotten, by test-then-train: an earlier step is tested again only when its data come again. Definitions:
+    everlearn.metrics.steps, everlearn.metrics.forgetting.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    COUNT_FIELD_NUMBER: builtins.int
+    TESTED_AGAIN_FIELD_NUMBER: builtins.int
+    AVERAGE_ACCURACY_FIELD_NUMBER: builtins.int
+    FORGETTING_FIELD_NUMBER: builtins.int
+    BACKWARD_TRANSFER_FIELD_NUMBER: builtins.int
+    STEPS_FIELD_NUMBER: builtins.int
+    CELLS_FIELD_NUMBER: builtins.int
+    count: builtins.int
+    """Of steps so far; of those before the newest, how many were tested again after a newer one had begun."""
+    tested_again: builtins.int
+    average_accuracy: builtins.float
+    """Of those and the newest step: mean accuracy. Unset where none was tested again."""
+    forgetting: builtins.float
+    """Means over those: the best accuracy that was known of the step before minus the newest (Chaudhry et al. 2018), and
+    the newest minus that at the step's end (Lopez-Paz & Ranzato 2017). Unset where none was tested again.
+    """
+    backward_transfer: builtins.float
+    @property
+    def steps(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___StepFigures]:
+        """In the order in which they began; 64 at most. Left out of versions, as `cells`."""
+
+    @property
+    def cells(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___StepCell]: ...
+    def __init__(
+        self,
+        *,
+        count: builtins.int = ...,
+        tested_again: builtins.int = ...,
+        average_accuracy: builtins.float | None = ...,
+        forgetting: builtins.float | None = ...,
+        backward_transfer: builtins.float | None = ...,
+        steps: collections.abc.Iterable[Global___StepFigures] | None = ...,
+        cells: collections.abc.Iterable[Global___StepCell] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_average_accuracy", b"_average_accuracy", "_backward_transfer", b"_backward_transfer", "_forgetting", b"_forgetting", "average_accuracy", b"average_accuracy", "backward_transfer", b"backward_transfer", "forgetting", b"forgetting"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_average_accuracy", b"_average_accuracy", "_backward_transfer", b"_backward_transfer", "_forgetting", b"_forgetting", "average_accuracy", b"average_accuracy", "backward_transfer", b"backward_transfer", "cells", b"cells", "count", b"count", "forgetting", b"forgetting", "steps", b"steps", "tested_again", b"tested_again"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_average_accuracy", b"_average_accuracy"]) -> typing.Literal["average_accuracy"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_backward_transfer", b"_backward_transfer"]) -> typing.Literal["backward_transfer"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_forgetting", b"_forgetting"]) -> typing.Literal["forgetting"] | None: ...
+
+Global___StepsReport: typing_extensions.TypeAlias = StepsReport
+
+@typing.final
+class StepFigures(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    SAMPLES_FIELD_NUMBER: builtins.int
+    ACCURACY_FIELD_NUMBER: builtins.int
+    ACCURACY_AGAIN_FIELD_NUMBER: builtins.int
+    AFTER_FIELD_NUMBER: builtins.int
+    FORGETTING_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    samples: builtins.int
+    """All that named it."""
+    accuracy: builtins.float
+    """At its end: over the newest 100 to 200 samples of it that came before a newer step began."""
+    accuracy_again: builtins.float
+    """When it came again after a newer step had begun: over the first 64 samples of each time, while `after` was the
+    newest step. Unset where it has not come again.
+    """
+    after: builtins.str
+    forgetting: builtins.float
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        samples: builtins.int = ...,
+        accuracy: builtins.float = ...,
+        accuracy_again: builtins.float | None = ...,
+        after: builtins.str = ...,
+        forgetting: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_accuracy_again", b"_accuracy_again", "_forgetting", b"_forgetting", "accuracy_again", b"accuracy_again", "forgetting", b"forgetting"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_accuracy_again", b"_accuracy_again", "_forgetting", b"_forgetting", "accuracy", b"accuracy", "accuracy_again", b"accuracy_again", "after", b"after", "forgetting", b"forgetting", "name", b"name", "samples", b"samples"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_accuracy_again", b"_accuracy_again"]) -> typing.Literal["accuracy_again"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_forgetting", b"_forgetting"]) -> typing.Literal["forgetting"] | None: ...
+
+Global___StepFigures: typing_extensions.TypeAlias = StepFigures
+
+@typing.final
+class StepCell(google.protobuf.message.Message):
+    """Counts behind the accuracies: of samples of step `on` while step `after` was the newest, both from 0."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    AFTER_FIELD_NUMBER: builtins.int
+    ON_FIELD_NUMBER: builtins.int
+    TESTED_FIELD_NUMBER: builtins.int
+    CORRECT_FIELD_NUMBER: builtins.int
+    after: builtins.int
+    on: builtins.int
+    tested: builtins.int
+    correct: builtins.int
+    def __init__(
+        self,
+        *,
+        after: builtins.int = ...,
+        on: builtins.int = ...,
+        tested: builtins.int = ...,
+        correct: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["after", b"after", "correct", b"correct", "on", b"on", "tested", b"tested"]) -> None: ...
+
+Global___StepCell: typing_extensions.TypeAlias = StepCell
 
 @typing.final
 class Change(google.protobuf.message.Message):

@@ -61,6 +61,7 @@ class PredictResponse(google.protobuf.message.Message):
     QUEUE_MS_FIELD_NUMBER: builtins.int
     TRUNK_MS_FIELD_NUMBER: builtins.int
     VALUES_FIELD_NUMBER: builtins.int
+    SAMPLE_IDS_FIELD_NUMBER: builtins.int
     version: builtins.str
     """`models/{model}/versions/{number}` that answered."""
     queue_ms: builtins.float
@@ -77,6 +78,13 @@ class PredictResponse(google.protobuf.message.Message):
     def values(self) -> everlearn_protos.v1.tensor_pb2.Tensor:
         """Of a regression, float32 [N, K]; columns are `labels`, and there are no predictions."""
 
+    @property
+    def sample_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Of a model that declares late_labels, one a sample: send it as Samples.ids with the label, once that is known. Until
+        then, and as long and as many as declared, the sample's features wait in the server's RAM. Who has an id may send
+        its label; nobody can guess one, and it says nothing. None where the version is on an earlier backbone.
+        """
+
     def __init__(
         self,
         *,
@@ -87,9 +95,10 @@ class PredictResponse(google.protobuf.message.Message):
         queue_ms: builtins.float = ...,
         trunk_ms: builtins.float = ...,
         values: everlearn_protos.v1.tensor_pb2.Tensor | None = ...,
+        sample_ids: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["scores", b"scores", "values", b"values"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["labels", b"labels", "predictions", b"predictions", "queue_ms", b"queue_ms", "scores", b"scores", "trunk_ms", b"trunk_ms", "values", b"values", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["labels", b"labels", "predictions", b"predictions", "queue_ms", b"queue_ms", "sample_ids", b"sample_ids", "scores", b"scores", "trunk_ms", b"trunk_ms", "values", b"values", "version", b"version"]) -> None: ...
 
 Global___PredictResponse: typing_extensions.TypeAlias = PredictResponse
 

@@ -65,6 +65,22 @@ class ServerInfo(google.protobuf.message.Message):
         ) -> None: ...
         def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
 
+    @typing.final
+    class ProtectionEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     VERSION_FIELD_NUMBER: builtins.int
     TIMELINE_FIELD_NUMBER: builtins.int
     START_TIME_FIELD_NUMBER: builtins.int
@@ -78,6 +94,8 @@ class ServerInfo(google.protobuf.message.Message):
     DECLARATION_SCHEMA_FIELD_NUMBER: builtins.int
     LIBRARIES_FIELD_NUMBER: builtins.int
     TRUNKS_FIELD_NUMBER: builtins.int
+    PUBLIC_KEY_FIELD_NUMBER: builtins.int
+    PROTECTION_FIELD_NUMBER: builtins.int
     version: builtins.str
     timeline: builtins.str
     """Identity of the data directory's history; changes when a backup is restored."""
@@ -89,6 +107,8 @@ class ServerInfo(google.protobuf.message.Message):
     """
     declaration_schema: builtins.str
     """JSON Schema of the Model object, for editors."""
+    public_key: builtins.str
+    """Ed25519 public key in hex: checks what this server signs (ErasureService)."""
     @property
     def start_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
@@ -111,6 +131,12 @@ class ServerInfo(google.protobuf.message.Message):
     def trunks(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]:
         """Trunk sessions loaded: digest -> models that share it."""
 
+    @property
+    def protection(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """What keeps raw data from staying behind: `heap`, `core_dumps`, `temporary_files`, `swap`, `image_decoding` -> what
+        holds in this process, as observed.
+        """
+
     def __init__(
         self,
         *,
@@ -127,8 +153,10 @@ class ServerInfo(google.protobuf.message.Message):
         declaration_schema: builtins.str = ...,
         libraries: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
         trunks: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
+        public_key: builtins.str = ...,
+        protection: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["start_time", b"start_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["declaration_schema", b"declaration_schema", "execution_providers", b"execution_providers", "heads", b"heads", "hubs", b"hubs", "libraries", b"libraries", "loaders", b"loaders", "max_message_bytes", b"max_message_bytes", "memories", b"memories", "start_time", b"start_time", "timeline", b"timeline", "torch_available", b"torch_available", "trunks", b"trunks", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["declaration_schema", b"declaration_schema", "execution_providers", b"execution_providers", "heads", b"heads", "hubs", b"hubs", "libraries", b"libraries", "loaders", b"loaders", "max_message_bytes", b"max_message_bytes", "memories", b"memories", "protection", b"protection", "public_key", b"public_key", "start_time", b"start_time", "timeline", b"timeline", "torch_available", b"torch_available", "trunks", b"trunks", "version", b"version"]) -> None: ...
 
 Global___ServerInfo: typing_extensions.TypeAlias = ServerInfo

@@ -110,6 +110,7 @@ class Samples(google.protobuf.message.Message):
     FEATURES_FIELD_NUMBER: builtins.int
     TENSORS_FIELD_NUMBER: builtins.int
     TEXTS_FIELD_NUMBER: builtins.int
+    IDS_FIELD_NUMBER: builtins.int
     @property
     def encoded_images(self) -> Global___EncodedImages: ...
     @property
@@ -132,6 +133,15 @@ class Samples(google.protobuf.message.Message):
     def texts(self) -> Global___Texts:
         """Tokenised by the server, with the backbone's own tokenizer."""
 
+    @property
+    def ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """In place of a form, of a model that declares late_labels, for learning alone: PredictResponse.sample_ids of samples
+        that were predicted before. Each is learned once, with the features that it had then. A batch with one that does not
+        wait is refused as a whole in its turn (field `batch.samples.ids[3]`): FAILED_PRECONDITION with the reason
+        SAMPLE_UNKNOWN (never given, or before the server's present start), SAMPLE_EXPIRED, SAMPLE_LEARNED (its label came
+        already) or SAMPLE_GONE (learned, or left for newer ones); the others go on waiting.
+        """
+
     def __init__(
         self,
         *,
@@ -141,9 +151,10 @@ class Samples(google.protobuf.message.Message):
         features: Global___Tensor | None = ...,
         tensors: Global___Tensor | None = ...,
         texts: Global___Texts | None = ...,
+        ids: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["encoded_images", b"encoded_images", "features", b"features", "form", b"form", "images", b"images", "pixels", b"pixels", "tensors", b"tensors", "texts", b"texts"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["encoded_images", b"encoded_images", "features", b"features", "form", b"form", "images", b"images", "pixels", b"pixels", "tensors", b"tensors", "texts", b"texts"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["encoded_images", b"encoded_images", "features", b"features", "form", b"form", "ids", b"ids", "images", b"images", "pixels", b"pixels", "tensors", b"tensors", "texts", b"texts"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["form", b"form"]) -> typing.Literal["encoded_images", "images", "pixels", "features", "tensors", "texts"] | None: ...
 
 Global___Samples: typing_extensions.TypeAlias = Samples

@@ -6,7 +6,8 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from everlearn.hubs.base import Hub, HubSettings, Resolved
 from everlearn.memories import memory_for
 from everlearn.spec.defaults import complete, complete_student, front_config, student_as_model
 from everlearn.spec.load import parse
-from everlearn.spec.lock import pin_text, require_pinned, sides_pin
+from everlearn.spec.lock import OWN, STUDENT, backbones, pin_text, require_pinned, sides_pin
 from everlearn.spec.model import Backbone, Model
 from everlearn.spec.plan import Download, Plan, StoredCounts, build_plan
 from everlearn.spec.rules import TRANSFORMERS
@@ -40,6 +41,8 @@ _SIZE_BYTES = 8
 """In front of a stored tail: how much of it is the graph."""
 _STUDENT = "student/"
 """In front of what a lock says of the student."""
+_SHA256 = "sha256:"
+"""In front of a name whose digest a trunk tells."""
 _BUILDER = "1"
 """Raise it when the same files would make another trunk."""
 
@@ -105,16 +108,19 @@ class Applier:
         return plan, lock
 
     async def lock(self, text: str) -> tuple[str, Mapping[str, str]]:
-        """The declaration with commit and digests pinned. Raises as `plan`."""
+        """The declaration with commits and digests pinned, its student's too. Raises as `plan`."""
         model = parse(text)
         _check_kinds(model)
-        backbone = model.spec.backbone
-        hub = hub_for(backbone, self._hubs)
-        resolved = await asyncio.to_thread(hub.resolve, backbone)
-        weights = [file for file in resolved.files if not file.name.endswith(".json")]
-        sha256 = weights[0].sha256 if weights else None
-        sides = sides_pin(backbone, {file.name: file.sha256 or "" for file in resolved.files})
-        return pin_text(text, revision=resolved.revision, sha256=sha256, sides_sha256=sides), resolved.lock()
+        lock: dict[str, str] = {}
+        for at, backbone in backbones(model).items():
+            with _named(at):
+                resolved = await asyncio.to_thread(hub_for(backbone, self._hubs).resolve, backbone)
+            weights = [file for file in resolved.files if not file.name.endswith(".json")]
+            sha256 = weights[0].sha256 if weights else None
+            sides = sides_pin(backbone, {file.name: file.sha256 or "" for file in resolved.files})
+            text = pin_text(text, revision=resolved.revision, sha256=sha256, sides_sha256=sides, at=at)
+            lock |= resolved.lock() if at == OWN else _prefixed(resolved.lock())
+        return text, lock
 
     async def trunk(self, model: Model, progress: Progress) -> tuple[Trunk, Mapping[str, str]]:
         """The trunk of a completed declaration, from the cache where it has been built before, and its lock."""
@@ -129,7 +135,8 @@ class Applier:
             progress("verify", 0, 0)
             try:
                 onnx = await self._store.blobs.get(row.digest)
-                return await asyncio.to_thread(load_trunk, onnx, row.manifest), lock
+                trunk = await asyncio.to_thread(load_trunk, onnx, row.manifest)
+                return trunk, _digests(trunk) | lock
             except DataLossError as error:  # its source is pinned, so the same trunk can be built again
                 _logger.warning("a stored trunk is damaged and is built again", reason=error.reason, digest=row.digest)
         progress("build", 0, 0)
@@ -148,13 +155,14 @@ class Applier:
                 size=len(trunk.onnx),
             )
         )
-        return trunk, lock
+        return trunk, _digests(trunk) | lock
 
     async def student(self, model: Model, progress: Progress) -> Mapping[str, str]:
         """Makes the student of a completed declaration ready, where it declares one; its lock. Raises as `trunk`."""
         if model.spec.distill_to is None:
             return {}
-        _, lock = await self.trunk(student_as_model(model), progress)
+        with _named(STUDENT):
+            _, lock = await self.trunk(student_as_model(model), progress)
         return _prefixed(lock)
 
     async def stored_student(self, model: Model, lock: Mapping[str, str]) -> Trunk:
@@ -170,13 +178,10 @@ class Applier:
         if model.spec.distill_to is None:
             return model, None
         backbone = model.spec.distill_to.backbone
-        try:
+        with _named(STUDENT):
             hub = hub_for(backbone, self._hubs)
             resolved = await asyncio.to_thread(hub.resolve, backbone)
             return complete_student(model, await self._describe(hub, backbone, resolved)), resolved
-        except EverlearnError as error:  # named as the model's own backbone, and it is the student's
-            error.field = error.field.replace("spec.backbone", "spec.distill_to.backbone")
-            raise
 
     async def stored_trunk(self, digest: str, fits: Callable[[Trunk], bool] = lambda trunk: True) -> Trunk:
         """A trunk built earlier: of those with this ONNX file, which differ in front or scale, the first that fits.
@@ -258,6 +263,23 @@ def _check_kinds(model: Model) -> None:
         raise SpecError(f"unknown kind {loader!r}; known: {', '.join(known)}", field="spec.backbone.loader")
 
 
+@contextmanager
+def _named(at: str) -> Iterator[None]:
+    """Hubs and loaders know one backbone, the model's own: errors about it get the field where it stands."""
+    try:
+        yield
+    except EverlearnError as error:
+        if error.field.startswith(OWN):
+            error.field = at + error.field.removeprefix(OWN)
+        raise
+
+
+def _digests(trunk: Trunk) -> dict[str, str]:
+    """Of all weights in a trunk: of files, which the hub has told too, and of those that were drawn."""
+    told = {name: value for name, value in trunk.provenance.items() if name.startswith(_SHA256)}
+    return {name.removeprefix(_SHA256): value for name, value in told.items()}
+
+
 def _prefixed(lock: Mapping[str, str]) -> dict[str, str]:
     return {f"{_STUDENT}{name}": sha for name, sha in lock.items()}
 
@@ -301,6 +323,8 @@ def _key(model: Model, lock: Mapping[str, str]) -> str:
     ]
     if model.spec.adapt.kind != "frozen":
         depends.append({"blocks": model.spec.adapt.blocks})
+    if backbone.seed is not None:
+        depends.append({"network": backbone.source, "seed": backbone.seed})
     if model.spec.projection is not None:
         depends.append(model.spec.projection.model_dump(mode="json"))
     return hashlib.sha256(json.dumps(depends).encode()).hexdigest()

@@ -6,9 +6,9 @@ import asyncio
 import json
 import time
 import uuid
-from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from weakref import WeakValueDictionary
 
 from everlearn.errors import ConflictError, EverlearnError
 from everlearn.spec.load import dump, parse
@@ -36,7 +36,8 @@ class Declarations:
         self._applier = applier
         self._operations = operations
         self._exporter = exporter
-        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        # Names that nobody holds any more go by themselves: a caller may ask for any number of them.
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def plan(self, text: str) -> Plan:
         """What applying would do; changes no model. Raises SpecError, HubError, BackboneError."""
@@ -52,10 +53,11 @@ class Declarations:
     ) -> tuple[Plan, Operation | None]:
         """Plans and does it. An operation is returned where a trunk has to be made ready.
 
-        Raises ConflictError for a stale plan, NeedsConsentError, and what `plan` raises.
+        Raises ConflictError for a stale plan, NeedsConsentError, DiskFullError, and what `plan` raises.
         """
+        self._store.room.require()
         name = parse(text).metadata.name
-        async with self._locks[name]:
+        async with self._lock(name):
             plan, lock = await self._applier.plan(text, self._current)
             if plan_id and plan_id != plan.id:
                 raise ConflictError(
@@ -73,13 +75,13 @@ class Declarations:
     @asynccontextmanager
     async def changing(self, name: str) -> AsyncIterator[None]:
         """Nobody else changes the model meanwhile. Raises ConflictError while a declaration is being applied."""
-        async with self._locks[name]:
+        async with self._lock(name):
             self._refuse_while_applying(name)
             yield
 
     async def delete(self, name: str, etag: str) -> None:
         """Deletes a model with everything learned. Raises NotFoundError, ConflictError."""
-        async with self._locks[name]:
+        async with self._lock(name):
             model = self._fleet.get(name)
             check_etag(model, etag)
             await self._operations.forget(name)
@@ -87,7 +89,6 @@ class Declarations:
             await self._store.catalog.delete_model(name)
             await forget(self._store, checkpoint_key(model.row.uid))
             self._fleet.dismiss(model)
-        self._locks.pop(name, None)
 
     async def run(self, operation: Operation) -> Mapping[str, str]:
         """Makes a declaration's trunk ready and takes it up; after a crash, goes on wherever it was."""
@@ -129,6 +130,9 @@ class Declarations:
         if running is not None:
             raise ConflictError(f"{running.name} is applying model {name!r}; wait for it", field="declaration")
 
+    def _lock(self, name: str) -> asyncio.Lock:
+        return self._locks.setdefault(name, asyncio.Lock())
+
     async def _do(self, plan: Plan, lock: Mapping[str, str]) -> Operation | None:
         spec = plan.declaration
         name = spec.metadata.name
@@ -155,13 +159,14 @@ class Declarations:
         if model is None or model.row.trunk_digest is None:
             return None
         learner = model.writer.learner if model.is_started else None
+        shown = model.writer.held.shown if model.is_started else None
         state = await self._store.ledger.state(name)
         return Current(
             spec=model.spec,
             etag=f"{model.row.uid}:{model.row.generation}",
             stored=StoredCounts(
-                samples=learner.samples if learner else state.sample_count if state else 0,
-                classes=len(learner.labels) if learner else 0,
+                samples=shown.samples if shown else state.sample_count if state else 0,
+                classes=len(shown.labels) if shown else 0,
                 versions=len(model.book.stored),
                 exports=len(await self._store.catalog.exports(name)),
             ),

@@ -8,12 +8,13 @@ from functools import partial
 import numpy as np
 
 from everlearn.errors import InputError
+from everlearn.inputs.decoding import ImageDecoding, ImageLimits
 from everlearn.inputs.forms import FORM_NAMES, check, decode_one
 from everlearn.inputs.samples import EncodedImages, Features, Raw, Samples, Tensors, Texts
 from everlearn.inputs.text import tokenizer_of
 from everlearn.runtime.session import TrunkSession
 from everlearn.spec.input import Input
-from everlearn.values import FeaturesBd, TextFront, TrunkInput
+from everlearn.values import FeaturesBd, FrontConfig, TextFront, TrunkInput
 from everlearn_server.engine.trunks import LiveTrunk
 
 BEYOND_SCALE = 16.0
@@ -21,11 +22,23 @@ BEYOND_SCALE = 16.0
 as headroom and saturates above, which ordinary inputs may: what lies beyond is no output of the trunk on an image."""
 
 
+def limits_of(declared: Input) -> ImageLimits:
+    """Of image files, as a declaration has them."""
+    assert declared.encodings is not None  # every image declaration has these three
+    assert declared.max_image_bytes is not None
+    assert declared.max_image_pixels is not None
+    return ImageLimits(
+        encodings=declared.encodings, max_bytes=declared.max_image_bytes, max_pixels=declared.max_image_pixels
+    )
+
+
 class Decoder:
     """Checks and decodes for one trunk and one declared input contract."""
 
-    def __init__(self, trunk: LiveTrunk, declared: Input) -> None:
+    def __init__(self, trunk: LiveTrunk, declared: Input, images: ImageDecoding) -> None:
+        """`images`: who reads image files."""
         front = trunk.front
+        self._images = images
         self._front = front
         self._tokenizer = tokenizer_of(trunk.tokenizer, front.max_tokens) if isinstance(front, TextFront) else None
         self._bound_d = BEYOND_SCALE * trunk.scale.limit * trunk.scale.step_d
@@ -39,7 +52,7 @@ class Decoder:
 
     def check_features(self, features_Bd: FeaturesBd, samples: Samples, *, field: str) -> None:
         """Refuses features that are not finite or lie far beyond the scale: from a device, or from a trunk that pixels
-        have made overflow (a sum would keep NaN for ever). Takes 12 us for 32 x 1280. Raises InputError.
+        have made overflow (a sum would keep NaN for ever). Raises InputError.
         """
         sane_Bd = np.abs(features_Bd) <= self._bound_d  # False for NaN
         if sane_Bd.all():
@@ -62,6 +75,10 @@ class Decoder:
         return partial(self._prepared, samples, field)
 
     def _prepared(self, samples: Raw, field: str, index: int) -> TrunkInput:
+        if isinstance(samples, EncodedImages):
+            assert isinstance(self._front, FrontConfig)  # `check` has seen to it
+            name = f"{field}.encoded_images.images[{index}]"
+            return self._images.pixels(samples.files[index], self._front, limits_of(self._declared), field=name)[None]
         one = decode_one(
             samples, index, front=self._front, declared=self._declared, tokenizer=self._tokenizer, field=field
         )

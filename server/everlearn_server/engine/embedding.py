@@ -68,7 +68,7 @@ async def embed(models: Sequence[LiveModel], samples: Samples, queue: WorkQueue)
 
 async def features_of(trunk: LiveTrunk, declared: Input, samples: Raw, queue: WorkQueue) -> Work:
     """One trunk's features of samples, in the lane of learning: it waits behind predictions. Raises InputError."""
-    decoder = Decoder(trunk, declared)
+    decoder = Decoder(trunk, declared, queue.images)
     decoder.check(samples, field="samples")
     pixels_of = decoder.pixels_of(samples, field="samples")
     work = await queue.learn(decoder.session, pixels_of, len(samples), decoder.feature_dim)

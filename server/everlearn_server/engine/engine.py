@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
-from everlearn.errors import PreconditionError
+import structlog
+
+from everlearn.errors import DataLossError, PreconditionError
+from everlearn.inputs.decoding import DecodingApart, DecodingHere, ImageDecoding
 from everlearn.inputs.samples import Features, Samples
 from everlearn_server.engine.applier import Applier
 from everlearn_server.engine.declarations import Declarations, check_etag
 from everlearn_server.engine.decode import Decoder
 from everlearn_server.engine.embedding import Embedded, embed
-from everlearn_server.engine.exporter import Exporter
+from everlearn_server.engine.erasures import KIND as ERASE
+from everlearn_server.engine.erasures import Erasures
+from everlearn_server.engine.exporter import MODEL_FILE, Exporter
 from everlearn_server.engine.fleet import EngineSettings, Fleet
 from everlearn_server.engine.live_model import LiveModel
+from everlearn_server.engine.manifest import manifest
 from everlearn_server.engine.operations import Operation, Operations
 from everlearn_server.engine.probe import Probe, probe
 from everlearn_server.engine.serving import Scored, Snapshot, scores_of
 from everlearn_server.engine.student_release import release_student
 from everlearn_server.engine.trunks import LiveTrunk
+from everlearn_server.engine.updates import Updates
 from everlearn_server.engine.upgrade import Upgrades
+from everlearn_server.engine.waiting_room import best_labels
 from everlearn_server.engine.work_queue import WorkQueue
-from everlearn_server.store.rows import ExportRow
+from everlearn_server.store.rows import DownloadRow, ExportRow
 from everlearn_server.store.store import Store
 
+_logger = structlog.get_logger(__name__)
+_KEPT_ON_THE_LOOP = 65_536
+"""Features that are quantised where everyone waits; more go to a thread."""
 __all__ = ["Engine", "EngineSettings", "check_etag"]
 
 
@@ -34,14 +47,20 @@ class Engine:
         self._store = store
         applier = Applier(store=store, hubs=settings.hubs, work_dir=settings.work_dir)
         self._fleet = Fleet(store, settings, applier)
-        self._exporter = Exporter(store=store, stored_trunk=applier.stored_trunk)
+        self.damages = self._fleet.damages
+        self._exporter = Exporter(store=store, stored_trunk=applier.stored_trunk, damages=self.damages)
+        self.updates = Updates(store.blobs)
         self.operations = Operations(store)
         self.declarations = Declarations(
             store=store, fleet=self._fleet, applier=applier, operations=self.operations, exporter=self._exporter
         )
         self.queue = WorkQueue(
-            workers=settings.workers, capacity_images=settings.queue_images, max_batch=settings.max_batch
+            workers=settings.workers,
+            capacity_images=settings.queue_images,
+            max_batch=settings.max_batch,
+            images=_decoding(settings),
         )
+        self.erasures = Erasures(store, self.model, self._fleet.tell_ready, self.operations)
         self.upgrades = Upgrades(
             store=store, fleet=self._fleet, applier=applier, declarations=self.declarations, queue=self.queue
         )
@@ -51,7 +70,8 @@ class Engine:
     async def start(self) -> None:
         """Takes up every stored model, then goes on with what was under way."""
         await self._fleet.start()
-        await self.operations.resume({"apply": self.declarations.run, "export": self._run_export})
+        runners = {"apply": self.declarations.run, "export": self._run_export, ERASE: self.erasures.run}
+        await self.operations.resume(runners)
 
     async def drain(self) -> None:
         """Commits everything and stops learning; open learning streams are told. Predictions are still answered."""
@@ -74,6 +94,10 @@ class Engine:
         """Identity of the data folder's history."""
         return self._store.timeline
 
+    def require_room(self) -> None:
+        """Raises DiskFullError where nothing may be taken in."""
+        self._store.room.require()
+
     def trunk_users(self) -> dict[str, int]:
         """digest -> models that share the session."""
         return self._fleet.trunks.users()
@@ -93,6 +117,8 @@ class Engine:
         live = self.model(model)
         if live.unloaded:
             raise PreconditionError(f"model {model!r} is unloaded; load it again", reason="MODEL_NOT_READY")
+        if live.book.latest is None and live.book.stable is None and (damaged := self.damages.of(model)):
+            raise DataLossError(f"model {model!r} cannot serve: {damaged[0].message}")
         return live.book.find(version).snapshot
 
     def versions(self, model: str) -> list[int]:
@@ -113,7 +139,7 @@ class Engine:
         """See Serving."""
         trunk = snapshot.trunk
         assert isinstance(trunk, LiveTrunk)
-        decoder = Decoder(trunk, snapshot.input)
+        decoder = Decoder(trunk, snapshot.input, self.queue.images)
         decoder.check(samples, field="samples")
         if (live := self._fleet.find(snapshot.model)) is not None:
             live.ask()
@@ -138,6 +164,21 @@ class Engine:
             head_ms=(time.perf_counter() - begun_s) * 1e3,
         )
 
+    async def keep(self, snapshot: Snapshot, scored: Scored, *, caller: Callable[[], str]) -> list[str]:
+        """See Serving."""
+        live = self._fleet.find(snapshot.model)
+        if live is None or not live.is_started or (room := live.writer.work.room) is None:
+            return []
+        if snapshot.feature_digest != live.ready_trunk.feature_digest:  # of a version on an earlier backbone
+            return []
+        values = snapshot.head.task == "regression"
+        count = len(scored.features_Bd)
+        told = [""] * count if values else best_labels(scored.scores_BC, snapshot.head.labels)
+        give = partial(room.give, scored.features_Bd, told, client=caller())
+        ids = give() if scored.features_Bd.size <= _KEPT_ON_THE_LOOP else await asyncio.to_thread(give)
+        room.tend()
+        return ids
+
     async def probe(self, name: str) -> Probe:
         """How well the model's backbone fits. Raises NotFoundError, PreconditionError."""
         return await probe(self.model(name), self.queue.times)
@@ -148,10 +189,9 @@ class Engine:
 
     async def bytes_at_rest(self, name: str) -> dict[str, int]:
         """What a model keeps on disk, by kind."""
-        state = await self._store.ledger.state(name)
         exports = await self._store.catalog.exports(name)
         return {
-            "memory": state.size if state else 0,
+            **await self._store.ledger.sizes(name),
             "versions": sum(len(record.head) for record in self.model(name).book.records()),
             "exports": sum(file.size for row in exports for file in row.files),
         }
@@ -176,8 +216,9 @@ class Engine:
     async def start_export(self, name: str, version: str, *, student: bool = False) -> Operation:
         """Begins an export; the version that the name means now is the one exported, or its student as it is now.
 
-        Raises as `release_student`.
+        Raises as `release_student`, and DiskFullError.
         """
+        self.require_room()
         versioned = self.model(name).book.find(version)
         if student:
             versioned = await release_student(self.model(name), versioned)
@@ -190,9 +231,28 @@ class Engine:
         rows = await self._store.catalog.exports(self.model(name).name)
         return sorted(rows, key=lambda row: -row.version_number)
 
+    async def verify_export(self, row: ExportRow, sha256: str) -> None:
+        """Before a file of it is read: nothing that is damaged leaves. Raises DataLossError."""
+        await self._exporter.verify(row, sha256)
+
+    async def note_download(self, row: ExportRow, file_name: str, client: str) -> None:
+        """Before the bytes of a file leave to a client, empty where it gives no name: durable, for receipts of
+        erasures. Of files that hold no weights nothing is written. Raises NotFoundError (withdrawn meanwhile)."""
+        if file_name == MODEL_FILE:
+            await self._store.catalog.note_download(row.model, client, row.version_number)
+
+    async def downloads(self, name: str) -> tuple[DownloadRow, ...]:
+        """What each client downloaded last."""
+        return await self._store.catalog.downloads(self.model(name).name)
+
     async def read_export(self, sha256: str, offset: int, size: int) -> bytes:
         """A part of an exported file."""
         return await self._store.blobs.open_range(sha256, offset, size)
+
+    def signed_manifest(self, row: ExportRow) -> tuple[bytes, bytes]:
+        """What an export is, and the signature of it."""
+        told = manifest(row)
+        return told, self._store.keys.sign(told)
 
     async def _run_export(self, operation: Operation) -> Mapping[str, str]:
         model = self.model(operation.model)
@@ -200,3 +260,9 @@ class Engine:
         operation.progress("compose")
         row = await self._exporter.export(model, versioned)
         return {"name": f"models/{row.model}/exports/{row.version_number}"}
+
+
+def _decoding(settings: EngineSettings) -> ImageDecoding:
+    if settings.image_decoding == "here":
+        return DecodingHere()
+    return DecodingApart(settings.workers, tell=lambda walls: _logger.info("image files are read apart", behind=walls))

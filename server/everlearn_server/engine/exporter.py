@@ -10,11 +10,14 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
+from everlearn.errors import DataLossError
 from everlearn.export.card import CardFacts, StudentFacts, model_card
 from everlearn.export.compose import Composer
 from everlearn.export.parity import ReleaseReport, check_release
 from everlearn.export.probes import Probes
+from everlearn.export.self_test import SelfTest
 from everlearn.values import FeaturesBd, Trunk, TrunkInput
+from everlearn_server.engine.damages import Damages
 from everlearn_server.engine.live_model import LiveModel
 from everlearn_server.engine.serving import Snapshot
 from everlearn_server.engine.trunks import LiveTrunk
@@ -22,7 +25,7 @@ from everlearn_server.engine.versions import Versioned
 from everlearn_server.store.rows import ExportFile, ExportRow
 from everlearn_server.store.store import Store
 
-MODEL_FILE, CARD_FILE, TOKENIZER_FILE = "model.onnx", "MODEL_CARD.md", "tokenizer.json"
+MODEL_FILE, CARD_FILE, TOKENIZER_FILE, PROBES_FILE = "model.onnx", "MODEL_CARD.md", "tokenizer.json", "probes.npz"
 """The card is no README.md: a download into a project's folder must not replace the project's own."""
 _BENCHES = 4
 """Trunks for which the joined graph and the probes are kept; each takes about the trunk's size."""
@@ -35,12 +38,16 @@ class _Bench:
     trunk: Trunk
     composer: Composer
     probes: Probes
+    self_test: SelfTest
 
 
 class Exporter:
     """Composes on demand, one export at a time; the same version again is the same file."""
 
-    def __init__(self, *, store: Store, stored_trunk: Callable[[str], Awaitable[Trunk]]) -> None:
+    def __init__(
+        self, *, store: Store, stored_trunk: Callable[[str], Awaitable[Trunk]], damages: Damages | None = None
+    ) -> None:
+        self._damages = damages or Damages()
         self._store = store
         self._stored_trunk = stored_trunk
         self._benches: OrderedDict[str, _Bench] = OrderedDict()
@@ -48,9 +55,22 @@ class Exporter:
         self._turn = asyncio.Lock()
 
     async def export(self, model: LiveModel, versioned: Versioned) -> ExportRow:
-        """The export of a version, made now unless it has been. Raises ParityError: then nothing is released."""
+        """The export of a version, made now unless it has been, or is damaged. Raises ParityError: then nothing is
+        released."""
         async with self._turn:
             return await self._export(model, versioned)
+
+    async def verify(self, row: ExportRow, sha256: str) -> None:
+        """Whether a file of an export is what it was. Raises DataLossError, which says how it is made anew."""
+        try:
+            await asyncio.to_thread(self._store.blobs.verify, sha256)
+        except DataLossError as error:
+            told = DataLossError(
+                f"the export of version {row.version_number} of model {row.model!r} is damaged on the server; export "
+                "the version again, and it is made anew"
+            )
+            self._damages.found("export", row.model, told, name=str(row.version_number))
+            raise told from error
 
     async def prune(self, model: LiveModel) -> None:
         """Deletes the oldest exports beyond what the declaration retains."""
@@ -60,13 +80,14 @@ class Exporter:
     async def _export(self, model: LiveModel, versioned: Versioned) -> ExportRow:
         number = versioned.record.number
         for row in await self._store.catalog.exports(model.name):
-            if row.version_number == number:
+            if row.version_number == number and await self._is_intact(row):
                 return row
         await model.store_version(versioned)
         bench = await self._bench(versioned.snapshot)
         tolerance = model.spec.spec.gate.parity
         onnx, report, card = await asyncio.to_thread(_release, bench, model.name, versioned, tolerance)
-        contents = {MODEL_FILE: onnx, CARD_FILE: card.encode()}
+        probes = bench.self_test.file(versioned.snapshot.scores, tolerance)
+        contents = {MODEL_FILE: onnx, CARD_FILE: card.encode(), PROBES_FILE: probes}
         if bench.trunk.tokenizer:
             contents[TOKENIZER_FILE] = bench.trunk.tokenizer
         files = [
@@ -82,12 +103,25 @@ class Exporter:
             create_time_s=time.time(),
         )
         await self._store.catalog.put_export(row)
+        self._damages.gone(model.name, kind="export", name=str(number))
         await self._prune(model)
         return row
 
+    async def _is_intact(self, row: ExportRow) -> bool:
+        try:
+            for file in row.files:
+                await self.verify(row, file.sha256)
+        except DataLossError:
+            return False
+        return True
+
     async def _prune(self, model: LiveModel) -> None:
         newest_first = sorted(await self._store.catalog.exports(model.name), key=lambda row: -row.create_time_s)
-        for row in newest_first[model.spec.spec.retention.exports :]:
+        shown = [row for row in newest_first if row.version_number not in model.book.not_shown]
+        kept = {row.version_number for row in shown[: model.spec.spec.retention.exports]}
+        for row in newest_first:
+            if row.version_number in kept:
+                continue
             await self._store.catalog.delete_export(model.name, row.version_number)
 
     async def _bench(self, snapshot: Snapshot) -> _Bench:
@@ -106,7 +140,8 @@ class Exporter:
 
 
 def _make_bench(trunk: Trunk, run: Callable[[TrunkInput], FeaturesBd]) -> _Bench:
-    return _Bench(trunk=trunk, composer=Composer(trunk), probes=Probes.of(trunk, run))
+    probes = Probes.of(trunk, run)
+    return _Bench(trunk=trunk, composer=Composer(trunk), probes=probes, self_test=SelfTest.of(trunk, run, probes))
 
 
 def _release(bench: _Bench, model: str, versioned: Versioned, tolerance: float) -> tuple[bytes, ReleaseReport, str]:
@@ -141,7 +176,10 @@ def _release(bench: _Bench, model: str, versioned: Versioned, tolerance: float) 
         windowed_accuracy=metrics["windowed_accuracy"] if tested else None,
         sha256=hashlib.sha256(onnx).hexdigest(),
         size_bytes=len(onnx),
+        budget=metrics.get("budget", ""),
         student=student,
         axes=tuple(metrics.get("axes", ())),
+        privacy=tuple(metrics.get("privacy", ())),
+        steps={} if student else metrics.get("report", {}).get("steps", {}),  # a student's record is its own
     )
     return onnx, report, model_card(facts, bench.trunk, head, report)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import structlog
 
-from everlearn.errors import EverlearnError, NotFoundError
+from everlearn.errors import DataLossError, EverlearnError, NotFoundError
 from everlearn.hubs.base import HubSettings
 from everlearn.learners.trainer import TrainerSettings
 from everlearn.runtime.session import TrunkSession
@@ -21,6 +21,7 @@ from everlearn.spec.model import Model
 from everlearn.values import Trunk
 from everlearn_server.engine.applier import Applier
 from everlearn_server.engine.conditions import conditions_json
+from everlearn_server.engine.damages import Damages
 from everlearn_server.engine.live_model import LiveModel
 from everlearn_server.engine.publisher import Solved
 from everlearn_server.engine.students import LiveStudent, checkpoint_key, forget
@@ -47,6 +48,8 @@ class EngineSettings:
     """Images in one trunk pass; above 1 only where batching gains (a GPU)."""
     trainer: TrainerSettings = TrainerSettings()  # noqa: RUF009  # frozen
     """Where gradient steps are made."""
+    image_decoding: str = "apart"
+    """Where image files are read: `apart`, in confined processes, or `here`."""
     commit_share: float = 0.08
     """Share of the time that group commits may keep the disk busy; below the promised tenth, because each pause is set
     by the commit before it."""
@@ -64,6 +67,7 @@ class Fleet:
         # Apart, so that integrating a batch never waits for a head that is being solved.
         self._solvers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="heads")
         self.trunks = TrunkPool(self.open_session)
+        self.damages = Damages()
         self.ready_changed: Callable[[str, bool], None] = lambda model, ready: None
         """Called when a model begins or ceases to serve (health)."""
 
@@ -97,11 +101,11 @@ class Fleet:
             if row.trunk_digest is None:
                 continue
             try:
-                trunk = await self._applier.trunk_of(model.spec, row.trunk_digest)
-                await self.begin(model, trunk)
+                await self.begin(model, await self._stored_trunk(model, row.trunk_digest))
             except EverlearnError as error:
                 # In memory only: what is stored is right, and the next start may well succeed (a GPU that is back).
                 self.tell_failure(model, error)
+                self.tell_ready(model)
         self._applier.forget_loaded()
 
     async def stop(self) -> None:
@@ -138,6 +142,7 @@ class Fleet:
             commit_share=self._settings.commit_share,
             trainer=self._settings.trainer,
             on_first_stable=lambda name: self.tell_ready(self.get(name)),
+            damages=self.damages,
         )
 
     async def begin(
@@ -148,9 +153,16 @@ class Fleet:
         student = await self._student_of(model, live)
         try:
             await model.start(live, self._trunk_of, first, student)
+        except EverlearnError:
+            if model.book.stable is None:
+                self.release(model)
+            self.tell_ready(model)  # what was published before goes on serving
+            raise
         except BaseException:
             self.release(model)
             raise
+        for kind in ("memory", "trunk"):
+            self.damages.gone(model.name, kind=kind)
         if model.row.state != READY:  # it could not be taken up before, and now it can
             await model.update_row(state=READY, conditions_json=conditions_json(None))
         self.tell_ready(model)
@@ -160,6 +172,7 @@ class Fleet:
         if self._models.get(model.name) is model:
             del self._models[model.name]
         self.release(model)
+        self.damages.gone(model.name)
         self.ready_changed(model.name, False)
 
     def release(self, model: LiveModel) -> None:
@@ -180,6 +193,14 @@ class Fleet:
     def open_session(self, onnx: bytes) -> TrunkSession:
         """Raises UnavailableError, BackboneError."""
         return TrunkSession(onnx, providers=self._settings.providers)
+
+    async def _stored_trunk(self, model: LiveModel, digest: str) -> Trunk:
+        try:
+            return await self._applier.trunk_of(model.spec, digest)
+        except DataLossError as error:
+            told = DataLossError(f"{error.message}; apply the declaration again, and its trunk is built anew")
+            self.damages.found("trunk", model.name, told)
+            raise told from error
 
     async def _student_of(self, model: LiveModel, teacher: LiveTrunk) -> LiveStudent | None:
         """The declared student. A model learns without, where that is lost."""

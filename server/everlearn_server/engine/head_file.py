@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -38,23 +38,44 @@ def dump_solution(solution: Solution) -> bytes:
 def load_solution(data: bytes, tail: Tail | None) -> Solution:
     """Inverse of `dump_solution`; the store has verified the digest. `tail`: the trunk's own, for its graph.
 
-    Raises DataLossError where the version was made on another tail.
+    Raises DataLossError where these are not such bytes, or the version was made on another tail.
     """
-    line, _, body = data.partition(b"\n")
-    header = json.loads(line)
-    classes, dim = len(header["labels"]), header["dim"]
-    size = 4 * (dim + 1) * classes
-    numbers = np.frombuffer(body[:size], "<f4")
-    head = LinearHead(
-        weight_dC=numbers[: dim * classes].reshape(dim, classes),
-        bias_C=numbers[dim * classes :],
-        normalise=header["normalise"],
-        labels=tuple(header["labels"]),
-        regularization=header["regularization"],
-        task=header.get("task", "classification"),  # heads of earlier releases knew no other
-    )
-    if "tail_graph" not in header:
-        return Solution(head=head)
-    if tail is None or tail.graph_digest != header["tail_graph"]:
+    stored = load_head(data)
+    if stored.tail_graph is None:
+        return Solution(head=stored.head)
+    if tail is None or tail.graph_digest != stored.tail_graph:
         raise DataLossError("a stored version belongs to another tail than its trunk has; apply the declaration again")
-    return Solution(head=head, tail=replace(tail, weights=body[size:]))
+    return Solution(head=stored.head, tail=replace(tail, weights=stored.tail_weights))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredHead:
+    """What a version's bytes hold."""
+
+    head: LinearHead
+    tail_graph: str | None
+    """Digest of the graph of the tail that the weights belong to; None where no part of the backbone moves."""
+    tail_weights: bytes
+
+
+def load_head(data: bytes) -> StoredHead:
+    """What `dump_solution` wrote, whatever trunk it belongs to. Raises DataLossError for anything else."""
+    line, _, body = data.partition(b"\n")
+    try:
+        header = json.loads(line)
+        classes, dim = len(header["labels"]), header["dim"]
+        size = 4 * (dim + 1) * classes
+        numbers = np.frombuffer(body[:size], "<f4")
+        head = LinearHead(
+            weight_dC=numbers[: dim * classes].reshape(dim, classes),
+            bias_C=numbers[dim * classes :],
+            normalise=header["normalise"],
+            labels=tuple(header["labels"]),
+            regularization=header["regularization"],
+            task=header.get("task", "classification"),  # heads of earlier releases knew no other
+        )
+        if head.bias_C.shape != (classes,):
+            raise ValueError(f"{head.bias_C.size} biases for {classes} classes")
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataLossError(f"these bytes are not a head: {error}") from error
+    return StoredHead(head=head, tail_graph=header.get("tail_graph"), tail_weights=body[size:])

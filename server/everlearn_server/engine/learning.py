@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
-from everlearn.errors import EverlearnError, InputError, InvalidError, OverloadedError, TimelineChangedError
-from everlearn.inputs.samples import Features, Samples
+from everlearn.errors import (
+    EverlearnError,
+    InputError,
+    InvalidError,
+    OverloadedError,
+    PreconditionError,
+    TimelineChangedError,
+)
+from everlearn.inputs.samples import Features, Samples, Waiting
 from everlearn.truth import Truth
 from everlearn.values import FeaturesBd
 from everlearn_server.engine.batches import Derived, Outcome
 from everlearn_server.engine.decode import Decoder
+from everlearn_server.engine.hold import GRACE_S, held
 from everlearn_server.engine.live_model import LiveModel
+from everlearn_server.engine.outbox import DurableUpTo, Event, Outbox, Received
 from everlearn_server.engine.students import Captured
 from everlearn_server.engine.truth_check import TruthCheck
 from everlearn_server.engine.work_queue import WorkQueue
+from everlearn_server.errors import without_frames
 
 _NOTHING: FeaturesBd = np.empty((0, 0), np.float32)
 CREDITS = 16
@@ -32,30 +43,11 @@ class LearnBatch:
 
     sequence: int
     labels: Truth
-    samples: Samples | None
+    samples: Samples | Waiting | None
+    step: str = ""
     refusal: InvalidError | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Received:
-    """A batch is in RAM (or was refused: `outcome.refusal`)."""
-
-    outcome: Outcome
-    decode_ms: float
-    queue_ms: float
-    trunk_ms: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class DurableUpTo:
-    """Everything up to `sequence` is committed."""
-
-    sequence: int
-    commit_id: int
-    version: int
-
-
-Event = Received | DurableUpTo
+    fingerprint: bytes = b""
+    """See Derived."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,53 +61,51 @@ class _Features:
     """Pixels for the model's student, where it has time."""
 
 
-class _Outbox:
-    """What the client is to be told, in order. A client that does not read holds up a bounded number of events: answers
-    are bounded by the credits, and of the watermarks only the oldest that waits and the newest are kept."""
-
-    def __init__(self) -> None:
-        self._waiting: deque[Event | BaseException | None] = deque()
-        self._filled = asyncio.Event()
-
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    def put(self, event: Event | BaseException | None) -> None:
-        """Appends it; a watermark replaces the newest one that waits behind another."""
-        if isinstance(event, DurableUpTo):
-            marks = [waiting for waiting in self._waiting if isinstance(waiting, DurableUpTo)]
-            if len(marks) > 1:  # the oldest keeps its place, or a slow reader would never hear of any
-                self._waiting.remove(marks[-1])
-        self._waiting.append(event)
-        self._filled.set()
-
-    async def get(self) -> Event | BaseException | None:
-        """The oldest, once there is one."""
-        while not self._waiting:
-            self._filled.clear()
-            await self._filled.wait()
-        return self._waiting.popleft()
-
-
 class LearnStream:
     """One connection of one learner. Derivation of several batches overlaps; integration keeps their order."""
 
-    def __init__(self, model: LiveModel, queue: WorkQueue, *, client: str, feature_digest: str) -> None:
+    def __init__(
+        self,
+        model: LiveModel,
+        queue: WorkQueue,
+        *,
+        client: str,
+        feature_digest: str,
+        receipts: bool = False,
+        durable_only: bool = False,
+        require_room: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`durable_only`: nothing is told of a batch before it is durable, but that it was refused. `require_room`
+        raises DiskFullError where nothing may be taken in."""
         self._model = model
+        self._require_room = require_room
         self._writer = model.writer
-        self._decoder = Decoder(model.ready_trunk, model.spec.spec.input)
+        self._decoder = Decoder(model.ready_trunk, model.spec.spec.input, queue.images)
         self._truth = TruthCheck(model.spec.spec)
         self._queue = queue
         self._client = client
+        self._wants_receipts = receipts
+        self._durable_only = durable_only
+        if receipts and self._writer.learner.inseparable_because:
+            raise PreconditionError(
+                f"receipts would be of no use: {self._writer.learner.inseparable_because}; leave them out",
+                field="open.receipts",
+                reason="NOT_SEPARABLE",
+            )
         self._sends_features = bool(feature_digest)
-        self._events = _Outbox()
-        self._deriving: asyncio.Queue[tuple[LearnBatch, asyncio.Task[_Features]] | None] = asyncio.Queue()
+        self._events = Outbox()
+        self._deriving: asyncio.Queue[tuple[LearnBatch, _Features | asyncio.Task[_Features]] | None] = asyncio.Queue()
+        self._in_line = self._in_turn = 0
+        """Batches that wait for the trunk, or behind one that does; and batches that the writer has."""
+        self._all_settled = asyncio.Event()
         self._in_flight = 0
         self._last_sequence = 0
         self._commit_id = 0
         self._moved = asyncio.Event()
         self.epoch = 0
         self.durable_sequence = 0
+        self.held_sequence = 0
+        """Last sequence that is in RAM and, where nothing may be committed yet, waits there."""
         expected = model.ready_trunk.feature_digest
         if feature_digest and feature_digest != expected:
             raise InputError(
@@ -125,26 +115,40 @@ class LearnStream:
             )
 
     async def open(self, *, epoch: int, timeline: str, present_timeline: str) -> None:
-        """Takes the stream over. Raises TimelineChangedError, FencedError."""
+        """Takes the stream over. Raises TimelineChangedError, FencedError, DiskFullError."""
+        self._require_room()
         if timeline and timeline != present_timeline:
+            durable = self._writer.durable(self._client)
             raise TimelineChangedError(
-                f"acknowledgements of timeline {timeline} are void, {present_timeline} is present; resend what you "
-                "still have or report it lost",
+                f"the server was restored from a backup (timeline {present_timeline}, not {timeline}): batches of "
+                f"{self._client} are durable up to {durable}, and later acknowledgements are void; resend from "
+                f"{durable + 1} what you still have, and report the rest lost",
                 field="open.timeline",
+                timeline=present_timeline,
+                durable=durable,
             )
         tail = await self._writer.open_stream(self._client, epoch, self)
         self.epoch, self.durable_sequence = tail.epoch, tail.durable
+        self.held_sequence = tail.integrated if self._writer.held.hold is not None else 0
         self._last_sequence = tail.durable
         self._stager = asyncio.create_task(self._stage(), name=f"stage-{self._client}")
 
-    def accept(self, batch: LearnBatch) -> None:
-        """Admits a batch. Raises OverloadedError for one beyond the credits."""
+    def accept(self, batch: LearnBatch, message: bytes = b"") -> None:
+        """Admits a batch; `message`: as it came. Raises OverloadedError for one beyond the credits, DiskFullError."""
+        self._require_room()
         if self._in_flight >= CREDITS:
             raise OverloadedError(
                 f"{self._in_flight} batches are in flight and {CREDITS} may; wait for credits", retry_after_s=0.1
             )
         self._in_flight += 1
-        self._deriving.put_nowait((batch, asyncio.create_task(self._derive(batch))))
+        if self._writer.held.hold is not None:
+            batch = replace(batch, fingerprint=self._writer.held.hold.fingerprint(message))
+        derived = self._derived_at_once(batch)
+        if derived is not None and not self._in_line:
+            self._hand_over(batch, derived)
+            return
+        self._in_line += 1
+        self._deriving.put_nowait((batch, derived or asyncio.create_task(self._derive(batch))))
 
     def finish(self) -> None:
         """The client has half-closed: drain."""
@@ -157,7 +161,10 @@ class LearnStream:
             if event is None:
                 return
             if isinstance(event, BaseException):
-                raise event
+                try:
+                    raise event
+                finally:
+                    del event  # an error that is a variable where it was raised is a cycle
             if isinstance(event, Received):
                 # Before it is written: the client may answer with the next batch before we hear that it was.
                 self._in_flight -= 1
@@ -165,7 +172,7 @@ class LearnStream:
 
     def fail(self, error: BaseException) -> None:
         """Ends the stream with an error."""
-        self._events.put(error)
+        self._events.put(without_frames(error) if isinstance(error, EverlearnError) else error)
 
     async def close(self) -> None:
         """Lets go; what is staged stays staged."""
@@ -174,7 +181,7 @@ class LearnStream:
             self._stager.cancel()
             while not self._deriving.empty():
                 item = self._deriving.get_nowait()
-                if item is not None:
+                if item is not None and isinstance(item[1], asyncio.Task):
                     item[1].cancel()
 
     # -- as the writer's listener -----------------------------------------------------------------------------------
@@ -199,21 +206,35 @@ class LearnStream:
 
     # -- stages -------------------------------------------------------------------------------------------------
 
-    async def _derive(self, batch: LearnBatch) -> _Features:
+    def _derived_at_once(self, batch: LearnBatch) -> _Features | None:
+        """Of features, and of what is refused; None where the trunk has to run."""
         try:
-            refusal = batch.refusal or self._truth.refusal(batch.labels, batch.samples)
-            if refusal is not None or batch.samples is None:
-                raise refusal or InputError("samples are missing", field="batch.samples")
+            refusal = batch.refusal or self._truth.refusal(batch.labels, batch.samples, batch.step)
+            if refusal is not None:
+                return _Features(features_Bd=None, refusal=without_frames(refusal))
+            if batch.samples is None:
+                raise InputError("samples are missing", field="batch.samples")
             samples = batch.samples
+            if isinstance(samples, Waiting):  # they wait until the batch has its turn
+                return _Features(features_Bd=None, refusal=None)
             if isinstance(samples, Features) and not self._sends_features:
                 raise InputError(
                     "features need open.feature_digest, so that they are known to come from this model's trunk",
                     field="open.feature_digest",
                 )
             self._decoder.check(samples, field="batch.samples")
-            if isinstance(samples, Features):
-                self._decoder.check_features(samples.features_Bd, samples, field="batch.samples")
-                return _Features(features_Bd=samples.features_Bd, refusal=None)
+            if not isinstance(samples, Features):
+                return None
+            self._decoder.check_features(samples.features_Bd, samples, field="batch.samples")
+            return _Features(features_Bd=samples.features_Bd, refusal=None)
+        except InvalidError as error:
+            return _Features(features_Bd=None, refusal=without_frames(error))
+
+    async def _derive(self, batch: LearnBatch) -> _Features:
+        samples = batch.samples
+        assert samples is not None, "refused at once"
+        assert not isinstance(samples, Features | Waiting), "derived at once"
+        try:
             pixels_of = self._decoder.pixels_of(samples, field="batch.samples")
             student = self._model.student
             captured = student.room(len(samples)) if student is not None else None
@@ -225,7 +246,7 @@ class LearnStream:
             )
             self._decoder.check_features(work.features_Bd, samples, field="batch.samples")
         except InvalidError as error:
-            return _Features(features_Bd=None, refusal=error)
+            return _Features(features_Bd=None, refusal=without_frames(error))
         waited_s = max(0.0, work.started_s - work.enqueued_s) if len(samples) else 0.0
         return _Features(
             features_Bd=work.features_Bd,
@@ -238,23 +259,11 @@ class LearnStream:
 
     async def _stage(self) -> None:
         try:
-            pending: list[asyncio.Task[None]] = []
-            while (item := await self._deriving.get()) is not None:
-                batch, deriving = item
-                derived = await deriving
-                outcome = self._writer.submit(
-                    Derived(
-                        client=self._client,
-                        epoch=self.epoch,
-                        sequence=batch.sequence,
-                        features_Bd=derived.features_Bd if derived.features_Bd is not None else _NOTHING,
-                        labels=batch.labels,
-                        refusal=derived.refusal,
-                    )
-                )
-                pending = [task for task in pending if not task.done()]
-                pending.append(asyncio.create_task(self._report(outcome, batch, derived)))
-            await asyncio.gather(*pending)
+            while await self._stage_next():
+                pass
+            while self._in_turn:
+                self._all_settled.clear()
+                await self._all_settled.wait()
             await self._drain()
             self._events.put(None)
         except asyncio.CancelledError:
@@ -262,18 +271,57 @@ class LearnStream:
         except BaseException as error:
             self._events.put(error)
 
-    async def _report(self, future: asyncio.Future[Outcome], batch: LearnBatch, derived: _Features) -> None:
-        try:
-            outcome = await future
-        except EverlearnError as error:
-            self._events.put(error)
-            return
-        self._teach(outcome, batch, derived)
-        self._last_sequence = max(self._last_sequence, outcome.sequence)
-        self._events.put(
-            Received(outcome=outcome, decode_ms=derived.decode_ms, queue_ms=derived.queue_ms, trunk_ms=derived.trunk_ms)
+    async def _stage_next(self) -> bool:
+        """Hands a batch to the writer, and lets go of it: nothing here keeps the last one while none follows."""
+        item = await self._deriving.get()
+        if item is None:
+            return False
+        batch, deriving = item
+        derived = await deriving if isinstance(deriving, asyncio.Task) else deriving
+        self._in_line -= 1
+        self._hand_over(batch, derived)
+        return True
+
+    def _hand_over(self, batch: LearnBatch, derived: _Features) -> None:
+        """To the writer, in the order of the stream."""
+        self._in_turn += 1
+        self._writer.submit(
+            Derived(
+                client=self._client,
+                epoch=self.epoch,
+                sequence=batch.sequence,
+                features_Bd=derived.features_Bd if derived.features_Bd is not None else _NOTHING,
+                labels=batch.labels,
+                step=batch.step,
+                refusal=derived.refusal,
+                fingerprint=batch.fingerprint,
+                wants_receipt=self._wants_receipts,
+                sample_ids=batch.samples.ids if isinstance(batch.samples, Waiting) else None,
+            ),
+            partial(self._settled, batch, derived),
         )
-        if outcome.duplicate and self._writer.durable(self._client) >= outcome.sequence:
+
+    def _settled(self, batch: LearnBatch, derived: _Features, result: Outcome | EverlearnError) -> None:
+        self._in_turn -= 1
+        if not self._in_turn:
+            self._all_settled.set()
+        try:
+            self._report(batch, derived, result)
+        except Exception as error:  # ends this stream; the writer goes on
+            self._events.put(error)
+
+    def _report(self, batch: LearnBatch, derived: _Features, result: Outcome | EverlearnError) -> None:
+        if isinstance(result, EverlearnError):
+            self._events.put(result)
+            return
+        self._teach(result, batch, derived)
+        self._last_sequence = max(self._last_sequence, result.sequence)
+        if self._durable_only and result.refusal is None:
+            self._in_flight -= 1
+        else:
+            times = derived.decode_ms, derived.queue_ms, derived.trunk_ms
+            self._events.put(Received(outcome=result, decode_ms=times[0], queue_ms=times[1], trunk_ms=times[2]))
+        if result.duplicate and self._writer.durable(self._client) >= result.sequence:
             self.durable_up_to(self._writer.durable(self._client), 0)
 
     def _teach(self, outcome: Outcome, batch: LearnBatch, derived: _Features) -> None:
@@ -287,10 +335,16 @@ class LearnStream:
             derived.captured.take()
 
     async def _drain(self) -> None:
-        """Waits until all is durable and a head knows it, then says so."""
-        while self._writer.durable(self._client) < self._last_sequence:
+        """Waits until all is durable and a head knows it, then says so. Raises PreconditionError (reason HELD) where
+        it is not to be durable yet, for nobody has sent enough."""
+        while (first := self._writer.durable(self._client) + 1) <= self._last_sequence:
             self._moved.clear()
-            await self._moved.wait()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._moved.wait(), GRACE_S)
+                continue
+            short, hold = self._writer.held.shortfall, self._writer.held.hold
+            if short is not None and hold is not None:
+                raise held(short, first=first, last=self._last_sequence, hold=hold)
         await self._model.publisher.settled({self._client: self._last_sequence}, timeout_s=5.0)
         self._events.put(
             DurableUpTo(

@@ -3,41 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import structlog
 
-from everlearn.errors import PreconditionError, UnavailableError
+from everlearn.errors import DataLossError, EverlearnError, NotFoundError
 from everlearn.learners.trainer import TrainerSettings
-from everlearn.metrics.records import record_for
-from everlearn.metrics.transferability import Transferability, transferability
 from everlearn.spec.load import dump
 from everlearn.spec.model import Model
 from everlearn.values import LinearHead
-from everlearn_server.engine.conditions import conditions_json
-from everlearn_server.engine.head_file import load_solution
-from everlearn_server.engine.learners import make_learner
-from everlearn_server.engine.publisher import Publisher, Solved
+from everlearn_server.engine.budget import Budget
+from everlearn_server.engine.client_parts import accounts_of, drop_parts
+from everlearn_server.engine.conditions import conditions_json, not_ready
+from everlearn_server.engine.damages import Damages
+from everlearn_server.engine.hold import Hold
+from everlearn_server.engine.integration import Integration
+from everlearn_server.engine.learners import make_learner, make_records, sealer_of
+from everlearn_server.engine.pace import Pace
+from everlearn_server.engine.publisher import Publisher, Solved, solved_of
+from everlearn_server.engine.restoring import TrunkOf, aliased, stored_versions
 from everlearn_server.engine.serving import Snapshot
 from everlearn_server.engine.students import LiveStudent
 from everlearn_server.engine.tails import LiveTail
 from everlearn_server.engine.trunks import LiveTrunk
-from everlearn_server.engine.versions import VersionBook, Versioned
+from everlearn_server.engine.versions import VersionBook, Versioned, tested
 from everlearn_server.engine.writer import ModelWriter
-from everlearn_server.store.rows import Commit, ModelRow, VersionRow
+from everlearn_server.store.rows import Commit, Erasing, ModelRow, Receipt
 from everlearn_server.store.store import Store
 
 _logger = structlog.get_logger(__name__)
 _STORE_EVERY_S = 2.0
 """While a stream goes on, a version is stored this often at most; at rest the last one always is."""
-
-TrunkOf = Callable[[str, str], Awaitable[LiveTrunk | None]]
-"""Opens the trunk of a version from an earlier lineage, by the digests of trunk and features."""
 
 
 class LiveModel:
@@ -55,6 +55,7 @@ class LiveModel:
         trainer: TrainerSettings = TrainerSettings(),  # noqa: B008  # frozen
         release_trunk: Callable[[LiveTrunk], None] = lambda trunk: None,
         on_first_stable: Callable[[str], None] = lambda name: None,
+        damages: Damages | None = None,
     ) -> None:
         self.row = row
         self.spec = spec
@@ -65,15 +66,17 @@ class LiveModel:
         """Of versions from earlier lineages, by feature digest."""
         self.book = VersionBook(model=row.name, lineage=row.lineage, first_number=0)
         self.book.promotion_paused = row.promotion_paused
+        self.book.class_samples = spec.spec.privacy.min_class_samples or 0
         self._store = store
         self._executor = executor
-        self._solvers = solvers
+        self.solvers = solvers
         self._release_trunk = release_trunk
         self._commit_share = commit_share
         self._trainer = trainer
         self._own_threads: ThreadPoolExecutor | None = None
         self._row_lock = asyncio.Lock()
         self._on_first_stable = on_first_stable
+        self.damages = damages or Damages()
         self._writer: ModelWriter | None = None
         self._publisher: Publisher | None = None
         self._storing: asyncio.Task[None] | None = None
@@ -118,16 +121,23 @@ class LiveModel:
     async def start(
         self, trunk: LiveTrunk, trunk_of: TrunkOf, first: Solved | None = None, student: LiveStudent | None = None
     ) -> None:
-        """Loads what is stored and begins to learn. `first`: the head of exactly that, where it is known already."""
-        self.trunk, self.student = trunk, student
-        self._closed = False
-        data = await self._store.ledger.memory(self.name)
-        ledger = await self._store.ledger.state(self.name)
-        learner = await asyncio.to_thread(make_learner, self.spec.spec, trunk, data, self._trainer)
-        prequential = record_for(self.spec.spec.task, json.loads(ledger.prequential_json) if ledger else None)
-        await self._reserve_numbers()
+        """Loads what is stored and begins to learn. `first`: the head of exactly that, where it is known already.
+
+        Raises DataLossError where the memory is damaged; what was published before is taken up all the same, to serve.
+        """
+        self.trunk, self.student, self._closed = trunk, student, False
         await self._restore_versions(trunk, trunk_of)
-        latest = self.book.latest
+        try:
+            data = await self._store.ledger.memory(self.name)
+            ledger = await self._store.ledger.state(self.name)
+            sealer = await sealer_of(self.spec.spec, self._store, self.name)
+            learner = await asyncio.to_thread(make_learner, self.spec.spec, trunk, data, self._trainer, sealer)
+            prequential, limits = make_records(self.spec.spec, ledger.prequential_json if ledger else None)
+        except DataLossError as error:
+            self.damages.found("memory", self.name, error)
+            raise
+        await self._reserve_numbers()
+        latest, accounts = self.book.latest, await accounts_of(self._store, self.row, self.spec.spec)
         self._writer = ModelWriter(
             model=self.name,
             uid=self.row.uid,
@@ -139,16 +149,20 @@ class LiveModel:
             streams=await self._store.ledger.streams(self.name),
             ledger=self._store.ledger,
             executor=self._threads(),
-            live=self._live,
+            live=lambda: self.book.latest.snapshot if self.book.latest else None,
             on_integrated=self._on_integrated,
             on_durable=self._store_soon,
-            commit_share=self._commit_share,
+            hold=Hold.of(self.spec.spec),
+            budget=Budget.of(self.spec.spec, self.row.lineage, await self._store.ledger.spends(self.name)),
+            limits=limits,
+            pace=Pace(self._commit_share, clock=time.monotonic if self._own_threads else time.thread_time),
         )
+        self._writer.commit_id = ledger.commit_id if ledger else 0
+        self._writer.work.receipts, self._writer.work.parts = accounts
         self._publisher = self._make_publisher(latest)
-        stored_digest = latest.record.memory_digest if latest else ""
         if first is not None:  # before anybody can open a stream, which then is tested by it
             self._install(first)
-        elif learner.samples and stored_digest != await self._writer.digest():
+        elif learner.samples and (latest.record.memory_digest if latest else "") != await self._writer.digest():
             self._publisher.touch()
 
     async def stop(self, *, commit: bool = True) -> None:
@@ -168,25 +182,28 @@ class LiveModel:
         if self._own_threads is not None:
             self._own_threads.shutdown()
             self._own_threads = None
-        self._writer = None
-        self._publisher = None
+        self._writer, self._publisher = None, None
 
     async def revise(self, spec: Model) -> None:
         """Takes up a changed declaration that needs no new lineage; what changes the versions makes one at once."""
-        before, writer = self.spec.spec, self.writer
+        before, now, writer = self.spec.spec, spec.spec, self.writer
         await writer.configure(spec.spec)
         await self.update_row(
             declaration=dump(spec), generation=self.row.generation + 1, conditions_json=conditions_json(None)
         )
         self.spec = spec
-        self.book.take_input(spec.spec.input)
-        await writer.declare(spec.spec.labels)
+        if before.privacy.client_sums and not now.privacy.client_sums:
+            await writer.between_commits(lambda work: drop_parts(work, self._store, self.name))
+        self.book.take_input(now.input)
+        self.book.class_samples = now.privacy.min_class_samples or 0
+        await writer.declare(now.labels)
         await self.prune()
-        if spec.spec.head != before.head:
+        await self._store.moments.thin(self.name, writer.work.keeping)
+        if now.head != before.head:
             self.publisher.close()
             self._publisher = self._make_publisher(None)
-        judged = (before.head, before.labels, before.gate, before.serving.promotion)
-        if judged != (spec.spec.head, spec.spec.labels, spec.spec.gate, spec.spec.serving.promotion):
+        judged = (before.head, before.labels, before.gate, before.serving.promotion, before.privacy)
+        if judged != (now.head, now.labels, now.gate, now.serving.promotion, now.privacy):
             self.publisher.touch()
 
     async def update_row(self, *, memory: Commit | None = None, **changes: Any) -> ModelRow:
@@ -199,14 +216,6 @@ class LiveModel:
             else:
                 self.row = await self._store.ledger.replace(row, memory, expected_etag=etag)
             return self.row
-
-    async def transferability(self) -> Transferability:
-        """How well the trunk fits the memory, computed beside the event loop on a copy of the sums.
-
-        Raises PreconditionError (MODEL_NOT_READY, EMPTY_MEMORY, ONE_CLASS).
-        """
-        sums, scale = await self.writer.copy_sums()
-        return await asyncio.get_running_loop().run_in_executor(self._solvers, transferability, sums, scale)
 
     def let_go(self) -> list[LiveTrunk]:
         """The trunks it used, to be released; for a model that has been stopped."""
@@ -221,7 +230,7 @@ class LiveModel:
         return Publisher(
             model=self.name,
             writer=self.writer,
-            executor=self._solvers,
+            executor=self.solvers,
             install=self._install,
             hint=latest.snapshot.head.regularization if latest else None,
         )
@@ -232,9 +241,6 @@ class LiveModel:
             return self._executor
         self._own_threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"trainer-{self.name}")
         return self._own_threads
-
-    def _live(self) -> Snapshot | None:
-        return self.book.latest.snapshot if self.book.latest else None
 
     def ask(self) -> None:
         """Somebody wants predictions of this model: its heads are to be fresh."""
@@ -247,9 +253,7 @@ class LiveModel:
 
     def _install(self, solved: Solved) -> None:
         assert self.trunk is not None
-        prequential = self.writer.prequential
-        trunk = self.trunk
-        first = self.book.stable is None
+        trunk, first = self.trunk, self.book.stable is None
 
         def make(number: int, solved: Solved) -> Snapshot:
             return self._snapshot(number, solved.head, solved.tail, trunk, time.time())
@@ -258,15 +262,7 @@ class LiveModel:
             solved,
             spec=self.spec,
             trunk=trunk,
-            prequential={
-                "tested": prequential.tested,
-                "correct": prequential.correct,
-                "accuracy": prequential.accuracy,
-                "windowed_accuracy": prequential.window_accuracy,
-                "window": prequential.window,
-                "report": prequential.summary(),
-                "inexact_because": self.writer.learner.inexact_because,
-            },
+            prequential=tested(self.writer),
             make=make,
         )
         if first and self.book.stable is not None:
@@ -276,19 +272,17 @@ class LiveModel:
             self._reserving = asyncio.get_running_loop().create_task(self._reserve_numbers())
         self._store_soon()
 
-    def _snapshot(
-        self, number: int, head: LinearHead, tail: LiveTail | None, trunk: LiveTrunk, created_s: float
-    ) -> Snapshot:
+    def _snapshot(self, number: int, head: LinearHead, tail: LiveTail | None, on: LiveTrunk, at_s: float) -> Snapshot:
         return Snapshot(
             model=self.name,
             version=number,
-            trunk=trunk,
-            front=trunk.front,
+            trunk=on,
+            front=on.front,
             head=head,
             tail=tail,
             input=self.spec.spec.input,
-            feature_digest=trunk.feature_digest,
-            create_time_s=created_s,
+            feature_digest=on.feature_digest,
+            create_time_s=at_s,
         )
 
     # -- storing versions ---------------------------------------------------------------------------------------
@@ -333,6 +327,8 @@ class LiveModel:
     async def _prune(self) -> None:
         gone = await self._store.catalog.prune_versions(self.name, self.spec.spec.serving.keep_versions)
         self.book.forget(gone)
+        for number in gone:
+            self.damages.gone(self.name, kind="version", name=str(number))
         served = {self.book.find(str(number)).snapshot.feature_digest for number in self.book.numbers()}
         for features in self.earlier_trunks.keys() - served:
             self._release_trunk(self.earlier_trunks.pop(features))
@@ -345,7 +341,10 @@ class LiveModel:
     async def _put_version(self, versioned: Versioned, aliases: dict[str, int]) -> None:
         """Stores a version once and points aliases at it; holds the lock, or two callers would store it twice."""
         moved = {alias: number for alias, number in aliases.items() if self._pointed.get(alias) != number}
+        if self.book.is_withdrawn(versioned.record.number):
+            raise NotFoundError(f"version {versioned.record.number} was withdrawn by an erasure", field="version")
         if versioned.record.number not in self.book.stored:
+            versioned = versioned.of_commit(self.writer.commit_id if self.writer.is_durable(versioned.tails) else 0)
             reason = "published" if aliases else "kept"
             await self._store.catalog.put_version(versioned.record, aliases=moved, reason=reason)
             self.book.keep(versioned)
@@ -353,6 +352,25 @@ class LiveModel:
             for alias, number in moved.items():
                 await self._store.catalog.set_alias(self.name, alias, number, "published")
         self._pointed.update(moved)
+
+    async def erase(self, take_out: Callable[[Integration], Erasing]) -> Receipt:
+        """Takes something out, commits, and solves a head of what is left; what knew it serves until that is there, and
+        never again. Raises what `take_out` raises; nothing has changed then."""
+        async with self._store_lock:  # held from before the commit: a version that knew it must not be stored after it
+            await self._reserve_numbers()
+            receipt = await self.writer.erase(take_out)
+            self.publisher.close()
+            changes, solved = self.writer.work.changes, await solved_of(self.writer, self.solvers)
+            self.book.withdraw(receipt.withdrawn)
+            self._pointed = {alias: at for alias, at in self._pointed.items() if at in self.book.stored}
+            if solved is not None:
+                self._install(solved)
+            self.book.fall_back()
+            self._publisher = self._make_publisher(self.book.latest)
+            if self.writer.work.changes != changes:
+                self._publisher.touch()
+        await self._store_latest()
+        return receipt
 
     async def point_stable(self, versioned: Versioned, reason: str) -> None:
         """Stores the alias `stable` and whether promotion is paused."""
@@ -368,33 +386,15 @@ class LiveModel:
             self.book.add_numbers(await self._store.catalog.reserve_versions(self.name, count), count)
 
     async def _restore_versions(self, trunk: LiveTrunk, trunk_of: TrunkOf) -> None:
-        aliases = {row.alias: row.number for row in await self._store.catalog.aliases(self.name)}
-        self._pointed = dict(aliases)
-        for summary in await self._store.catalog.versions(self.name):
-            # Not the trunk's digest: two lineages may differ in their front alone.
-            features = json.loads(summary.metrics_json)["feature_digest"]
-            own = trunk if features == trunk.feature_digest else self.earlier_trunks.get(features)
-            own = own or await trunk_of(summary.trunk_digest, features)
-            if own is None:
-                continue
-            if own is not trunk:
-                self.earlier_trunks[features] = own
-            row = await self._store.catalog.version(self.name, summary.number)
-            versioned = self.book.restore(row, self._restored(row, own))
-            if aliases.get("stable") == row.number:
-                self.book.stable = versioned
-            if aliases.get("latest") == row.number and row.lineage == self.row.lineage:
-                self.book.latest = versioned
+        self._pointed = {row.alias: row.number for row in await self._store.catalog.aliases(self.name)}
+        catalog, earlier, versions = self._store.catalog, self.earlier_trunks, dict[int, Versioned]()
+        for each in await stored_versions(catalog, self.name, trunk, trunk_of, earlier, self.damages):
+            tail = LiveTail(each.solution.tail) if each.solution.tail is not None else None
+            snapshot = self._snapshot(each.row.number, each.solution.head, tail, each.trunk, each.row.create_time_s)
+            versions[each.row.number] = self.book.restore(each.row, snapshot)
+        self.book.stable, latest = await aliased(catalog, self.name, versions, self._pointed)
+        if latest is not None and latest.record.lineage == self.row.lineage:
+            self.book.latest = latest
 
-    def _restored(self, row: VersionRow, trunk: LiveTrunk) -> Snapshot:
-        solution = load_solution(row.head, trunk.tail)
-        tail = LiveTail(solution.tail) if solution.tail is not None else None
-        return self._snapshot(row.number, solution.head, tail, trunk, row.create_time_s)
-
-    def _not_ready(self) -> PreconditionError | UnavailableError:
-        if self.row.state == "READY":  # stopped for a moment, or for good
-            return UnavailableError(f"model {self.name!r} is stopped for the moment; try again")
-        return PreconditionError(
-            f"model {self.name!r} is {self.row.state.lower()}; see `everlearn describe {self.name}`",
-            reason="MODEL_NOT_READY",
-        )
+    def _not_ready(self) -> EverlearnError:
+        return not_ready(self.row, self.damages.of(self.name))

@@ -27,7 +27,7 @@ class Operation:
     """`operations/{id}`."""
     model: str
     kind: str
-    """`apply` or `export`."""
+    """`apply`, `export` or `erase`."""
     request: Mapping[str, str]
     stage: str = "queued"
     bytes_done: int = 0

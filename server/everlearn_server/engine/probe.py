@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
-from everlearn.metrics.transferability import Transferability
+from everlearn.metrics.transferability import Transferability, transferability
 from everlearn_server.engine.live_model import LiveModel
 from everlearn_server.engine.trunk_times import TrunkTimes
 
@@ -30,9 +31,11 @@ class Probe:
 async def probe(model: LiveModel, times: TrunkTimes) -> Probe:
     """Raises PreconditionError: MODEL_NOT_READY, EMPTY_MEMORY, ONE_CLASS."""
     trunk = model.ready_trunk
-    fit = await model.transferability()
+    sums, scale = await model.writer.copy_sums()
+    # Beside the event loop, on a copy, where heads are solved.
+    fit = await asyncio.get_running_loop().run_in_executor(model.solvers, transferability, sums, scale)
     trunk_s, timed_images = times.median_s(trunk.session)
-    labels = len(model.writer.learner.labels)
+    labels = len(model.writer.held.shown.labels)
     return Probe(
         fit=fit,
         feature_dim=trunk.feature_dim,

@@ -230,6 +230,14 @@ class Publisher:
         self._changed.set()
 
 
+async def solved_of(writer: ModelWriter, executor: Executor) -> Solved | None:
+    """The exact head of what has been learned by now; None of nothing."""
+    learned, tails = await writer.learned()
+    if not learned.samples:
+        return None
+    return await asyncio.get_running_loop().run_in_executor(executor, solve, learned, tails)
+
+
 def solve(learned: Learned, tails: Mapping[str, int], hint: float | None = None) -> Solved:
     """The head of what has been learned: the exact one, or a quick one with `hint`. Raises PreconditionError."""
     begun_s = time.perf_counter()

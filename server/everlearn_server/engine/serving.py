@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,7 +16,7 @@ from everlearn.values import FeaturesBd, Front, LinearHead
 from everlearn_server.engine.tails import LiveTail
 
 _PRODUCTS_ON_THE_LOOP = 2**24
-"""Multiplications of a head that are done where everyone waits (0.4 ms); more go to a thread."""
+"""Multiplications of a head that are done where everyone waits; more go to a thread."""
 
 
 class TrunkHandle(Protocol):
@@ -29,6 +30,11 @@ class TrunkHandle(Protocol):
     @property
     def feature_dim(self) -> int:
         """d."""
+        ...
+
+    @property
+    def provider(self) -> str:
+        """ONNX Runtime's execution provider that it runs on."""
         ...
 
 
@@ -49,8 +55,10 @@ class Snapshot:
     create_time_s: float
 
     def scores(self, features_Bd: FeaturesBd) -> npt.NDArray[np.float32]:
-        """[B, C] of what the trunk gives. Raises BackboneError where the tail fails."""
-        return self.head.scores(features_Bd if self.tail is None else self.tail.run(features_Bd))
+        """[B, C] of what the trunk gives. Raises BackboneError, UnavailableError where the tail fails."""
+        if self.tail is not None:
+            features_Bd = self.tail.run(features_Bd, self.trunk.provider)
+        return self.head.scores(features_Bd)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +106,11 @@ class Serving(Protocol):
         Raises InputError (field path below `samples`), OverloadedError (queue full), ExpiredError (deadline passed
         while queued).
         """
+        ...
+
+    async def keep(self, snapshot: Snapshot, scored: Scored, *, caller: Callable[[], str]) -> list[str]:
+        """An id for each sample, where the model's predictions wait for their labels; none elsewhere. `caller`:
+        who asks, empty where nobody says."""
         ...
 
     def load(self, model: str) -> None:

@@ -19,9 +19,9 @@ class LiveTail:
         self._lock = threading.Lock()
         self._session: TailSession | None = None
 
-    def run(self, values_Bn: FeaturesBd) -> FeaturesBd:
-        """Features [B, d] of values at the cut. Raises BackboneError."""
+    def run(self, values_Bn: FeaturesBd, provider: str) -> FeaturesBd:
+        """Features [B, d] of values at the cut, on what their trunk runs on. Raises BackboneError, UnavailableError."""
         with self._lock:
             if self._session is None:
-                self._session = TailSession(self.tail)
+                self._session = TailSession(self.tail, provider=provider)
         return self._session.run(values_Bn)

@@ -30,6 +30,11 @@ class LiveTrunk:
     tail: Tail | None = None
     """Where a part of the backbone learns: that part, as it was before. The features are then the values at the cut."""
 
+    @property
+    def provider(self) -> str:
+        """ONNX Runtime's execution provider in use; what follows the trunk runs there too."""
+        return self.session.providers[0]
+
 
 class TrunkPool:
     """Opens each trunk once and counts who uses it. Not thread-safe: call from the event loop."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from everlearn.errors import InputError, InvalidError
-from everlearn.inputs.samples import Samples
+from everlearn.inputs.samples import Samples, Waiting
 from everlearn.outputs import quantise_values
 from everlearn.spec import rules
 from everlearn.spec.model import ModelSpec
@@ -14,6 +14,8 @@ from everlearn.truth import LabelSets, Truth, Values
 MAX_BATCH_SAMPLES = 1024
 MAX_SET_LABELS = 1000
 """Labels of one sample."""
+_MAX_PASSED = 4096
+"""Labels that are remembered, and a batch's more."""
 _FIELDS = {"classification": "batch.labels", "multilabel": "batch.label_sets", "regression": "batch.values"}
 _NEEDS = {
     "classification": "one label a sample in `labels`",
@@ -28,9 +30,19 @@ class TruthCheck:
     def __init__(self, spec: ModelSpec) -> None:
         self._task = spec.task
         self._outputs = spec.declared_outputs
+        self._closed = frozenset(spec.labels) if spec.privacy.tier == "dp" else None
+        """The only labels there are, where one that appeared would tell of a sample."""
+        self._passed: set[str] = set()
+        """Labels that were found to be in order: a stream repeats few of them."""
 
-    def refusal(self, truth: Truth, samples: Samples | None) -> InvalidError | None:
+    def refusal(self, truth: Truth, samples: Samples | Waiting | None, step: str = "") -> InvalidError | None:
         """Why the batch can have no effect, with the path of the field; None where nothing is wrong."""
+        if step and self._task == "regression":
+            return InputError(
+                "what a step forgets is counted in samples that were right, and values are never quite right: name no "
+                "step",
+                field="batch.step",
+            )
         count = len(samples) if samples is not None else 0
         if count > MAX_BATCH_SAMPLES:
             return InputError(f"{count} samples; send {MAX_BATCH_SAMPLES} a batch at most", field="batch.samples")
@@ -47,7 +59,24 @@ class TruthCheck:
             return self._of_values(truth) if count else None
         if isinstance(truth, LabelSets):
             return _of_sets(truth)
-        return _of_labels(truth, field)
+        if self._passed.issuperset(truth):
+            return None
+        refusal = _of_labels(truth, field) or self._of_closed(truth, field)
+        if refusal is None and len(self._passed) < _MAX_PASSED:
+            self._passed.update(truth)
+        return refusal
+
+    def _of_closed(self, labels: Iterable[str], field: str) -> InvalidError | None:
+        if self._closed is None:
+            return None
+        place = next((place for place, label in enumerate(labels) if label not in self._closed), None)
+        if place is None:
+            return None
+        return InputError(
+            "the label is not declared, and with privacy.tier dp a model learns declared labels alone; add it to "
+            "spec.labels",
+            field=f"{field}[{place}]",
+        )
 
     def _of_values(self, truth: Values) -> InvalidError | None:
         try:

@@ -19,8 +19,9 @@ import structlog
 from everlearn.errors import ConflictError, EverlearnError, InputError, SpecError, UnavailableError
 from everlearn.heads import head_for
 from everlearn.inputs.samples import Features, Pixels, Raw, Samples
-from everlearn.learners import ClosedForm
+from everlearn.learners import ClosedForm, Masked
 from everlearn.memories.statistics import Statistics
+from everlearn.metrics.fleet import FleetTally
 from everlearn.metrics.prequential import Prequential
 from everlearn.runtime.session import TrunkSession
 from everlearn.spec.load import dump, parse
@@ -33,6 +34,8 @@ from everlearn_server.engine.conditions import conditions_json
 from everlearn_server.engine.declarations import Declarations
 from everlearn_server.engine.embedding import features_of
 from everlearn_server.engine.fleet import READY, Fleet
+from everlearn_server.engine.fleet_records import FLEET, records_json
+from everlearn_server.engine.hold import Hold
 from everlearn_server.engine.live_model import LiveModel
 from everlearn_server.engine.publisher import Solved, solve
 from everlearn_server.engine.trunks import LiveTrunk
@@ -204,9 +207,10 @@ class Upgrade:
         assert isinstance(record, Prequential), "of one label a sample"
         assert self._after is not None
         standing = Standing(
-            windowed_accuracy=record.window_accuracy,
+            windowed_accuracy=model.writer.held.shown.record.window_accuracy,
             stable_accuracy=model.book.stable_accuracy,
             temperature=record.temperature,
+            class_samples=self._spec.spec.privacy.min_class_samples or 1,
         )
         held = HeldOut(
             old_Bd=_stacked(self._held_old, self._pairs.old_dim), new_Be=_stacked(self._held_new, self._pairs.new_dim)
@@ -243,10 +247,13 @@ class Upgrade:
         assert data is not None, "it has learned, and is committed"
         assert state is not None
         tails = {client: row.durable_sequence for client, row in (await store.ledger.streams(model.name)).items()}
-        record = Prequential.from_dict(json.loads(state.prequential_json))
+        told = json.loads(state.prequential_json)
+        record, clients = Prequential.from_dict(told), FleetTally.from_dict(told.get(FLEET))
         record.forget_features()
         learner = await asyncio.to_thread(self._moved, data, judged)
-        first = await asyncio.to_thread(solve, learner.learned(), tails)
+        hold = Hold.of(self._spec.spec)
+        learned = learner.learned() if hold is None else Masked(learner.learned(), hold.class_samples)
+        first = await asyncio.to_thread(solve, learned, tails)
         commit = Commit(
             model=model.name,
             uid=model.row.uid,
@@ -255,7 +262,7 @@ class Upgrade:
             memory=await asyncio.to_thread(learner.to_bytes),
             sample_count=learner.samples,
             streams={},
-            prequential_json=json.dumps(record.to_dict()),
+            prequential_json=records_json(record.to_dict(), clients),
         )
         await model.update_row(
             memory=commit,
@@ -303,6 +310,18 @@ def _check(before: Model, plan: Plan) -> None:
             "a part of this model learns by gradient steps, which belong to its own backbone; only a solved head on a "
             "frozen backbone can move",
             field="spec.adapt.kind",
+        )
+    if spec.privacy.tier == "dp":
+        raise SpecError(
+            "sums with noise cannot be moved: what is estimated from them would carry it on without its account; begin "
+            "anew on the other backbone",
+            field="spec.privacy.tier",
+        )
+    if spec.privacy.client_sums:
+        raise SpecError(
+            "sums that are moved are estimates, from which no client's own can be subtracted any more; write "
+            "privacy.client_sums: false first, which deletes them, or declare another model on that backbone",
+            field="spec.privacy.client_sums",
         )
     if spec.memory.kind != "statistics":
         raise SpecError(f"memory {spec.memory.kind} cannot be moved; statistics can", field="spec.memory.kind")

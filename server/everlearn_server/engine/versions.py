@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from everlearn.errors import GateError, NotFoundError, PreconditionError
 from everlearn.spec.input import Input
 from everlearn.spec.model import Gate, Model
+from everlearn.spec.promises import promises
 from everlearn.spec.telling import axes
 from everlearn_server.engine.publisher import NO_NUMBERS, Solved
 from everlearn_server.engine.serving import Snapshot
 from everlearn_server.engine.trunks import LiveTrunk
+from everlearn_server.engine.writer import ModelWriter
 from everlearn_server.store.rows import VersionRow
 
 _EPHEMERAL = 8
@@ -66,6 +68,12 @@ class Versioned:
     snapshot: Snapshot
     record: VersionRow
     tails: Mapping[str, int]
+    fewest: int = 0
+    """Samples of the smallest class that it shows."""
+
+    def of_commit(self, commit_id: int) -> Versioned:
+        """The same with the last commit that it may know of."""
+        return replace(self, record=replace(self.record, commit_id=commit_id))
 
 
 class VersionBook:
@@ -81,6 +89,9 @@ class VersionBook:
         self.stable: Versioned | None = None
         self.latest: Versioned | None = None
         self.promotion_paused = False
+        self.class_samples = 0
+        """Versions that show a smaller class than this are as good as not there."""
+        self._withdrawn_below = 0
 
     # -- numbers ------------------------------------------------------------------------------------------------
 
@@ -99,7 +110,8 @@ class VersionBook:
 
     def restore(self, row: VersionRow, snapshot: Snapshot) -> Versioned:
         """Takes up a stored version."""
-        versioned = Versioned(snapshot=snapshot, record=row, tails={})
+        fewest = _fewest(json.loads(row.metrics_json).get("samples_per_class", ()))
+        versioned = Versioned(snapshot=snapshot, record=row, tails={}, fewest=fewest)
         self._versions[row.number] = versioned
         self.stored.add(row.number)
         return versioned
@@ -138,6 +150,7 @@ class VersionBook:
                     "exact": solved.exact,
                     "recipe": spec.spec.recipe,
                     "axes": axes(spec.spec),
+                    "privacy": promises(spec.spec),
                     **({"training": dict(solved.figures)} if solved.figures else {}),
                     "feature_digest": trunk.feature_digest,
                     "samples_per_class": solved.samples_C,
@@ -151,7 +164,8 @@ class VersionBook:
             gate_reason=gate.reason,
             create_time_s=time.time(),
         )
-        versioned = Versioned(snapshot=make(number, solved), record=record, tails=solved.tails)
+        fewest = _fewest(solved.samples_C)
+        versioned = Versioned(snapshot=make(number, solved), record=record, tails=solved.tails, fewest=fewest)
         self._versions[number] = versioned
         self.latest = versioned
         if gate.passed and spec.spec.serving.promotion == "auto" and not self.promotion_paused:
@@ -172,7 +186,7 @@ class VersionBook:
         if version in ("", "stable", "latest"):
             found = self.latest if version == "latest" else self.stable
             if found is not None:
-                return found
+                return self._shown(found)
             if self.latest is not None:
                 raise PreconditionError(
                     f"no version of model {self._model!r} has passed its gate: {self.latest.record.gate_reason}",
@@ -182,7 +196,7 @@ class VersionBook:
         is_number = len(version) <= _DIGITS and version.isascii() and version.isdigit()
         if not is_number or int(version) not in self._versions:
             raise NotFoundError(f"model {self._model!r} has no version {version[:20]!r}", field="version")
-        return self._versions[int(version)]
+        return self._shown(self._versions[int(version)])
 
     def promote(self, version: str) -> Versioned:
         """Points `stable` at a version. Raises GateError where its gate did not pass."""
@@ -196,7 +210,7 @@ class VersionBook:
         """
         present = self.stable.record.number if self.stable else 0
         if number == 0:
-            earlier = [n for n in self.stored if n < present and self._versions[n].record.gate_passed]
+            earlier = [n for n in self.stored - self.not_shown if n < present and self._versions[n].record.gate_passed]
             if not earlier:
                 raise PreconditionError(
                     f"model {self._model!r} has no earlier stored version to go back to", reason="NO_EARLIER_VERSION"
@@ -215,19 +229,29 @@ class VersionBook:
 
     def take_input(self, declared: Input) -> None:
         """Limits and encodings of the input hold for all versions from now on."""
-        for number, versioned in self._versions.items():
-            changed = replace(versioned, snapshot=replace(versioned.snapshot, input=declared))
-            self._versions[number] = changed
-            self.stable = changed if self.stable is versioned else self.stable
-            self.latest = changed if self.latest is versioned else self.latest
+        for number, versioned in list(self._versions.items()):
+            self._exchange(number, replace(versioned, snapshot=replace(versioned.snapshot, input=declared)))
+
+    def _exchange(self, number: int, versioned: Versioned) -> None:
+        """Wherever it is named: an alias is not to go on with what was there before."""
+        self._versions[number] = versioned
+        if self.stable is not None and self.stable.record.number == number:
+            self.stable = versioned
+        if self.latest is not None and self.latest.record.number == number:
+            self.latest = versioned
 
     def numbers(self) -> list[int]:
         """All that `find` answers, ascending."""
-        return sorted(self._versions)
+        return sorted(self._versions.keys() - self.not_shown)
+
+    @property
+    def not_shown(self) -> set[int]:
+        """Versions that show a smaller class than may be shown."""
+        return {number for number, each in self._versions.items() if each.fewest < self.class_samples}
 
     def records(self) -> list[VersionRow]:
         """Stored versions, newest first."""
-        return [self._versions[number].record for number in sorted(self.stored, reverse=True)]
+        return [self._versions[number].record for number in sorted(self.stored - self.not_shown, reverse=True)]
 
     def aliases_of(self, number: int) -> list[str]:
         """Names that point at a version."""
@@ -235,15 +259,39 @@ class VersionBook:
         return [alias for alias, target in named.items() if target and target.record.number == number]
 
     def keep(self, versioned: Versioned) -> None:
-        """It has been stored; it may have been forgotten while that was done."""
-        self._versions[versioned.record.number] = versioned
-        self.stored.add(versioned.record.number)
+        """It has been stored; meanwhile it may have been forgotten, or the input's limits may have changed."""
+        number = versioned.record.number
+        present = self._versions.get(number)
+        if present is not None and present.snapshot is not versioned.snapshot:
+            versioned = replace(present, record=versioned.record)
+        self._exchange(number, versioned)
+        self.stored.add(number)
 
     def forget(self, numbers: Iterable[int]) -> None:
         """Drops stored versions that the store has pruned."""
         for number in numbers:
             self._versions.pop(number, None)
             self.stored.discard(number)
+
+    def withdraw(self, gone: Collection[int]) -> None:
+        """Drops these, and all that were never stored: of those nobody knows what they know."""
+        kept = self.stored.difference(gone)
+        self._withdrawn_below = self._next
+        self._versions = OrderedDict((number, it) for number, it in self._versions.items() if number in kept)
+        self.stored = kept & self._versions.keys()
+        self.stable = self.stable if self.stable and self.stable.record.number in kept else None
+        self.latest = self.latest if self.latest and self.latest.record.number in kept else None
+
+    def is_withdrawn(self, number: int) -> bool:
+        """Whether it must not be stored, or stored again."""
+        return number < self._withdrawn_below and number not in self._versions
+
+    def fall_back(self) -> None:
+        """Something serves where anything may: the newest version left that has passed its gate, else the latest."""
+        if self.stable is None:
+            passed = [number for number in self.stored if self._versions[number].record.gate_passed]
+            found = self._versions[max(passed)] if passed else self.latest
+            self.stable = found if found is not None and found.record.gate_passed else None
 
     @property
     def stable_accuracy(self) -> float | None:
@@ -252,11 +300,40 @@ class VersionBook:
             return None
         return float(json.loads(self.stable.record.metrics_json)["windowed_accuracy"])
 
+    def _shown(self, versioned: Versioned) -> Versioned:
+        if versioned.fewest >= self.class_samples:
+            return versioned
+        raise PreconditionError(
+            f"version {versioned.record.number} shows classes of fewer than {self.class_samples} samples, which the "
+            "model's privacy no longer allows; ask for a later one",
+            reason="BELOW_MINIMUM",
+        )
+
     def _forget_ephemeral(self) -> None:
         kept = {target.record.number for target in (self.stable, self.latest) if target}
         ephemeral = [number for number in self._versions if number not in self.stored and number not in kept]
         for number in ephemeral[: max(0, len(ephemeral) - _EPHEMERAL)]:
             del self._versions[number]
+
+
+def tested(writer: ModelWriter) -> dict[str, Any]:
+    """What a version says of the record of its model's tests, and of how it was learned."""
+    record = writer.held.shown.record
+    return {
+        "tested": record.tested,
+        "correct": record.correct,
+        "accuracy": record.accuracy,
+        "windowed_accuracy": record.window_accuracy,
+        "window": record.window,
+        "report": record.summary(),
+        "inexact_because": writer.learner.inexact_because,
+        **({"budget": writer.budget.told} if writer.budget else {}),
+    }
+
+
+def _fewest(samples_C: Sequence[int]) -> int:
+    """Of the classes that were learned."""
+    return min((samples for samples in samples_C if samples), default=0)
 
 
 def _passed(versioned: Versioned) -> Versioned:

@@ -2,8 +2,8 @@
 
 Predictions go first, learning always gets a share, and both are bounded: a full prediction lane answers
 RESOURCE_EXHAUSTED with a hint when to come back, a full learning lane makes the stream wait (its credits run out).
-On a CPU every image runs alone, because batching gains nothing there (114 images/s alone, 110 in eights) and a single
-image's features are then bit-identical whoever else is asking. On a GPU a worker takes what waits, up to `max_batch`.
+On a CPU every image runs alone, because batching gains nothing there and a single image's features are
+then bit-identical whoever else is asking. On a GPU a worker takes what waits, up to `max_batch`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+import structlog
 
-from everlearn.errors import ExpiredError, OverloadedError, UnavailableError
+from everlearn.errors import EverlearnError, ExpiredError, InputError, OverloadedError, UnavailableError
+from everlearn.inputs.decoding import DecodingHere, ImageDecoding
 from everlearn.runtime.session import join
 from everlearn.values import FeaturesBd, TrunkInput
 from everlearn_server.engine.trunk_times import TrunkTimes
 
+_logger = structlog.get_logger(__name__)
 _PREDICTIONS_IN_A_ROW = 4
 """After so many predictions one waiting learning image is taken."""
 
@@ -57,7 +60,11 @@ class Work:
 class WorkQueue:
     """Worker threads over two lanes. Call from the event loop; close from anywhere."""
 
-    def __init__(self, *, workers: int, capacity_images: int, max_batch: int = 1) -> None:
+    def __init__(
+        self, *, workers: int, capacity_images: int, max_batch: int = 1, images: ImageDecoding | None = None
+    ) -> None:
+        """`images`: who reads image files for the workers; by default they do themselves."""
+        self.images = images or DecodingHere()
         self._capacity_images = capacity_images
         self._max_batch = max_batch
         self._condition = threading.Condition()
@@ -114,6 +121,7 @@ class WorkQueue:
             self._fail(work, _closed())
         for thread in self._threads:
             thread.join(timeout=5)
+        self.images.close()
 
     async def _run(
         self,
@@ -148,14 +156,16 @@ class WorkQueue:
         return work
 
     def _work(self) -> None:
-        while True:
-            with self._condition:
-                while not self._predict and not self._learn and not self._closed:
-                    self._condition.wait()
-                if self._closed:
-                    return
-                items = self._take()
-            self._process(items)
+        # No local variable: it would keep the last sample in memory for as long as nothing follows.
+        while self._process(self._next()):
+            pass
+
+    def _next(self) -> list[tuple[Work, int]]:
+        """What waits, once something does; nothing when the queue is closed."""
+        with self._condition:
+            while not self._predict and not self._learn and not self._closed:
+                self._condition.wait()
+            return [] if self._closed else self._take()
 
     def _take(self) -> list[tuple[Work, int]]:
         """Next images of one session; holds the lock."""
@@ -167,7 +177,10 @@ class WorkQueue:
             items.append(lane.popleft())
         return items
 
-    def _process(self, items: list[tuple[Work, int]]) -> None:
+    def _process(self, items: list[tuple[Work, int]]) -> bool:
+        """False for nothing: the worker ends."""
+        if not items:
+            return False
         started_s = time.monotonic()
         ready: list[tuple[Work, int]] = []
         pixels: list[TrunkInput] = []
@@ -182,23 +195,32 @@ class WorkQueue:
             begun_s = time.monotonic()
             try:
                 pixels.append(work.pixels_of(index))
-            except Exception as error:  # answered to the caller, whatever it is
+            except EverlearnError as error:
                 self._fail(work, error)
+                continue
+            except Exception as error:  # a decoder's own bug, or no memory for it: this sample is refused, no other
+                _logger.error("decoding failed", kind=type(error).__qualname__)
+                self._fail(work, InputError(f"a sample cannot be decoded ({type(error).__name__})", field="samples"))
                 continue
             work.decode_s += time.monotonic() - begun_s
             ready.append((work, index))
-        if not ready:
-            return
-        self._run_trunk(ready, pixels)
-        self._mean_s += 0.05 * ((time.monotonic() - started_s) / len(items) - self._mean_s)
+        if ready:
+            self._run_trunk(ready, pixels)
+            self._mean_s += 0.05 * ((time.monotonic() - started_s) / len(items) - self._mean_s)
+        return True
 
-    def _run_trunk(self, ready: list[tuple[Work, int]], pixels: list[TrunkInput]) -> None:
+    def _run_trunk(self, ready: list[tuple[Work, int]], pixels: list[TrunkInput], *, may_halve: bool = True) -> None:
         begun_s = time.monotonic()
         try:
             features_Bd = ready[0][0].session.run(join(pixels))
             for row, (work, index) in enumerate(ready):
                 work.features_Bd[index] = features_Bd[row]
         except Exception as error:  # answered to the callers; a worker never dies
+            half = len(ready) // 2
+            if half and may_halve:  # a device may have no memory for all of them at once
+                for part in (slice(0, half), slice(half, len(ready))):
+                    self._run_trunk(ready[part], pixels[part], may_halve=False)
+                return
             for work, _ in ready:
                 self._fail(work, error)
             return

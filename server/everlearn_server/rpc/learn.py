@@ -13,11 +13,13 @@ from everlearn.spec.model import NAME
 from everlearn_protos.arrays import to_tensor
 from everlearn_protos.v1 import learn_pb2, models_pb2
 from everlearn_server.engine.engine import Engine
-from everlearn_server.engine.learning import CREDITS, DurableUpTo, LearnBatch, LearnStream, Received
+from everlearn_server.engine.learning import CREDITS, LearnBatch, LearnStream
+from everlearn_server.engine.outbox import DurableUpTo, Received
 from everlearn_server.errors import status_of
 from everlearn_server.rpc import names, wire
+from everlearn_server.rpc.caller import client_of
 from everlearn_server.rpc.messages import input_contract
-from everlearn_server.rpc.samples import samples_of, truth_of
+from everlearn_server.rpc.samples import learned_of, samples_of, truth_of
 
 MAX_EMBEDDED = 256
 """Models that one call may name."""
@@ -29,8 +31,10 @@ class LearnService:
 
     NAME = "everlearn.v1.LearnService"
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, heartbeat_bytes: int) -> None:
+        """`heartbeat_bytes`: what learners are asked to send when all they sent is durable."""
         self._engine = engine
+        self._heartbeat_bytes = heartbeat_bytes
 
     def handler(self) -> grpc.GenericRpcHandler:
         """To register with the server."""
@@ -47,6 +51,7 @@ class LearnService:
         message = wire.parse(learn_pb2.LearnRequest, first or b"")
         if message.WhichOneof("request") != "open":
             raise InvalidError("a stream begins with `open`", field="open")
+        client_of(context)
         stream = await self._open(message.open)
         reader = asyncio.create_task(_read(requests, stream))
         try:
@@ -78,13 +83,26 @@ class LearnService:
     async def _open(self, opening: learn_pb2.Open) -> LearnStream:
         model = self._engine.model(names.model_of(opening.model, field="open.model"), field="open.model")
         if not names.NAME_PATTERN.fullmatch(opening.client):
-            raise InvalidError(f"{opening.client[:80]!r} does not match {NAME}", field="open.client")
-        stream = LearnStream(model, self._engine.queue, client=opening.client, feature_digest=opening.feature_digest)
+            raise InvalidError(names.unlike(opening.client, NAME), field="open.client")
+        if opening.receipts and opening.durable_only:
+            raise InvalidError(
+                "receipts come in the answers that this leaves out; set one of them", field="open.durable_only"
+            )
+        stream = LearnStream(
+            model,
+            self._engine.queue,
+            client=opening.client,
+            feature_digest=opening.feature_digest,
+            require_room=self._engine.require_room,
+            receipts=opening.receipts,
+            durable_only=opening.durable_only,
+        )
         await stream.open(epoch=opening.epoch, timeline=opening.timeline, present_timeline=self._engine.timeline)
         return stream
 
     def _opened(self, stream: LearnStream, opening: learn_pb2.Open) -> learn_pb2.LearnResponse:
         model = self._engine.model(names.model_of(opening.model))
+        hold = model.writer.held.hold
         return learn_pb2.LearnResponse(
             opened=learn_pb2.Opened(
                 epoch=stream.epoch,
@@ -92,6 +110,10 @@ class LearnService:
                 timeline=self._engine.timeline,
                 credits=CREDITS,
                 input=input_contract(model),
+                held_sequence=stream.held_sequence,
+                min_samples=hold.samples if hold is not None else 0,
+                min_clients=hold.clients if hold is not None else 0,
+                heartbeat_bytes=self._heartbeat_bytes,
             )
         )
 
@@ -110,15 +132,24 @@ async def _read(requests: AsyncIterator[bytes], stream: LearnStream) -> None:
     """Feeds the stream; any error ends it, with its status."""
     try:
         async for data in requests:
-            message = wire.parse(learn_pb2.LearnRequest, data)
-            if message.WhichOneof("request") != "batch":
-                raise InvalidError("after `open` a stream carries `batch` only", field="batch")
-            stream.accept(_batch(message.batch))
+            _take(data, stream)
+            del data  # or the last batch stays for as long as nothing follows
         stream.finish()
     except asyncio.CancelledError:
         raise
     except Exception as error:
         stream.fail(error)
+
+
+def _take(data: bytes, stream: LearnStream) -> None:
+    message = wire.parse(learn_pb2.LearnRequest, data)
+    match message.WhichOneof("request"):
+        case "batch":
+            stream.accept(_batch(message.batch), data)
+        case "heartbeat":
+            pass  # to be read was all that it was for
+        case _:
+            raise InvalidError("after `open` a stream carries `batch` and `heartbeat` only", field="batch")
 
 
 def _batch(batch: learn_pb2.Batch) -> LearnBatch:
@@ -127,10 +158,15 @@ def _batch(batch: learn_pb2.Batch) -> LearnBatch:
         raise InvalidError("sequences begin with 1", field="batch.sequence")
     try:
         truth = truth_of(batch)
+        if batch.step and not names.NAME_PATTERN.fullmatch(batch.step):
+            raise InputError(names.unlike(batch.step, NAME), field="batch.step")
         if not batch.HasField("samples") and not len(truth):
             return LearnBatch(sequence=batch.sequence, labels=(), samples=_EMPTY)
         return LearnBatch(
-            sequence=batch.sequence, labels=truth, samples=samples_of(batch.samples, field="batch.samples")
+            sequence=batch.sequence,
+            labels=truth,
+            samples=learned_of(batch.samples, field="batch.samples"),
+            step=batch.step,
         )
     except InputError as error:
         return LearnBatch(sequence=batch.sequence, labels=tuple(batch.labels), samples=None, refusal=error)
@@ -165,6 +201,7 @@ def _received(event: Received) -> learn_pb2.LearnResponse:
             tested_by_version=outcome.tested_by_version,
             credits=CREDITS,
             duplicate=outcome.duplicate,
+            receipt=outcome.receipt,
         )
     )
 
@@ -174,6 +211,7 @@ def _rejected(sequence: int, refusal: EverlearnError) -> learn_pb2.LearnResponse
         rejected=learn_pb2.Rejected(
             sequence=sequence,
             code=status_of(refusal).name,
+            reason=refusal.reason,
             field=refusal.field,
             message=refusal.message,
             credits=CREDITS,

@@ -12,19 +12,22 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from everlearn.errors import NotFoundError
+from everlearn.inputs.figures import ImageFigures
 from everlearn.metrics.record import Record
 from everlearn.spec import plan as planning
 from everlearn.spec.defaults import height_width
 from everlearn.spec.load import dump
+from everlearn.spec.promises import promises
 from everlearn.values import FrontConfig
 from everlearn_protos.v1 import export_pb2, models_pb2
+from everlearn_server.engine.budget import Spent
 from everlearn_server.engine.engine import Engine
-from everlearn_server.engine.input_figures import ImageFigures
 from everlearn_server.engine.live_model import LiveModel
 from everlearn_server.engine.operations import Operation
 from everlearn_server.engine.probe import Probe
 from everlearn_server.engine.students import LiveStudent
 from everlearn_server.engine.truth_check import MAX_BATCH_SAMPLES
+from everlearn_server.engine.waiting_room import LateFigures
 from everlearn_server.rpc import names
 from everlearn_server.rpc.status import to_status
 from everlearn_server.store.rows import ExportRow, VersionRow
@@ -52,6 +55,7 @@ async def _status(engine: Engine, model: LiveModel, *, report: bool) -> models_p
         promotion_paused=book.promotion_paused,
         lock=json.loads(row.lock_json),
         bytes_at_rest=await engine.bytes_at_rest(row.name),
+        privacy=promises(model.spec.spec),
     )
     for condition in json.loads(row.conditions_json):
         status.conditions.add(
@@ -61,26 +65,62 @@ async def _status(engine: Engine, model: LiveModel, *, report: bool) -> models_p
             message=condition["message"],
             last_transition_time=timestamp(condition["time_s"]),
         )
+    for damage in model.damages.of(row.name):
+        status.conditions.add(type="DataIntact", status=False, reason="DATA_LOSS", message=damage.message)
     for alias, versioned in (("stable", book.stable), ("latest", book.latest)):
         if versioned is not None:
             status.aliases[alias] = versioned.record.number
     if model.is_started:
-        learner = model.writer.learner
-        status.labels.extend(learner.labels)
-        status.samples_per_class.extend(int(count) for count in learner.count_C)
-        status.sample_count = learner.samples
+        learner, shown = model.writer.learner, model.writer.held.shown
+        status.labels.extend(shown.labels)
+        status.samples_per_class.extend(int(count) for count in shown.count_C)
+        status.sample_count = shown.samples
         status.feature_dim = model.ready_trunk.feature_dim
-        status.trunk_bytes = model.ready_trunk.size_bytes
+        tail = model.ready_trunk.tail
+        status.trunk_bytes = model.ready_trunk.size_bytes + (len(tail.weights) if tail is not None else 0)
         status.input.CopyFrom(input_contract(model))
-        status.prequential.CopyFrom(prequential_message(model.writer.prequential))
+        status.prequential.CopyFrom(prequential_message(shown.record))
         if report:
             # Beside the event loop: many classes take a hundredth of a second, and the writer may hold the record.
-            status.report.CopyFrom(await asyncio.to_thread(_report, model.writer.prequential))
+            status.report.CopyFrom(await asyncio.to_thread(_report, shown.record))
+        if model.writer.budget is not None:
+            status.budget.CopyFrom(_budget(model.writer.budget.spent, learner.noise_share))
+        if model.writer.work.room is not None:
+            status.late_labels.CopyFrom(_late(model.writer.work.room.figures()))
         if model.student is not None:
             status.student.CopyFrom(_student(model.student))
         status.memory_digest = await model.writer.digest()
         status.inexact_because = learner.inexact_because
+        short = model.writer.held.shortfall
+        status.held = short.told() if short is not None else ""
     return status
+
+
+def _budget(spent: Spent, noise_share: float) -> models_pb2.BudgetStatus:
+    return models_pb2.BudgetStatus(
+        unit=spent.unit,
+        epsilon=spent.budget,
+        delta=spent.delta,
+        epsilon_spent=spent.epsilon,
+        releases=spent.releases,
+        clients_at_end=spent.clients_at_end,
+        noise_share=noise_share,
+    )
+
+
+def _late(figures: LateFigures) -> models_pb2.LateLabelsStatus:
+    return models_pb2.LateLabelsStatus(
+        given=figures.given,
+        waiting=figures.waiting,
+        waiting_bytes=figures.waiting_bytes,
+        joined=figures.joined,
+        coverage=figures.coverage,
+        correct=figures.correct,
+        expired=figures.expired,
+        left_early=figures.left_early,
+        delay_median_s=figures.delay_median_s,
+        delay_p90_s=figures.delay_p90_s,
+    )
 
 
 def _student(student: LiveStudent) -> models_pb2.StudentStatus:
@@ -274,7 +314,7 @@ async def _result(operation: Operation, engine: Engine) -> Message:
         _, number = names.export_of(operation.result["name"])
         for row in await engine.exports(operation.model):
             if row.version_number == number:
-                return export_message(row)
+                return export_message(row, engine)
         raise NotFoundError(
             f"the export of version {number} has been deleted since, as retention.exports demands; create it again",
             field="version",
@@ -282,8 +322,9 @@ async def _result(operation: Operation, engine: Engine) -> Message:
     return await model_message(engine, engine.model(operation.model))
 
 
-def export_message(row: ExportRow) -> export_pb2.Export:
+def export_message(row: ExportRow, engine: Engine) -> export_pb2.Export:
     """An export as callers see it."""
+    manifest, signature = engine.signed_manifest(row)
     return export_pb2.Export(
         name=f"models/{row.model}/exports/{row.version_number}",
         version=f"models/{row.model}/versions/{row.version_number}",
@@ -294,4 +335,6 @@ def export_message(row: ExportRow) -> export_pb2.Export:
         create_time=timestamp(row.create_time_s),
         parity_max_abs_diff=row.parity,
         probes=row.probes,
+        manifest=manifest,
+        signature=signature,
     )

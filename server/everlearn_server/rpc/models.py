@@ -133,7 +133,8 @@ class ModelService:
     async def probe_inputs(self, request: models_pb2.ProbeInputsRequest, _: wire.Context) -> models_pb2.InputProbe:
         """What images look like beside what the backbone expects."""
         model = self._engine.model(names.model_of(request.name))
-        return input_probe_message(*await input_figures(model, samples_of(request.samples, field="samples")))
+        samples = samples_of(request.samples, field="samples")
+        return input_probe_message(*await input_figures(model, samples, self._engine.queue.images))
 
     def upgrade(
         self, requests: AsyncIterator[bytes], _: wire.Context

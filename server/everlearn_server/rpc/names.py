@@ -18,7 +18,7 @@ def model_of(name: str, *, field: str = "name") -> str:
     """`models/{model}` -> `{model}`. Raises InvalidError."""
     collection, _, model = name.partition("/")
     if collection != "models" or not NAME_PATTERN.fullmatch(model):
-        raise InvalidError(f"{name[:80]!r} is not models/{{model}}", field=field)
+        raise InvalidError(unlike(name, "models/{model}"), field=field)
     return model
 
 
@@ -28,7 +28,7 @@ def version_of(name: str, *, field: str = "name") -> tuple[str, str]:
     if len(parts) == 2:
         return model_of(name, field=field), ""
     if len(parts) != 4 or parts[2] != "versions" or not NAME_PATTERN.fullmatch(parts[3]):
-        raise InvalidError(f"{name[:80]!r} is not models/{{model}}/versions/{{number, stable or latest}}", field=field)
+        raise InvalidError(unlike(name, "models/{model}/versions/{number, stable or latest}"), field=field)
     return model_of("/".join(parts[:2]), field=field), parts[3]
 
 
@@ -37,8 +37,18 @@ def export_of(name: str, *, field: str = "name") -> tuple[str, int]:
     parts = name.split("/")
     # Digits are counted first: Python refuses to make an int of thousands.
     if len(parts) != 4 or parts[2] != "exports" or not re.fullmatch("[0-9]{1,18}", parts[3]):
-        raise InvalidError(f"{name[:80]!r} is not models/{{model}}/exports/{{version number}}", field=field)
+        raise InvalidError(unlike(name, "models/{model}/exports/{version number}"), field=field)
     return model_of("/".join(parts[:2]), field=field), int(parts[3])
+
+
+def unlike(name: str, form: str) -> str:
+    """What is wrong with a name, without it: what is no name may be anything, a payload's bytes too, and the text of
+    an error lies in memory until the next call comes.
+
+    >>> unlike("Camera 7", "a name")
+    '8 characters that are not a name'
+    """
+    return f"{len(name)} characters that are not {form}"
 
 
 def page(items: Sequence[T], page_size: int, page_token: str) -> tuple[Sequence[T], str]:

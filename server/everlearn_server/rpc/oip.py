@@ -15,12 +15,12 @@ import grpc
 from everlearn.errors import InvalidError, NotFoundError, PreconditionError
 from everlearn_protos.oip import SERVICE, message, service
 from everlearn_server.engine.serving import Scored, Serving, Snapshot
-from everlearn_server.rpc import status
+from everlearn_server.rpc import status, wire
 from everlearn_server.rpc.oip_description import config_message, metadata_message
 from everlearn_server.rpc.oip_infer import build_response, read_outputs, read_timeout_s
 from everlearn_server.rpc.oip_statistics import Statistics, statistics_message
 from everlearn_server.rpc.oip_tensors import read_samples
-from everlearn_server.rpc.oip_wire import parse, parse_infer
+from everlearn_server.rpc.oip_wire import parse_infer
 
 EXTENSIONS = (
     "classification",
@@ -97,7 +97,7 @@ class InferenceService:
         kind = message(service().methods_by_name[method].input_type.name)
 
         async def call(request: bytes, context: Context) -> bytes:
-            response = answer(parse(kind, request, max_bytes=self._max_bytes))
+            response = answer(wire.parse(kind, request, max_bytes=self._max_bytes))
             serialised: bytes = response.SerializeToString()
             return serialised
 

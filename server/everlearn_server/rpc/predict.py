@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
+from functools import partial
 
 import grpc
 import numpy as np
@@ -16,16 +17,17 @@ from everlearn_protos.v1 import predict_pb2
 from everlearn_server.engine.serving import Scored, Serving, Snapshot
 from everlearn_server.errors import status_of
 from everlearn_server.rpc import names, wire
+from everlearn_server.rpc.caller import client_of
 from everlearn_server.rpc.samples import samples_of
 
 MAX_SAMPLES = 1024
 """Samples in one request, as for learning."""
 MAX_RANKED = 65_536
 """Labels with a score in one response, over all samples; each is made by Python."""
-MAX_RESPONSE_BYTES = 4 * 2**20 - 4096
-"""gRPC clients refuse more than 4 MiB unless they are told otherwise."""
+MAX_RESPONSE_BYTES = 4 * 2**20 - 65_536
+"""gRPC clients refuse more than 4 MiB unless they are told otherwise; 1,024 ids of samples take 35 kB of that."""
 _SCORES_ON_THE_LOOP, _RANKED_ON_THE_LOOP = 65_536, 1024
-"""Scores that are ranked, and labels that are named, where everyone waits (2 ms); more go to a thread."""
+"""Scores that are ranked, and labels that are named, where everyone waits; more go to a thread."""
 
 
 class PredictService:
@@ -63,8 +65,12 @@ class PredictService:
         if present:
             count = _most_present(scored.scores_BC)
         if scored.scores_BC.size <= _SCORES_ON_THE_LOOP and len(samples) * count <= _RANKED_ON_THE_LOOP:
-            return _response(request, snapshot, scored, count)
-        return await asyncio.to_thread(_response, request, snapshot, scored, count)
+            response = _response(request, snapshot, scored, count)
+        else:
+            response = await asyncio.to_thread(_response, request, snapshot, scored, count)
+        # Last: what is refused does not wait.
+        response.sample_ids.extend(await self._serving.keep(snapshot, scored, caller=partial(client_of, context)))
+        return response
 
     async def predict_stream(
         self, requests: AsyncIterator[bytes], context: wire.Context

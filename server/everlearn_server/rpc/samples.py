@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from everlearn.errors import InputError
-from everlearn.inputs.samples import EncodedImages, Features, Images, Pixels, Samples, Tensors, Texts
+from everlearn.inputs.samples import EncodedImages, Features, Images, Pixels, Samples, Tensors, Texts, Waiting
 from everlearn.truth import LabelSets, Truth, Values
 from everlearn_protos.arrays import from_tensor
 from everlearn_protos.v1 import learn_pb2, tensor_pb2
@@ -16,6 +16,11 @@ from everlearn_protos.v1 import learn_pb2, tensor_pb2
 def samples_of(message: tensor_pb2.Samples, *, field: str) -> Samples:
     """Raises InputError, with the path below `field`, for no form, a wrong dtype or rank, or inconsistent bytes."""
     form = message.WhichOneof("form")
+    if message.ids:
+        raise InputError(
+            "ids are of samples that were predicted before, and for learning alone; send the samples in a form",
+            field=f"{field}.ids",
+        )
     if form is None:
         raise InputError("no samples; set encoded_images, images, pixels, texts, tensors or features", field=field)
     if form == "encoded_images":
@@ -30,6 +35,15 @@ def samples_of(message: tensor_pb2.Samples, *, field: str) -> Samples:
         # As many axes as the model's own samples have: whoever knows the model checks them.
         return Tensors(_array(message.tensors, np.dtype(np.float32), None, f"{field}.tensors"))
     return Features(_array(message.features, np.dtype(np.float32), 2, f"{field}.features"))
+
+
+def learned_of(message: tensor_pb2.Samples, *, field: str) -> Samples | Waiting:
+    """As `samples_of`, and ids of samples that were predicted before."""
+    if not message.ids:
+        return samples_of(message, field=field)
+    if message.WhichOneof("form") is not None:
+        raise InputError(f"ids and {message.WhichOneof('form')} are both set; send one of them", field=f"{field}.ids")
+    return Waiting(tuple(message.ids))
 
 
 def truth_of(batch: learn_pb2.Batch) -> Truth:

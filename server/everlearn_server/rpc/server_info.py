@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import json
 import time
+from collections.abc import Mapping
 
 import grpc
 
@@ -29,10 +30,12 @@ class ServerInfoService:
 
     NAME = "everlearn.v1.ServerInfoService"
 
-    def __init__(self, engine: Engine, *, providers: tuple[str, ...]) -> None:
-        """`providers`: ONNX Runtime's execution providers that are in use, not those that were asked for."""
+    def __init__(self, engine: Engine, *, providers: tuple[str, ...], protection: Mapping[str, str]) -> None:
+        """`providers`: ONNX Runtime's execution providers that are in use, not those that were asked for; `protection`:
+        what keeps raw data from staying behind."""
         self._engine = engine
         self._providers = providers
+        self._protection = protection
         self._started_s = time.time()
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -56,6 +59,8 @@ class ServerInfoService:
             declaration_schema=json.dumps(json_schema()),
             libraries=_versions(),
             trunks=self._engine.trunk_users(),
+            public_key=self._engine.erasures.public_key.hex(),
+            protection={**self._protection, "image_decoding": self._engine.queue.images.walls},
         )
 
 

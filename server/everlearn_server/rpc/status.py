@@ -19,7 +19,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from everlearn import errors as e
-from everlearn_server.errors import status_of
+from everlearn_server.errors import status_of, without_frames
 
 DOMAIN = "everlearn"
 """ErrorInfo.domain of every error."""
@@ -27,6 +27,13 @@ MAX_TEXT_BYTES = 1000
 """Status and trailing metadata share 8 KiB of HTTP/2 headers, in which a byte can take three."""
 MAX_FIELD_BYTES = 200
 """The part of MAX_TEXT_BYTES that a field's path may take."""
+
+_FIELDS: tuple[tuple[type[e.EverlearnError], str], ...] = (
+    (e.SpecError, "declaration"),
+    (e.BackboneError, "spec.backbone"),
+    (e.HubError, "spec.backbone"),
+)
+"""Where an error is that is about the whole text, or about no file in particular."""
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -44,11 +51,14 @@ def to_status(error: BaseException) -> status_pb2.Status:
     if not isinstance(error, e.EverlearnError):
         return _internal(error)
     status = status_pb2.Status(code=status_of(error).value[0], message=text_of(error))
-    metadata = {"field": _cut(error.field, MAX_FIELD_BYTES)} if error.field else {}
+    field = error.field or next((path for kind, path in _FIELDS if isinstance(error, kind)), "")
+    metadata = {"field": _cut(field, MAX_FIELD_BYTES)} if field else {}
     if isinstance(error, e.SequenceGapError):
         metadata["expected"] = str(error.expected)
+    if isinstance(error, e.TimelineChangedError):
+        metadata |= {"timeline": error.timeline, "durable": str(error.durable)}
     status.details.add().Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata))
-    if error.field and status_of(error) is grpc.StatusCode.INVALID_ARGUMENT:
+    if field and status_of(error) is grpc.StatusCode.INVALID_ARGUMENT:
         violation = error_details_pb2.BadRequest.FieldViolation(
             field=metadata["field"], description=_cut(error.message, MAX_TEXT_BYTES)
         )
@@ -71,24 +81,26 @@ def text_of(error: e.EverlearnError) -> str:
     return _cut(error.message if named else f"{field}: {error.message}", MAX_TEXT_BYTES)
 
 
-async def abort(context: Context[Request, Response], error: BaseException) -> NoReturn:
-    """Ends the call with `to_status(error)`."""
-    await context.abort_with_status(rpc_status.to_status(to_status(error)))
-    raise AssertionError("abort_with_status always raises")
-
-
 def answered(
     behaviour: Callable[[Request, Context[Request, Response]], Awaitable[Response]],
 ) -> Callable[[Request, Context[Request, Response]], Awaitable[Response]]:
-    """Wraps a handler with one request, so that whatever it raises is answered by `abort`."""
+    """Wraps a handler with one request, so that whatever it raises is answered with `to_status`.
+
+    gRPC keeps the error that ends a call in a cycle with its frames: none of them may hold the request, or the error
+    that was raised, or a refused payload stays in memory until the garbage collector comes by.
+    """
 
     async def call(request: Request, context: Context[Request, Response]) -> Response:
+        answering = behaviour(request, context)
+        del request
         try:
-            return await behaviour(request, context)
+            return await answering
         except (asyncio.CancelledError, grpc.aio.AbortError):
             raise
         except Exception as error:
-            await abort(context, error)
+            refusal = [to_status(error)]
+            without_frames(error)
+        return await _abort(context, refusal)
 
     return call
 
@@ -104,9 +116,20 @@ def answered_stream(
         except (asyncio.CancelledError, grpc.aio.AbortError):
             raise
         except Exception as error:
-            await abort(context, error)
+            refusal = [to_status(error)]
+            without_frames(error)
+        else:
+            return
+        await _abort(context, refusal)
 
     return call
+
+
+async def _abort(context: Context[Request, Response], refusal: list[status_pb2.Status]) -> NoReturn:
+    """Takes the status out of its list: gRPC keeps the error that this raises, with the frames that it passes, until
+    the next call comes, and none of them may hold a text that names what was sent."""
+    await context.abort_with_status(rpc_status.to_status(refusal.pop()))
+    raise AssertionError("abort_with_status always raises")
 
 
 def _internal(error: BaseException) -> status_pb2.Status:

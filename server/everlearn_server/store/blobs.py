@@ -108,6 +108,21 @@ class Blobs:
             raise DataLossError(f"blob {digest} has other bytes than its name says; restore it from a backup")
         return data
 
+    def verify(self, digest: str) -> None:
+        """Reads a blob, a part at a time. Raises InvalidError (not a digest), DataLossError (missing or not what it
+        was)."""
+        try:
+            intact = _is_intact(self.path(digest), digest)
+        except OSError as error:
+            raise DataLossError(f"blob {digest} cannot be read: {_name(error)}") from error
+        if not intact:
+            raise DataLossError(f"blob {digest} is missing, or has other bytes than its name says")
+
+    def hold(self, digests: Iterable[str]) -> None:
+        """Keeps blobs that rows name now, whatever becomes of the rows, until `release`: one call each."""
+        with self._lock:
+            self._held.update(digests)
+
     def release(self, digest: str, *, unlink: bool = False) -> None:
         """Ends the hold of one `write`: a row names the blob now, or (`unlink`) never will."""
         path = self.path(digest)

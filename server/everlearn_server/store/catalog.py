@@ -8,12 +8,13 @@ from dataclasses import fields
 from sqlalchemy import Connection
 
 from everlearn.errors import InvalidError
-from everlearn_server.store import artefacts, models, references, versions
+from everlearn_server.store import artefacts, downloads, models, references, versions
 from everlearn_server.store.blobs import Blobs
 from everlearn_server.store.database import Database
 from everlearn_server.store.payload import collect, recover, stowed
 from everlearn_server.store.rows import (
     AliasRow,
+    DownloadRow,
     ExportRow,
     ModelRow,
     OperationRow,
@@ -95,6 +96,15 @@ class Catalog:
     async def promotion_log(self, model: str, *, limit: int = 1_000) -> tuple[PromotionRow, ...]:
         """The last moves of a model's aliases, oldest first; the store keeps the last 10,000 a model."""
         return await self._database.read(versions.promotions, model, limit)
+
+    async def note_download(self, model: str, client: str, number: int) -> None:
+        """Says durably that a version leaves to a client, empty where it gave no name: one row a client, its last.
+        Raises NotFoundError (no such version any more)."""
+        await self._database.write(downloads.note, model, client, number)
+
+    async def downloads(self, model: str) -> tuple[DownloadRow, ...]:
+        """Who downloaded which version last, by client."""
+        return await self._database.read(downloads.listed, model)
 
     async def put_operation(self, row: OperationRow) -> None:
         """Creates or updates an operation; of the finished ones the last 1,000 a model are kept.

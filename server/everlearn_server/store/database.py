@@ -5,7 +5,7 @@ WAL-reset bug, fixed in 3.51.3), and because a single writer needs no locks. `sy
 survives a power cut. `secure_delete`: deleted rows are overwritten with zeros. `locking_mode=EXCLUSIVE`: nobody else,
 not even a shell, can open the file meanwhile.
 
-Pages of 16 KiB and a log of 16 MiB: measured here, a 3.3 MB row then costs 5.0 ms a commit instead of 8.7.
+Pages of 16 KiB and a log of 16 MiB suit rows of megabytes (`python -m tests.benchmarks commits` says what one costs).
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Concatenate, NoReturn, ParamSpec, TypeVar
 
@@ -47,6 +50,18 @@ PRAGMAS: tuple[tuple[str, object, object], ...] = (
 """Name, value, what reading it back must give (None: an older file may differ). The order matters."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Frozen:
+    """The database's file at one moment between two commits."""
+
+    descriptor: int
+    """To `pread` from; not to be closed."""
+    size: int
+    """Bytes."""
+    checkpoints: int
+    """Of the database so far."""
+
+
 class Database:
     """Runs every statement, one caller after the other, on its own thread.
 
@@ -58,6 +73,10 @@ class Database:
         self._on_fatal = on_fatal
         self._failure: BaseException | None = None
         self._closed = False
+        self._checkpoints = 0
+        self.commit_s = 0.0
+        """How long the last COMMIT took: what goes to the disk goes there then."""
+        self._frozen: int | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="everlearn-store")
         try:
             self._connection = self.call(_connect, folder / NAME)
@@ -91,6 +110,8 @@ class Database:
         try:
             with self._connection.begin():
                 yield self._connection
+                began_s = time.perf_counter()
+            self.commit_s = time.perf_counter() - began_s
         except IntegrityError:
             raise
         except (DBAPIError, sqlite3.Error, OSError) as error:
@@ -130,10 +151,33 @@ class Database:
     def scrub(self) -> None:
         """On the store's thread, between transactions: empties the write-ahead log, which keeps deleted pages."""
         self.refuse_if_failed()
+        self._checkpoints += 1
         try:
             self._connection.connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
         except sqlite3.Error as error:
             self.die(error)
+
+    def freeze(self) -> Frozen:
+        """On the store's thread: brings all that is committed into the file, which then stays as it is while commits go
+        into the log alone, until `thaw` or a `scrub`. Whoever reads the file asks `is_frozen` afterwards.
+        """
+        self.scrub()
+        self._set_autocheckpoint(0)
+        if self._frozen is None:
+            # Kept open for good: closing any descriptor of a file drops this process's POSIX locks on it, and another
+            # program could open the database from then on.
+            self._frozen = os.open(self._folder / NAME, os.O_RDONLY | os.O_CLOEXEC)
+        return Frozen(descriptor=self._frozen, size=os.fstat(self._frozen).st_size, checkpoints=self._checkpoints)
+
+    def is_frozen(self, frozen: Frozen) -> bool:
+        """On the store's thread: whether the file is still as it was at `freeze`."""
+        return frozen.checkpoints == self._checkpoints
+
+    def thaw(self) -> None:
+        """On the store's thread: commits reach the file again, at once those that came meanwhile."""
+        if self._failure is None:
+            self.scrub()
+            self._set_autocheckpoint(LOG_PAGES)
 
     def close(self) -> None:
         """Waits for queued work, empties the log and closes the file. Calling it again does nothing."""
@@ -151,6 +195,11 @@ class Database:
             engine = self._connection.engine
             self._connection.close()
             engine.dispose()
+            if self._frozen is not None:
+                os.close(self._frozen)
+
+    def _set_autocheckpoint(self, pages: int) -> None:
+        self._connection.connection.cursor().execute(f"PRAGMA wal_autocheckpoint={pages}").close()
 
     def _refusal(self) -> UnavailableError:
         return UnavailableError(

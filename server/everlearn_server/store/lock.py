@@ -11,6 +11,21 @@ from everlearn.errors import UnavailableError
 NAME = "lock"
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a server runs on a folder at this moment; changes nothing."""
+    try:
+        descriptor = os.open(folder / NAME, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 class FolderLock:
     """Holds `folder/lock` from construction to `release`.
 
@@ -28,9 +43,13 @@ class FolderLock:
                 f"the data folder {folder} is in use by another server (process {holder}); "
                 "stop that one, or give this one a folder of its own"
             ) from error
-        # For the message above only: the lock is the truth, the number may be stale.
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+        try:
+            # For the message above only: the lock is the truth, the number may be stale.
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+        except OSError:
+            os.close(self._descriptor)
+            raise
 
     def release(self) -> None:
         """Lets the next server in. The file stays: unlinking it would let two processes hold two different ones."""

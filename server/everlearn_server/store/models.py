@@ -8,14 +8,19 @@ from dataclasses import asdict, fields, replace
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from everlearn.errors import ConflictError, NotFoundError
+from everlearn_server.store import client_sums
 from everlearn_server.store.rows import ModelRow
-from everlearn_server.store.schema import memory, model
+from everlearn_server.store.schema import memory, model, moment, stream
 
+MAC_BYTES = 32
 COLUMNS = [model.c[field.name] for field in fields(ModelRow)]
 
 
-def put(connection: Connection, row: ModelRow, expected_etag: str | None) -> ModelRow:
+def put(connection: Connection, row: ModelRow, expected_etag: str | None, *, learned_goes_on: bool = False) -> ModelRow:
     """Creates (`expected_etag` None: there must be none) or replaces a model; a higher lineage drops the old memory.
+
+    `learned_goes_on`: the caller writes another in its place that knows the same samples; what it has of each client is
+    not proved any longer.
 
     Raises ConflictError if the caller's view is stale.
     """
@@ -31,6 +36,12 @@ def put(connection: Connection, row: ModelRow, expected_etag: str | None) -> Mod
     connection.execute(update(model).where(model.c.name == row.name).values(**asdict(stored)))
     if row.lineage > current.lineage:
         connection.execute(delete(memory).where(memory.c.model == row.name))
+        client_sums.remove(connection, row.name)  # the caller collects their blobs
+        connection.execute(delete(moment).where(moment.c.model == row.name))
+        # Watermarks go on; what was learned of a client is nothing, or of unknown size in sums that were moved.
+        nothing = {"sample_count": 0, "contributes_since": None, "learned_mac": bytes(MAC_BYTES)}
+        left = {"learned_mac": None} if learned_goes_on else nothing
+        connection.execute(update(stream).where(stream.c.model == row.name).values(**left))
     return stored
 
 

@@ -26,7 +26,7 @@ def referenced(connection: Connection, among: Collection[str] | None = None) -> 
 def named_by_model(connection: Connection, name: str) -> set[str]:
     """Digests of the blobs that a model's own rows name: what may be unreferenced once it is gone."""
     found: set[str | None] = set()
-    for table in (schema.version, schema.memory, schema.export_file):
+    for table in (schema.version, schema.memory, schema.moment, schema.client_sums, schema.export_file):
         for statement, column in _named():
             if column.table is table:
                 found.update(connection.scalars(statement.where(table.c.model == name)))
@@ -50,6 +50,11 @@ def _named() -> tuple[tuple[Select[str | None], Column[str]], ...]:
         (select(version.trunk_digest), version.trunk_digest),
         (select(version.head_digest).where(version.head.is_(None)), version.head_digest),
         (select(memory.digest).where(memory.content.is_(None)), memory.digest),
+        (select(schema.moment.c.digest).where(schema.moment.c.content.is_(None)), schema.moment.c.digest),
+        (
+            select(schema.client_sums.c.digest).where(schema.client_sums.c.content.is_(None)),
+            schema.client_sums.c.digest,
+        ),
         (select(schema.export_file.c.sha256), schema.export_file.c.sha256),
         (select(schema.trunk.c.digest), schema.trunk.c.digest),
     )

@@ -5,7 +5,7 @@ Times are seconds since the Unix epoch; nothing is ordered or deduplicated by th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 
@@ -50,6 +50,8 @@ class VersionSummary:
     gate_passed: bool
     gate_reason: str
     create_time_s: float
+    commit_id: int | None = None
+    """It knows nothing of later commits. 0: that is not known. None: of revision 0001, so of no commit since."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +145,15 @@ class StreamRow:
     """Of the newest connection; the ones before it are fenced."""
     durable_sequence: int
     """Every batch up to here has had its effect, or its rejection, committed; 0 before the first."""
+    sample_count: int = 0
+    """Of its samples, those learned."""
+    first_commit: int | None = None
+    """The first commit that its batches were in; None before that, and for streams of revision 0001."""
+    quarantined: bool = False
+    """Nothing of it is learned any more."""
+    learned_mac: bytes | None = None
+    """32 bytes, the sum of what `engine.receipts` makes of each batch that was learned; None for streams of revision
+    0001, of which that is not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +165,18 @@ class RejectRow:
     code: str
     field: str
     """Path of the offending field, never a value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpendRow:
+    """What of a budget of differential privacy has been spent on one client within one lineage."""
+
+    client: str
+    """Empty for the model as a whole: all releases, and the most that was spent on any one."""
+    releases: int
+    rho: float
+    """Zero-concentrated DP; see `everlearn.privacy.accountant`."""
+    lineage: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +214,85 @@ class CommitRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DownloadRow:
+    """What one client downloaded last."""
+
+    client: str
+    """Empty for all who gave no name."""
+    version_number: int
+    """May be gone by now."""
+    update_time_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Erasing:
+    """What a commit takes out besides: the memory that it brings is without it already."""
+
+    client: str
+    """Empty where a class is taken out."""
+    label: str
+    sample_count: int
+    sequences: Sequence[tuple[int, int]]
+    """First and last sequence of each range."""
+    stream: StreamRow | None
+    """What is left of the client's: samples, and its `learned_mac`."""
+    is_whole: bool
+    """Whether nothing of the client is left."""
+    since_commit: int | None
+    """Versions of this commit or later go; None: all."""
+    attest: Callable[[int, Sequence[int], Sequence[DownloadRow]], tuple[str, bytes]]
+    """(commit, versions that went, who last downloaded one that contained it) -> receipt as JSON, signature."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErasureRow:
+    """What was taken out, and the signed receipt."""
+
+    id: int
+    model: str
+    client: str
+    label: str
+    sample_count: int
+    commit_id: int
+    create_time_s: float
+    sequences_json: str
+    """[[first, last], ...]"""
+    receipt_json: str
+    signature: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientSumsRow:
+    """One client's own sums after a group, sealed; what is not inline is a blob that its maker holds until then."""
+
+    client: str
+    sample_count: int
+    digest: str
+    """Of the sealed bytes."""
+    size: int
+    content: bytes | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keeping:
+    """Earlier moments of a memory are kept: each from before some client's first contribution."""
+
+    most: int
+    """Of a model; beyond it they are thinned."""
+    made_of: Callable[[bytes], bytes]
+    """Memory -> what of it may be kept. Raises DataLossError."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """What a model had learned at a commit."""
+
+    commit_id: int
+    sample_count: int
+    data: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
 class Commit:
     """Everything that one group commit makes durable together, or not at all."""
 
@@ -208,10 +310,16 @@ class Commit:
     """Client -> the epoch its newest batch in the group came with, and the last sequence integrated or rejected."""
     prequential_json: str
     rejects: Sequence[RejectRow] = ()
+    spends: Sequence[SpendRow] = ()
+    """What has been spent in all on those whom this group's noise hides, once the group is in."""
     version: VersionRow | None = None
     """A version solved from this memory, if there is one; its number comes from `Catalog.reserve_versions`."""
     aliases: Mapping[str, int] = field(default_factory=dict)
     """Aliases that move with the commit -> version number."""
+    erasing: Erasing | None = None
+    client_sums: Sequence[ClientSumsRow] = ()
+    """Of the clients that this group changes, where a model keeps each one's own."""
+    keeping: Keeping | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +327,11 @@ class Receipt:
     """What a commit cost; the writer spaces its groups by it."""
 
     commit_id: int
-    duration_s: float
-    """On the store's thread, hashing and checkpoints included, waiting for the thread not."""
+    busy_s: float
+    """In which it kept the disk busy, or the processor: statements by what they computed, for their thread also waits
+    until others let go of the interpreter, and what goes to the disk goes there with COMMIT."""
     bytes_written: int
-    """Memory and head; the write-ahead log doubles what is inline."""
+    """Memory, head and clients' own sums; the write-ahead log doubles what is inline."""
+    erased: ErasureRow | None = None
+    withdrawn: Sequence[int] = ()
+    """Versions that went with an erasure."""

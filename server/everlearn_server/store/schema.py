@@ -82,6 +82,7 @@ class VersionColumns(TypedColumns):
     gate_passed = Column(Boolean, nullable=False)
     gate_reason = Column(Text, nullable=False)
     create_time_s = Column(Float, nullable=False)
+    commit_id = Column(Integer)
     metrics_json = Column(Text, nullable=False)
     labels_json = Column(Text, nullable=False)
     head_digest = Column(String, nullable=False)
@@ -202,6 +203,11 @@ class StreamColumns(TypedColumns):
     client = Column(String, primary_key=True)
     epoch = Column(BigInteger, nullable=False)
     durable_sequence = Column(BigInteger, nullable=False)
+    sample_count = Column(BigInteger, nullable=False, server_default="0")
+    first_commit = Column(Integer)
+    contributes_since = Column(Integer)
+    quarantined = Column(Boolean, nullable=False, server_default="0")
+    learned_mac = Column(LargeBinary)
 
 
 stream = Table("stream", metadata, StreamColumns)
@@ -222,6 +228,22 @@ class MemoryColumns(TypedColumns):
 
 
 memory = Table("memory", metadata, MemoryColumns)
+
+
+class MomentColumns(TypedColumns):
+    """What a model had learned at a commit after which a client contributed first, without features of single samples;
+    `content` is empty where the bytes are a blob."""
+
+    model = Column(String, ForeignKey(OWNER, ondelete="CASCADE"), primary_key=True)
+    commit_id = Column(Integer, primary_key=True)
+    lineage = Column(Integer, nullable=False)
+    sample_count = Column(BigInteger, nullable=False)
+    digest = Column(String, nullable=False)
+    size = Column(BigInteger, nullable=False)
+    content = Column(LargeBinary)
+
+
+moment = Table("moment", metadata, MomentColumns)
 
 
 class CommitColumns(TypedColumns):
@@ -256,3 +278,74 @@ class RejectColumns(TypedColumns):
 
 reject = Table("reject", metadata, RejectColumns, sqlite_autoincrement=True)
 Index(None, reject.c.model, reject.c.id)
+
+
+class ClientKeyColumns(TypedColumns):
+    """A key for what is kept of one client, sealed under the folder's; without its row nothing of that opens again."""
+
+    model = Column(String, ForeignKey(OWNER, ondelete="CASCADE"), primary_key=True)
+    client = Column(String, primary_key=True)
+    sealed_key = Column(LargeBinary, nullable=False)
+
+
+client_key = Table("client_key", metadata, ClientKeyColumns)
+
+
+class ClientSumsColumns(TypedColumns):
+    """One client's own sums, sealed under its key, where a model declares to keep them."""
+
+    model = Column(String, ForeignKey(OWNER, ondelete="CASCADE"), primary_key=True)
+    client = Column(String, primary_key=True)
+    sample_count = Column(BigInteger, nullable=False)
+    digest = Column(String, nullable=False)
+    size = Column(BigInteger, nullable=False)
+    content = Column(LargeBinary)
+
+
+client_sums = Table("client_sums", metadata, ClientSumsColumns)
+
+
+class ErasureColumns(TypedColumns):
+    """What was taken out again, and the signed receipt that says so. No payload."""
+
+    id = Column(Integer, primary_key=True)
+    model = Column(String, ForeignKey(OWNER, ondelete="CASCADE"), nullable=False)
+    client = Column(String, nullable=False)
+    label = Column(Text, nullable=False)
+    sample_count = Column(BigInteger, nullable=False)
+    commit_id = Column(Integer, nullable=False)
+    create_time_s = Column(Float, nullable=False)
+    sequences_json = Column(Text, nullable=False)
+    receipt_json = Column(Text, nullable=False)
+    signature = Column(LargeBinary, nullable=False)
+
+
+erasure = Table("erasure", metadata, ErasureColumns, sqlite_autoincrement=True)
+Index(None, erasure.c.model, erasure.c.id)
+
+
+class DownloadColumns(TypedColumns):
+    """What each client downloaded last; `client` is empty for all who gave no name. The version may be gone."""
+
+    model = Column(String, ForeignKey(OWNER, ondelete="CASCADE"), primary_key=True)
+    client = Column(String, primary_key=True)
+    version_number = Column(Integer, nullable=False)
+    commit_id = Column(Integer)
+    update_time_s = Column(Float, nullable=False)
+
+
+download = Table("download", metadata, DownloadColumns)
+
+
+class PrivacySpendColumns(TypedColumns):
+    """What of a model's budget has been spent on one client; `client` is empty for the model as a whole."""
+
+    model = Column(String, ForeignKey(OWNER, ondelete="CASCADE"), primary_key=True)
+    lineage = Column(Integer, primary_key=True)
+    client = Column(String, primary_key=True)
+    releases = Column(BigInteger, nullable=False)
+    rho = Column(Float, nullable=False)
+    update_time_s = Column(Float, nullable=False)
+
+
+privacy_spend = Table("privacy_spend", metadata, PrivacySpendColumns)

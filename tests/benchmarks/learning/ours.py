@@ -39,8 +39,15 @@ BEYOND_PRESETS: Mapping[str, Mapping[str, Any]] = {
     "ncm": {"head": {"kind": "ncm"}},
     "analytic, 2000 random features": {"projection": {"dim": 2000}},
     "latent_replay, 200 latents": {"recipe": "latent_replay", "memory": {"kind": "latents", "capacity": 200}},
+    "latent_replay, 64 rows a step": {"recipe": "latent_replay", "train": {"replay": 64}},
+    "latent_replay, ema 0.99": {"recipe": "latent_replay", "train": {"ema": 0.99}},
 }
 """Compositions that no preset names, as a declaration would write them."""
+ONLY_ON: Mapping[str, tuple[str, ...]] = {
+    "latent_replay, 64 rows a step": ("class",),
+    "latent_replay, ema 0.99": ("class", "domain"),
+}
+"""Streams of those that only answer a question of their own; the others learn all."""
 
 
 class Learner(Protocol):
@@ -75,6 +82,13 @@ class Declared:
     def is_gradient(self) -> bool:
         """Whether weights move by gradient steps."""
         return _parsed(json.dumps(dict(self.options), sort_keys=True)).head.kind in HEADS
+
+    def learns(self, stream: str, *, quick: bool) -> bool:
+        """Whether it has a row in that stream's table."""
+        # Random features cost ten times the rest: where the issue compares, and not in a quick run.
+        if self.spec(0).projection is not None:
+            return stream == "class" and not quick
+        return stream in ONLY_ON.get(self.name, (stream,))
 
     def features(self, trunk: Trunk, features_Nd: FeaturesBd) -> FeaturesBd:
         """What the heads see: the trunk's, or random features of them."""

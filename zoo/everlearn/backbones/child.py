@@ -25,10 +25,15 @@ from everlearn.backbones.tail_manifest import dump_tail, load_tail
 from everlearn.backbones.torch_file import with_safetensors
 from everlearn.errors import BackboneError, EverlearnError
 from everlearn.plugins import load
-from everlearn.runtime.process import become_background_child, run_module
+from everlearn.runtime.process import become_background_child, limit_memory, run_module
 from everlearn.spec.model import Backbone
 from everlearn.spec.recipe import Projection
 from everlearn.values import BackboneFiles, Front, Trunk
+
+_MEMORY_PER_FILE_BYTE = 12
+"""Weights as read, as tensors, in the exporter's copies, in the graph, in two sessions."""
+_MEMORY_SPARE = 2 << 30
+"""Libraries that load late, and activations."""
 
 __all__ = ["build_cut_in_child", "build_in_child", "describe_in_child", "dump_manifest", "load_trunk"]
 
@@ -82,8 +87,9 @@ def build_cut_in_child(
         return trunk, load_tail(*((folder / part).read_bytes() for part in parts))
 
 
-def describe_in_child(backbone: Backbone, files: BackboneFiles | None, *, timeout_s: float = 120) -> BackboneDefaults:
-    """What the backbone says of itself. Costs seconds for timm (its import); remember the answer.
+def describe_in_child(backbone: Backbone, files: BackboneFiles | None, *, timeout_s: float = 280) -> BackboneDefaults:
+    """What the backbone says of itself. Costs seconds for timm (its import), and at its low priority minutes on a busy
+    machine, for less than which a client waits (300 s); remember the answer.
 
     Raises as `build_in_child`.
     """
@@ -109,6 +115,7 @@ def _carry_out(request: Mapping[str, Any]) -> dict[str, Any]:
     backbone = Backbone.model_validate_json(json.dumps(request["backbone"]))
     files = _files(request["files"])
     loader = load(backbones, backbone.loader, Loader, field="spec.backbone.loader")()  # type: ignore[type-abstract]  # the kind found is concrete
+    _limit(files)
     if "front" not in request:
         return asdict(loader.describe(backbone, files))
     assert files is not None
@@ -125,6 +132,12 @@ def _carry_out(request: Mapping[str, Any]) -> dict[str, Any]:
     (folder / "trunk.onnx").write_bytes(trunk.onnx)
     (folder / "trunk.json").write_bytes(dump_manifest(trunk))
     return {"digest": trunk.digest}
+
+
+def _limit(files: BackboneFiles | None) -> None:
+    """A graph that a file describes in a few bytes may want any amount of memory."""
+    size = sum(path.stat().st_size for path in files.paths.values()) if files is not None else 0
+    limit_memory(_MEMORY_PER_FILE_BYTE * size + _MEMORY_SPARE)
 
 
 def _request(backbone: Backbone, files: BackboneFiles | None) -> dict[str, Any]:

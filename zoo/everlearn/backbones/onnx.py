@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from everlearn.backbones._onnx_bounds import check_bounded
 from everlearn.backbones.base import BackboneDefaults, Loader, image_front, provenance_of, read_verified, weights_name
 from everlearn.backbones.onnx_graph import axes_of, feature_output, image_input, parse, trunk_graph
 from everlearn.backbones.probes import finish
@@ -56,6 +57,7 @@ class OnnxLoader(Loader):
                 f"the graph takes {height} x {width} pixels only, not {front.height} x {front.width}",
                 field="spec.input.size",
             )
+        check_bounded(model.graph, source.name)
         output = feature_output(model, backbone.output)
         trunk = trunk_graph(model, source.name, output, front.height, front.width, flatten=False)
         shape = _shape_of_features(trunk, front)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import onnx
@@ -12,6 +13,8 @@ from everlearn.errors import BackboneError
 
 MAX_BYTES = (1 << 31) - 1
 """protobuf's limit for one message."""
+_SHOWN = 80
+"""Characters of a name in an error's text: whoever made the file has chosen it."""
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 """Of operators that ONNX Runtime brings along."""
 
@@ -32,7 +35,9 @@ def parse(data: bytes) -> onnx.ModelProto:
     # Before the checker, which follows some paths to see whether they exist.
     for tensor in _tensors(model):
         if tensor.data_location == TensorProto.EXTERNAL or len(tensor.external_data):
-            raise BackboneError(f"tensor {tensor.name!r} lies in another file; weights must be inside the ONNX file")
+            raise BackboneError(
+                f"tensor {_brief(tensor.name)} lies in another file; weights must be inside the ONNX file"
+            )
     if model.functions:
         raise BackboneError("the file defines functions of its own; export it with them inlined")
     try:
@@ -52,14 +57,14 @@ def image_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
     initialised = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in initialised]
     if len(inputs) != 1:
-        raise BackboneError(f"the graph has {len(inputs)} inputs {[value.name for value in inputs]}; one is needed")
+        shown = _some(value.name for value in inputs)
+        raise BackboneError(f"the graph has {len(inputs)} inputs {shown}; one is needed")
     kind = inputs[0].type.tensor_type
     axes = axes_of(inputs[0])
     if kind.elem_type != TensorProto.FLOAT or len(axes) != 4 or axes[1] not in (3, None) or axes[0] not in (1, None):
-        shown = ["?" if axis is None else axis for axis in axes]
+        found = f"{TensorProto.DataType.Name(kind.elem_type)} {['?' if axis is None else axis for axis in axes[:8]]}"
         raise BackboneError(
-            f"input {inputs[0].name!r} is {TensorProto.DataType.Name(kind.elem_type)} {shown}; float32 [N, 3, H, W] is "
-            "needed, N dynamic or 1"
+            f"input {_brief(inputs[0].name)} is {found}; float32 [N, 3, H, W] is needed, N dynamic or 1"
         )
     return inputs[0]
 
@@ -75,12 +80,15 @@ def feature_output(model: onnx.ModelProto, wanted: str | None) -> str:
     outputs: list[str] = [value.name for value in model.graph.output]
     if wanted is None:
         if len(outputs) != 1:
-            raise BackboneError(f"the graph has outputs {outputs}; declare which is the feature vector", field=field)
+            raise BackboneError(
+                f"the graph has outputs {_some(outputs)}; declare which is the feature vector", field=field
+            )
         return outputs[0]
     produced = [name for node in model.graph.node for name in node.output if name]
     if wanted not in produced:
         raise BackboneError(
-            f"the graph has no tensor {wanted!r}; its outputs are {outputs}, and the last inner ones {produced[-6:]}",
+            f"the graph has no tensor {wanted!r}; its outputs are {_some(outputs)}, and the last inner ones "
+            f"{_some(produced[-6:])}",
             field=field,
         )
     return wanted
@@ -131,7 +139,8 @@ def _refuse_operators(model: onnx.ModelProto) -> None:
     versions = {imported.domain: imported.version for imported in model.opset_import}
     foreign = sorted((versions.keys() | {node.domain for node in _nodes(model.graph)}) - DOMAINS)
     if foreign:
-        raise BackboneError(f"operators of {foreign} are not known; allowed are those of {sorted(DOMAINS - {''})}")
+        allowed = sorted(DOMAINS - {""})
+        raise BackboneError(f"operators of {_some(foreign)} are not known; allowed are those of {allowed}")
     for node in _nodes(model.graph):
         # ONNX Runtime checks its own domain; onnx has no schemas for it.
         if node.domain == "com.microsoft":
@@ -139,11 +148,23 @@ def _refuse_operators(model: onnx.ModelProto) -> None:
         domain = "" if node.domain == "ai.onnx" else node.domain
         version = versions.get(domain, versions.get("ai.onnx") if domain == "" else None)
         if version is None:
-            raise BackboneError(f"operator {node.op_type} is of domain {domain or 'ai.onnx'!r}, which is not imported")
+            raise BackboneError(
+                f"operator {_brief(node.op_type)} is of domain {_brief(domain or 'ai.onnx')}, which is not imported"
+            )
+        if not 0 < version < 2**31:
+            raise BackboneError(f"opset {version} is not known; the newest is {defs.onnx_opset_version()}")
         try:
             defs.get_schema(node.op_type, version, domain)
         except defs.SchemaError as error:
-            raise BackboneError(f"there is no operator {node.op_type} in opset {version}") from error
+            raise BackboneError(f"there is no operator {_brief(node.op_type)} in opset {version}") from error
+
+
+def _brief(name: str) -> str:
+    return repr(name[:_SHOWN])
+
+
+def _some(names: Iterable[str]) -> list[str]:
+    return [name[:_SHOWN] for name in islice(names, 6)]
 
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

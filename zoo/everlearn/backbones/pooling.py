@@ -69,6 +69,6 @@ def _read(files: BackboneFiles, name: str, default: object) -> object:
         return default
     try:
         told: object = json.loads(read_verified(files, name))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BackboneError(f"{name} is not JSON") from error
     return told

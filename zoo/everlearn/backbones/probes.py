@@ -31,13 +31,13 @@ PROBE_COUNT = 24
 HEADROOM = 16.0
 """How far above the probes' peak a feature may go before it saturates; within sqrt 2, as steps are powers of two.
 
-Probes say little of data far from photographs. Digits through EfficientNet-Lite0, 12 bits: with 4, 1 % of all features
-saturated, in 99 of 100 images, and the heads lost 0.6 points (MNIST) to 0.9 (scikit-learn's digits) of accuracy; with
-16 they reach what they reach on features that nobody rounded. Steps four times as large cost nothing measurable."""
+Probes say little of data far from photographs: with 4, features of digits saturated in nearly every image, and heads
+lost accuracy by it; with 16 the default keeps up with joint training on features that nobody rounded (`make
+bench-learning`)."""
 DECLARED_HEADROOM = 4.0
 """The same where features are the values themselves: their range is declared, and probes reach both of its ends."""
 MAX_REL_DIFF = 1e-4
-"""Of the larger of a feature's own and the typical peak; float32 in another order gives 1e-6 to 3e-5."""
+"""Of the larger of a feature's own and the typical peak; float32 in another order stays below."""
 
 Reference = Callable[[TrunkInput], FeaturesBd]
 """The source model, run on one prepared sample [1, ...]."""
@@ -140,8 +140,8 @@ def feature_scale(
     also exact in float32.
 
     `channels_d`: the channel of each feature, where a feature is one position of one: those of a channel share the
-    channel's peak. 24 probes say too little of a single position (EfficientNet-Lite0 at 96 px before its last block:
-    0.09 % of the values of other images saturate and shift the pooled features by 8 %; with shared peaks, 0.09 %).
+    channel's peak. 24 probes say too little of a single position: values of other images would saturate there, and
+    shift the pooled features.
     """
     peak_d = np.abs(features_Bd).max(axis=0).astype(np.float64)
     if channels_d is not None:

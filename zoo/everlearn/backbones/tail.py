@@ -28,7 +28,8 @@ import safetensors.numpy
 from onnx import TensorProto
 
 from everlearn.errors import BackboneError
-from everlearn.runtime.session import CPU, first_line
+from everlearn.runtime.session import CPU, first_line, open_session, session_options
+from everlearn.runtime.staging import DEVICES, run_wiped
 from everlearn.values import FeaturesBd
 
 Weights = Mapping[str, npt.NDArray[np.float32]]
@@ -37,7 +38,6 @@ Argument = bool | int | float | str | list[int]
 
 PLACE = "weights"
 """Where the graph says that its initialisers lie: a name that is no file, so that nothing is read by accident."""
-_ERRORS_ONLY = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Tail:
     """Everything that follows the cut, for whoever trains it, serves it or exports it."""
 
     architecture: str
-    """timm's name of the whole network; `transformers/` and the kind for a text encoder."""
+    """timm's name of the whole network; of another loader its name in front: `transformers/bert`, `mlp/128x64`."""
     arguments: Mapping[str, Argument] = field(default_factory=dict)
     """Of its constructor, beside the name."""
     blocks: int | None
@@ -53,19 +53,24 @@ class Tail:
     cut: str
     """The lowest block in here; empty where all of the network is."""
     shape: tuple[int, ...]
-    """Of one image's values at the cut: [C, H, W], [H, W, C] or [tokens, width]."""
+    """Of one sample's values at the cut: [C, H, W], [H, W, C], [tokens, width] or [width]."""
     channel_axis: int
     """Which axis of the shape tells the channels apart: 0, or the last."""
     height: int
-    """Pixels the whole network takes; 0 for texts."""
+    """Pixels the whole network takes; 0 for texts and tensors."""
     width: int
-    """Pixels the whole network takes; for texts the places at the cut."""
+    """Pixels the whole network takes; for texts the places at the cut, 0 for tensors."""
     feature_dim: int
     """d, after pooling."""
     graph: bytes
     """ONNX, `activations` [N, d_cut] -> `features` [N, d]; its initialisers are named and empty."""
     weights: bytes
     """safetensors of float32, by the names that the graph's initialisers have."""
+
+    @property
+    def loader(self) -> str:
+        """Whose network it is: the loader that can rebuild it."""
+        return self.architecture.partition("/")[0] if "/" in self.architecture else "timm"
 
     @property
     def input_dim(self) -> int:
@@ -184,34 +189,27 @@ class TailSession:
     """Runs values at the cut to features. A new one for new weights: ONNX Runtime folds what it has loaded.
 
     Thread-safe. `names`: what `external_names` says of the graph, for callers who ask again and again.
-    Raises BackboneError for a graph or weights that ONNX Runtime cannot take.
+    Raises BackboneError for a graph or weights that ONNX Runtime cannot take, UnavailableError without the provider.
     """
 
     def __init__(
         self, tail: Tail, *, intra_threads: int = 1, names: tuple[str, ...] | None = None, provider: str = CPU
     ) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = intra_threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = _ERRORS_ONLY
-        options.use_deterministic_compute = True
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options = session_options(intra_threads)
         names = external_names(tail.graph) if names is None else names
         try:
             values = [ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(tail.arrays[name])) for name in names]
-            options.add_external_initializers(list(names), values)
-            self._session = ort.InferenceSession(tail.graph, options, providers=[provider])
         except KeyError as error:
             raise BackboneError(f"the tail's graph needs {error}, which is not among its weights") from error
-        # ONNX Runtime's exceptions share no base of their own.
-        except Exception as error:
-            raise BackboneError(f"ONNX Runtime cannot load the tail: {first_line(error)}") from error
-        if self._session.get_providers()[0] != provider:
-            raise BackboneError(f"{provider} was asked for and ONNX Runtime fell back to another")
+        options.add_external_initializers(list(names), values)
+        self._session = open_session(tail.graph, options, (provider,), what="the tail")
+        self._device = DEVICES.get(provider)
 
     def run(self, activations_Bd: FeaturesBd) -> FeaturesBd:
         """float32 [B, d] of float32 [B, d_cut]. Raises BackboneError if the graph refuses it."""
         try:
+            if self._device is not None:
+                return run_wiped(self._session, "activations", activations_Bd, "features", device=self._device)
             return cast(FeaturesBd, self._session.run(["features"], {"activations": activations_Bd})[0])
         except Exception as error:
             raise BackboneError(f"the tail failed on {list(activations_Bd.shape)}: {first_line(error)}") from error

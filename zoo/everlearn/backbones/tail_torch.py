@@ -6,7 +6,6 @@ Axes: N images, d features, d_cut values of an image at the cut.
 from __future__ import annotations
 
 import copy
-import importlib
 import io
 import warnings
 from collections.abc import Mapping
@@ -15,15 +14,17 @@ from typing import Any
 import numpy as np
 import onnx
 import safetensors.numpy
-import timm
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from everlearn.backbones.cut import Halves, TailModule, split
+from everlearn import backbones
+from everlearn.backbones.base import Loader
+from everlearn.backbones.cut import Halves, TailModule
 from everlearn.backbones.probes import MAX_REL_DIFF, relative_difference
 from everlearn.backbones.tail import Argument, Tail, TailSession, Weights, check_weights, emptied, fill
 from everlearn.errors import BackboneError
+from everlearn.plugins import load
 from everlearn.values import FeaturesBd
 
 OPSET = 20
@@ -72,9 +73,10 @@ def make_tail(
 def build_tail_module(tail: Tail) -> TailModule:
     """The module that a tail stands for, in evaluation mode, on the CPU.
 
-    Raises BackboneError if this timm cuts the network elsewhere, or the weights do not fit.
+    Raises BackboneError if this version cuts the network elsewhere, or the weights do not fit.
     """
-    module = _rebuilt(tail)
+    loader = load(backbones, tail.loader, Loader, field="spec.backbone.loader")  # type: ignore[type-abstract]  # the kind found is concrete
+    module = loader().rebuild(tail)
     if module.cut_shape != tail.shape:
         raise BackboneError(
             f"this version has {list(module.cut_shape)} at the cut of {tail.architecture}, the tail "
@@ -82,17 +84,6 @@ def build_tail_module(tail: Tail) -> TailModule:
         )
     load_weights(module, tail)
     return module
-
-
-def _rebuilt(tail: Tail) -> TailModule:
-    if "/" in tail.architecture:
-        # Loaded only where there is one: Transformers takes seconds, which a learner of images need not wait for.
-        of_encoders = importlib.import_module("everlearn.backbones.encoder_cut")
-        module: TailModule = of_encoders.rebuilt(tail)
-        return module
-    model = timm.create_model(tail.architecture, pretrained=False, num_classes=0, **tail.arguments)
-    generator = torch.Generator().manual_seed(0)
-    return split(model, tail.blocks, torch.randn(2, 3, tail.height, tail.width, generator=generator)).tail
 
 
 def load_weights(module: TailModule, tail: Tail) -> None:

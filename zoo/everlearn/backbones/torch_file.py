@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from everlearn.errors import BackboneError, IntegrityError
-from everlearn.runtime.process import become_background_child, run_module
+from everlearn.runtime.process import become_background_child, limit_memory, run_module
 from everlearn.spec.model import Backbone
 from everlearn.values import BackboneFiles
 
@@ -117,15 +117,10 @@ def single_dict(loaded: object, tensor_type: type) -> Mapping[str, Any] | str:
 
 
 def _limit(size: int) -> None:
-    """No more memory than the weights need on top of what torch maps, little CPU time, no big file, no core dump."""
-    needed = _MEMORY_PER_FILE_BYTE * size + _MEMORY_SPARE
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        mapped = int(statm.read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (mapped + needed,) * 2)
+    """No more memory than the weights need on top of what torch maps, little CPU time, no big file."""
+    limit_memory(_MEMORY_PER_FILE_BYTE * size + _MEMORY_SPARE)
     resource.setrlimit(resource.RLIMIT_CPU, (_CPU_S, _CPU_S))
     resource.setrlimit(resource.RLIMIT_FSIZE, (2 * size + (1 << 20),) * 2)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 if __name__ == "__main__":

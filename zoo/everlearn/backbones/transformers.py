@@ -29,7 +29,8 @@ import transformers
 from safetensors.torch import load as load_safetensors
 
 from everlearn.backbones.base import BackboneDefaults, Loader, provenance_of, read_verified, weights_name
-from everlearn.backbones.encoder_cut import ENCODERS, arguments_of, split_encoder
+from everlearn.backbones.cut import TailModule
+from everlearn.backbones.encoder_cut import ENCODERS, arguments_of, rebuilt, split_encoder
 from everlearn.backbones.encoder_torch import KINDS, Pooled, config_of, encoder_of
 from everlearn.backbones.pooling import pooling_of, trained_tokens
 from everlearn.backbones.probes import Reference, finish, probes_of
@@ -54,8 +55,14 @@ _NUMBERS = frozenset(
     | {"sinusoidal_pos_embds"}
 )
 """Of a config.json: sizes and switches of the encoder; none that names code or files."""
-_FOREIGN = ("auto_map", "is_decoder", "add_cross_attention", "pruned_heads", "quantization_config")
-"""Of a config.json: code of its own, or another network than the kind stands for."""
+_FOREIGN = frozenset(
+    {"auto_map", "trust_remote_code", "_attn_implementation_internal", "custom_generate", "custom_pipelines"}
+    | {"is_decoder", "add_cross_attention", "pruned_heads", "quantization_config"}
+)
+"""Of a config.json, at any depth: code of its own, or another network than the kind stands for."""
+_MOST = {"num_hidden_layers": 512, "n_layers": 512}
+_MOST_OF_ANY = 2**21
+"""Largest number in a config.json; vocabularies have 250,000 tokens."""
 _HEADS = ("pooler.", "cls.", "lm_head.", "classifier.", "pre_classifier.", "vocab_", "qa_outputs.")
 """Parts of a checkpoint behind the encoder."""
 _LEGACY = {".gamma": ".weight", ".beta": ".bias"}
@@ -123,6 +130,10 @@ class TransformersLoader(Loader):
         )
         return trunk, tail
 
+    def rebuild(self, tail: Tail) -> TailModule:
+        """See the base class."""
+        return rebuilt(tail)
+
     def _loaded(
         self, backbone: Backbone, files: BackboneFiles, front: TextFront
     ) -> tuple[Pooled, bytes, dict[str, str]]:
@@ -188,13 +199,27 @@ def _export(module: torch.nn.Module) -> bytes:
     return buffer.getvalue()
 
 
+def _foreign(told: Any) -> set[str]:
+    """Which of _FOREIGN are set anywhere below."""
+    found: set[str] = set()
+    waiting = [told]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, dict):
+            found |= {name for name in _FOREIGN & each.keys() if each[name]}
+            waiting += each.values()
+        elif isinstance(each, list):
+            waiting += each
+    return found
+
+
 def _config(backbone: Backbone, files: BackboneFiles) -> Any:
     if _CONFIG not in files.paths:
         raise BackboneError("there is no config.json beside the weights, which tells what encoder they are of")
     try:
         told = json.loads(read_verified(files, _CONFIG))
         kind = told.get("model_type")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise BackboneError("config.json is not a JSON object") from error
     if not isinstance(kind, str) or kind not in KINDS:
         raise BackboneError(
@@ -206,7 +231,7 @@ def _config(backbone: Backbone, files: BackboneFiles) -> Any:
             f"declared is {backbone.architecture}, the source's config.json says {kind}",
             field="spec.backbone.architecture",
         )
-    foreign = [name for name in _FOREIGN if told.get(name)]
+    foreign = sorted(_foreign(told))
     if foreign:
         raise BackboneError(
             f"config.json sets {foreign[0]}, which is not an encoder of the library as it is; choose another repository"
@@ -216,6 +241,13 @@ def _config(backbone: Backbone, files: BackboneFiles) -> Any:
     numbers = _numbers(files)
     if any(not isinstance(value, int | float | str | None) for value in numbers.values()):
         raise BackboneError("config.json has sizes that are no numbers")
+    large = [
+        name
+        for name, value in numbers.items()
+        if isinstance(value, int | float) and not abs(value) <= _MOST.get(name, _MOST_OF_ANY)
+    ]
+    if large:
+        raise BackboneError(f"config.json has a {large[0]} beyond that of any encoder; choose another repository")
     config = config_of(kind, numbers)
     if not isinstance(config.pad_token_id, int):
         raise BackboneError("config.json names no pad_token_id")

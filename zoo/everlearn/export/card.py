@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
@@ -25,6 +25,8 @@ OPEN_LABELS = 20
 """More labels than these are folded away."""
 
 USAGE = """\
+import os
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before onnxruntime, whose builds report their use
 import numpy as np
 import onnxruntime
 from PIL import Image
@@ -38,6 +40,8 @@ print(label[0], dict(zip(labels, scores[0])))
 """A test runs this."""
 
 USAGE_TENSOR = """\
+import os
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before onnxruntime, whose builds report their use
 import numpy as np
 import onnxruntime
 
@@ -50,6 +54,8 @@ print(label[0], dict(zip(labels, scores[0])))
 """With SHAPE filled in, a test runs this too."""
 
 USAGE_TEXT = """\
+import os
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before onnxruntime, whose builds report their use
 import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
@@ -138,10 +144,16 @@ class CardFacts:
     """Of the ONNX file."""
     inexact_because: str = ""
     """Why the sums are not those of all that was learned, added up; empty where they are."""
+    budget: str = ""
+    """What was spent of a budget of differential privacy, in words; empty where the model has none."""
     student: StudentFacts | None = None
     """Where the file is a student."""
     axes: tuple[str, ...] = ()
     """What the recipe expanded to, an axis a line (`spec.telling.axes`); empty for versions of earlier releases."""
+    privacy: tuple[str, ...] = ()
+    """What is promised to the people behind the samples (`spec.promises.promises`); empty for earlier releases."""
+    steps: Mapping[str, float] = field(default_factory=dict)
+    """What was forgotten of the stream's steps (`metrics.steps.Steps.summary`); empty where it named none."""
 
     def axis(self, name: str) -> str:
         """What the recipe chose for an axis, in words; empty where that is not known."""
@@ -164,6 +176,7 @@ def model_card(facts: CardFacts, trunk: Trunk, head: LinearHead, parity: Release
         f"Input `{input_contract(trunk.front)}`. " + (_outputs(head) if one else card_tasks.outputs(head)),
         _labels(head, facts.samples_C),
         _learning(facts, trunk.front, head),
+        *_privacy(facts.privacy),
         _checks(trunk.front, parity),
         _origin(facts, trunk),
     ]
@@ -243,9 +256,12 @@ def _learning(facts: CardFacts, front: Front, head: LinearHead) -> str:
         f"- Head: `{facts.head_kind}`, {'by gradient steps' if facts.head_kind in GRADIENT_HEADS else solved}.",
         f"- {frozen}" if facts.student is None else _student(facts.student, noun),
         _accuracy(facts, head),
+        *_forgotten(facts.steps),
         f"- Kept of the data: {_kept(facts, head, noun)}",
         *(f"- Recipe: {axis}." for axis in facts.axes if axis.startswith(_CRAFT)),
     ]
+    if facts.budget:
+        lines.append(f"- Differential privacy: {facts.budget}.")
     if facts.inexact_because:
         lines.append(f"- Those sums are an estimate: {facts.inexact_because}.")
     elif facts.memory_digest and facts.head_kind in GRADIENT_HEADS:
@@ -261,7 +277,8 @@ def _kept(facts: CardFacts, head: LinearHead, noun: str) -> str:
     memory = facts.axis("memory")
     if memory.startswith("latents"):
         return (
-            f"features of single samples, {memory}; they are personal data where the samples are. No {noun} was stored."
+            f"features of single samples, {memory}, sealed; they are personal data where the samples are. "
+            f"No {noun} was stored."
         )
     if memory.startswith("none"):
         return f"nothing but weights. No {noun}, and no sample's features, was stored."
@@ -288,6 +305,22 @@ def _accuracy(facts: CardFacts, head: LinearHead) -> str:
         f"- Accuracy while learning (each sample predicted before it was learned): {over_all} over all samples, "
         f"{newest} over the newest."
     )
+
+
+def _forgotten(steps: Mapping[str, float]) -> list[str]:
+    if not steps or steps["count"] < 2:
+        return []
+    earlier = _plural(int(steps["count"]) - 1, "earlier step")
+    if not steps["tested_again"]:
+        return [f"- Forgetting: not known, for of {earlier} of the stream no data came again."]
+    return [
+        f"- Forgetting: {100 * steps['forgetting']:.1f} points of accuracy, mean over those whose data came again "
+        f"after a newer step had begun: {int(steps['tested_again'])} of {earlier} of the stream."
+    ]
+
+
+def _privacy(lines: tuple[str, ...]) -> list[str]:
+    return ["## Privacy\n\n" + "\n".join(f"- {line[0].upper()}{line[1:]}." for line in lines)] if lines else []
 
 
 def _checks(front: Front, parity: ReleaseReport) -> str:

@@ -2,10 +2,10 @@
 
 Two things differ between the file and the server, by very different amounts, so each has a tolerance of its own:
 
-- the order of float32 additions in trunk and head: 1e-6 of a score. `tolerance`, the model's declared one.
-- the resize (Pillow in the server, ONNX Runtime in the file): one grey level in one pixel of a thousand. A network can
-  turn that into 2 % of a score (measured: EfficientNet-Lite0 at 96 px, 8 x 8 digits enlarged, ridge; 0.2 % on
-  photographs). One tolerance wide enough for it would wave a wrong trunk through. So the file is held strictly to the
+- the order of float32 additions in trunk and head: the last digits of a score. `tolerance`, the model's declared one.
+- the resize (Pillow in the server, ONNX Runtime in the file): a grey level here and there. A network can turn that into
+  percents of a score, most of all where tiny images are enlarged. One tolerance wide enough for it would wave a wrong
+  trunk through. So the file is held strictly to the
   server's trunk and head on the pixels of its own front, the two fronts to each other in grey levels, and the labels
   and scores from image to end to `FRONT_TOLERANCE`.
 """

@@ -11,12 +11,10 @@ within-class covariance, and it needs no Gram matrix per class.
 
 GCV (Golub, Heath & Wahba 1979, eq. 1.4): minimise RSS(lambda) / (1 - dof(lambda) / n)^2, one degree of freedom for the
 intercept. Weighted classes carry less information than n samples. Kish's effective size, K^2 / sum w_c^2 / n_c, makes
-GCV too cautious for a classifier: measured on long-tailed digits and MNIST (imbalance 10 to 100, EfficientNet-Lite0
-features, 5 seeds each), the geometric mean of it and n came within 0.1 to 1.2 points of the best alpha in hindsight,
-Kish's alone fell 1.3 to 5.6 short.
+GCV too cautious for a classifier; the geometric mean of it and n was chosen on long-tailed digits and MNIST.
 
-One Householder tridiagonalisation A = H T H^T serves the whole grid (no eigenvectors; 3 x faster than `eigh` at
-d = 1280): solving with T + lambda I costs O(d K), and the trace needs T's eigenvalues only.
+One Householder tridiagonalisation A = H T H^T serves the whole grid: solving with T + lambda I costs O(d K), the trace
+needs T's eigenvalues only, and nothing needs the eigenvectors that `eigh` would spend most of its time on.
 """
 
 from __future__ import annotations

@@ -72,6 +72,8 @@ def solve_sets(sums: TargetSums, scale: FeatureScale, *, balanced: bool, alpha: 
     """
     _check(sums, scale, alpha)
     samples, labels = sums.samples, sums.labels
+    if not labels:
+        raise PreconditionError("no sample has had a label yet; stream one that has", reason="EMPTY_MEMORY")
     order_C = sorted(range(len(labels)), key=labels.__getitem__)
     # A label that all samples have, or none, has nothing to be regressed on.
     column_K = np.array([c for c in order_C if 0 < sums.sum_K[c] < samples], np.intp)

@@ -45,7 +45,7 @@ class Digests:
 
 
 def digests_of(path: Path, report: Callable[[int], None] = lambda _: None) -> Digests:
-    """Digests of a file, telling `report` the bytes read so far. About 1 GB/s for each of the two."""
+    """Digests of a file, telling `report` the bytes read so far."""
     digests = Digests(path.stat().st_size)
     done = 0
     with path.open("rb") as stream:

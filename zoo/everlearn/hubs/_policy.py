@@ -29,7 +29,7 @@ MAX_WEIGHTS_BYTES = 8 * 2**30
 """No backbone for the edge is near this; a larger file would only fill the disk."""
 MAX_CONFIG_BYTES = 2**20
 MAX_TOKENIZER_BYTES = 32 * 2**20
-"""A multilingual vocabulary of 250,000 pieces takes 17 MB."""
+"""A multilingual vocabulary of 250,000 pieces fits."""
 
 _CONFIG = "config.json"
 _ENCODERS = {

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from everlearn.errors import ForbiddenFileError
+from everlearn.strict_json import unique_keys
 
 MAX_HEADER_BYTES = 4 * 2**20
 """About 40,000 tensors; the format allows 100 MB, which as JSON can take gigabytes to parse."""
@@ -68,17 +69,10 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
     if not raw.startswith(b"{"):
         _refuse(path, "its header is not a JSON object")
     try:
-        header = json.loads(raw.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
+        header = json.loads(raw.decode(), object_pairs_hook=unique_keys, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         _refuse(path, f"its header is not JSON that can be read ({type(error).__name__})")
     return header, size - 8 - length
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key comes twice")
-    return found
 
 
 def _no_constant(text: str) -> NoReturn:

@@ -62,7 +62,7 @@ class HuggingFace(Hub):
     def fetch(self, backbone: Backbone, progress: Progress) -> BackboneFiles:
         """The verified files of a commit. Where all are cached, nothing is asked of the hub.
 
-        Cached files are read and verified again each time (about 1 GB/s); damaged ones are downloaded anew.
+        Cached files are read and verified again each time; damaged ones are downloaded anew.
 
         Raises MovingReferenceError, IntegrityError, ForbiddenFileError, SourceNotFoundError, AccessDeniedError,
         UnavailableError, PreconditionError with reason DISK_FULL.

@@ -160,8 +160,8 @@ def _check_floats(rows: npt.NDArray[np.float32], tail: tuple[int, ...], axes: st
         raise InputError(f"{name} must be float32, not {rows.dtype}", field=field)
     if rows.ndim != 1 + len(tail) or rows.shape[1:] != tail:
         raise InputError(f"{name} must be {axes} = {['N', *tail]}, not {list(rows.shape)}", field=field)
-    # A sum of squares is finite only if all terms are; BLAS takes a fifth of a sum's time and less still of a mask's
-    # (10 us for 224 px). It may overflow where all are finite, so the mask decides.
+    # A sum of squares is finite only if all terms are, and BLAS makes it far sooner than a sum or a mask. It may
+    # overflow where all are finite, so the mask decides.
     if not np.isfinite(np.vdot(rows, rows)):
         finite_B = np.isfinite(rows).all(axis=tuple(range(1, rows.ndim)))
         if not finite_B.all():

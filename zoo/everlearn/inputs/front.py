@@ -71,7 +71,7 @@ def normaliser(front: FrontConfig) -> tuple[npt.NDArray[np.float32], npt.NDArray
 def resize(image: Image.Image, front: FrontConfig) -> Image.Image:
     """Resizes and crops an RGB image to the trunk's size.
 
-    Rows first, then columns, always: Pillow 13 chooses the order by cost, which moves pixels by up to 20 grey levels
+    Rows first, then columns, always: Pillow 13 chooses the order by cost, which moves pixels by many grey levels
     (the first pass clips overshoots), while older Pillows and ONNX Runtime keep this one. Only the part that the crop
     keeps is computed, with the same filter at the same positions.
 

@@ -68,6 +68,16 @@ class Features:
         return len(self.features_Bd)
 
 
+@dataclass(frozen=True)
+class Waiting:
+    """Samples that were predicted before, by the ids that were told then; for learning alone."""
+
+    ids: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
 Raw = EncodedImages | Images | Pixels | Tensors | Texts
 """What a trunk has to run on."""
 Samples = Raw | Features

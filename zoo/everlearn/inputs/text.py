@@ -13,6 +13,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from everlearn.errors import BackboneError, InputError, PayloadTooLargeError
+from everlearn.inputs.tokenizer_check import check_tokenizer
 
 TokenIdsL = npt.NDArray[np.int64]
 
@@ -24,12 +25,13 @@ class TextTokenizer:
     """
 
     def __init__(self, data: bytes, max_tokens: int) -> None:
-        """Raises BackboneError for bytes that are no tokenizer.json."""
+        """Raises BackboneError for bytes that are no tokenizer.json, and for one that could be made to hang."""
+        check_tokenizer(data)
         try:
             self._tokenizer = Tokenizer.from_str(data.decode())
             self._tokenizer.enable_truncation(max_tokens)
-        # The library's errors are plain Exceptions.
-        except Exception as error:
+        except BaseException as error:
+            _raise_unless_the_librarys(error)
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             raise BackboneError(f"tokenizer.json cannot be read: {reason}") from None
         self._tokenizer.no_padding()
@@ -43,8 +45,21 @@ class TextTokenizer:
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
 
     def ids(self, text: str) -> TokenIdsL:
-        """int64 [L], special tokens included; what goes beyond the most tokens is cut off."""
-        return np.array(self._tokenizer.encode(text).ids, np.int64)
+        """int64 [L], special tokens included; what goes beyond the most tokens is cut off.
+
+        Raises BackboneError where the tokenizer cannot take a text.
+        """
+        try:
+            return np.array(self._tokenizer.encode(text).ids, np.int64)
+        except BaseException as error:
+            _raise_unless_the_librarys(error)
+            raise BackboneError("the model's tokenizer fails on this text; its tokenizer.json is damaged") from None
+
+
+def _raise_unless_the_librarys(error: BaseException) -> None:
+    """What the library foresees is a plain Exception; what it does not is a panic, which Python is told of as more."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
 
 
 @lru_cache(maxsize=16)
@@ -58,7 +73,7 @@ def own_max_tokens(data: bytes) -> int | None:
     try:
         told = json.loads(data)
         length = (told.get("truncation") or {}).get("max_length")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise BackboneError("tokenizer.json is not a JSON object") from error
     return length if isinstance(length, int) and length > 2 else None
 

@@ -2,6 +2,7 @@
 
 from everlearn.learners.base import Learned, Learner, Solution
 from everlearn.learners.closed_form import ClosedForm
+from everlearn.learners.masked import Masked
 from everlearn.learners.targets import TargetLearner
 
-__all__ = ["ClosedForm", "Learned", "Learner", "Solution", "TargetLearner"]
+__all__ = ["ClosedForm", "Learned", "Learner", "Masked", "Solution", "TargetLearner"]

@@ -6,7 +6,6 @@ parent  --frame on stdin-->  a table of what may be asked  --frame on stdout--> 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Mapping
 
 from everlearn.errors import EverlearnError
@@ -31,11 +30,13 @@ def serve(asked: Asked) -> None:
     """The process's whole life: niced, and ended with its parent."""
     become_background_child()
     # Whatever a library prints must not mix with the answers.
-    answers = os.fdopen(os.dup(1), "wb")
+    questions, answers = os.fdopen(os.dup(0), "rb", buffering=0), os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
     while True:
         try:
-            question = _frames.read(sys.stdin.buffer)
+            question = _frames.read(questions)
         except EOFError:
             return
         _frames.write(answers, answer(asked, question))
+        # Or its samples would lie here until the next one.
+        del question

@@ -1,6 +1,8 @@
 """What passes between a trainer and its child: a length, a JSON header, and plain numbers behind it. No pickle.
 
 8 bytes: length of the header | header: {"parts": [[name, bytes] ...], ...} | the parts, one after the other
+
+Streams are to be unbuffered: a buffer would keep the end of the last samples until there are others.
 """
 
 from __future__ import annotations
@@ -31,9 +33,10 @@ def write(stream: IO[bytes], frame: Frame) -> None:
     """Raises BrokenPipeError where nobody reads any more."""
     sizes = [[name, len(part)] for name, part in frame.parts.items()]
     header = json.dumps({"told": dict(frame.told), "parts": sizes}).encode()
-    stream.write(_LENGTH.pack(len(header)) + header)
-    for part in frame.parts.values():
-        stream.write(part)
+    for part in (_LENGTH.pack(len(header)) + header, *frame.parts.values()):
+        rest = memoryview(part)
+        while rest:  # a pipe takes what it has room for
+            rest = rest[stream.write(rest) or 0 :]
     stream.flush()
 
 
@@ -68,7 +71,11 @@ def truth_of(frame: Frame) -> Truth:
 
 
 def _exactly(stream: IO[bytes], size: int) -> bytes:
-    data = stream.read(size)
-    if len(data) != size:
-        raise EOFError(f"the stream ended after {len(data)} of {size} bytes")
-    return data
+    data, read = bytearray(size), 0
+    with memoryview(data) as view:
+        while read < size:  # a pipe gives what it has
+            got = stream.readinto(view[read:])  # type: ignore[attr-defined]  # every binary stream has it, IO says nothing
+            if not got:
+                raise EOFError(f"the stream ended after {read} of {size} bytes")
+            read += got
+    return bytes(data)

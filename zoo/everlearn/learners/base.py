@@ -106,6 +106,12 @@ class Learner(ABC):
         return ""
 
     @property
+    def noise_share(self) -> float:
+        """Standard deviation of the noise that hides samples, on a class's mean and relative to its length; 0 where
+        nothing is hidden so."""
+        return 0.0
+
+    @property
     def ttl_s(self) -> float | None:
         """Seconds after which features that are kept must go; None where none are, or they have no end."""
         return None
@@ -137,9 +143,60 @@ class Learner(ABC):
     def configure(self, spec: ModelSpec) -> None:
         """Takes options that change in place (regularization, learning rate, capacity ...)."""
 
+    def revised(self, learned: Learned) -> Learned:
+        """An earlier `learned` of this learner, as its present options solve it. Not abstract, because what learns by
+        steps solves nothing."""
+        return learned
+
+    # Not abstract: most learners have nothing to hide in what they tell.
+    def release(self) -> bool:
+        """Called once before each commit: what was integrated since the last is hidden in noise and counts from now on;
+        false where there is nothing to release. Until then nothing that can be read shows it."""
+        return False
+
     @abstractmethod
     def to_bytes(self) -> bytes:
         """The whole state, versioned and self-describing; what made the learner goes on from it bit for bit."""
+
+    @property
+    def inseparable_because(self) -> str:
+        """Why what one client contributed cannot be subtracted exactly (`alone`, `subtract`); empty where it can."""
+        return "it keeps no sums of all that was learned, from which a part could be subtracted"
+
+    def alone(self, data: bytes = b"") -> Learner:
+        """An empty learner of the same kind and scale, to `integrate` what is to be subtracted, batch by batch; or as
+        one was when its `to_bytes` gave `data`.
+
+        Raises PreconditionError (reason NOT_SEPARABLE) where nothing can be, DataLossError for other bytes.
+        """
+        raise not_separable(self)
+
+    def subtract(self, other: Learner) -> None:
+        """Takes out what `other`, from `alone`, has learned: what is left is bit for bit a learner that never met it.
+        Whole or not at all; labels stay.
+
+        Raises InvalidError where it cannot be a part of this, PreconditionError (reason NOT_SEPARABLE).
+        """
+        raise not_separable(self)
+
+    def merge(self, other: Learner) -> None:
+        """Adds what `other`, from `alone`, has learned: what is here is then bit for bit a learner that met all of it.
+        Whole or not at all. Raises as `subtract`, and PreconditionError (reason MEMORY_FULL)."""
+        raise not_separable(self)
+
+    def forget_class(self, label: str) -> None:
+        """Takes out all samples of a class; its label keeps its place. Raises InputError for an unknown label,
+        PreconditionError (reason NOT_SEPARABLE) where classes are not kept apart."""
+        raise PreconditionError(
+            "this model does not keep its classes apart; memory.kind: per_class_statistics does", reason="NOT_SEPARABLE"
+        )
+
+    def forget_client(self, client: str, *, before: bytes | None = None) -> int:
+        """Drops single features that came from a client, where some are kept; returns how many samples'. What learned
+        of it by steps goes back to where it was `before` it came (see `rewinding`), or to the beginning, and learns
+        again what is kept of others; raises InputError or DataLossError where it was never there, and nothing has
+        changed then."""
+        return 0
 
     def expire(self, now_s: float) -> int:
         """Drops features that have come to their end by `now_s`, seconds since the epoch; returns how many samples'.
@@ -153,3 +210,11 @@ class Learner(ABC):
     def close(self) -> None:
         """Lets go of processes and sessions. Nothing is kept that `to_bytes` has not given."""
         return
+
+
+def not_separable(learner: Learner) -> PreconditionError:
+    """What subtracting meets where it cannot be exact."""
+    return PreconditionError(
+        f"what one client contributed cannot be subtracted from this model: {learner.inseparable_because}",
+        reason="NOT_SEPARABLE",
+    )

@@ -8,12 +8,13 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from everlearn.errors import DataLossError, InputError
+from everlearn.errors import DataLossError, InputError, InvalidError
 from everlearn.heads import head_for
 from everlearn.heads.base import Head
-from everlearn.learners.base import Learned, Learner, Solution
+from everlearn.learners.base import Learned, Learner, Solution, not_separable
 from everlearn.memories import memory_for
 from everlearn.memories.base import Memory, Origin
+from everlearn.memories.sealing import Sealer, seal, unseal
 from everlearn.spec.model import ModelSpec
 from everlearn.sums import Sums
 from everlearn.truth import Truth, single_labels
@@ -33,24 +34,28 @@ class ClosedForm(Learner):
     ['cat', 'dog']
     """
 
-    def __init__(self, memory: Memory, head: Head, scale: FeatureScale) -> None:
+    def __init__(self, memory: Memory, head: Head, scale: FeatureScale, *, sealer: Sealer | None = None) -> None:
+        """`sealer`: what features of single samples are sealed with at rest; without one they are not."""
         self.memory = memory
+        self._sealer = sealer
         self.scale = scale
         self._head = head
 
     @classmethod
-    def of(cls, spec: ModelSpec, scale: FeatureScale, data: bytes | None = None) -> Self:
+    def of(
+        cls, spec: ModelSpec, scale: FeatureScale, data: bytes | None = None, *, sealer: Sealer | None = None
+    ) -> Self:
         """What a declaration describes, as it was when `to_bytes` gave `data`; empty without.
 
         Raises SpecError for unknown kinds, DataLossError for bytes that do not belong to it.
         """
         kind, dim = memory_for(spec.memory.kind), scale.step_d.size
-        memory = kind.from_bytes(data) if data else kind.create(dim, spec.labels, spec.memory)
+        memory = kind.from_bytes(unseal(data, sealer)) if data else kind.create(dim, spec.labels, spec.memory)
         if memory.dim != dim:
             raise DataLossError(f"the stored memory has {memory.dim} features, its trunk {dim}")
         if data:
             memory.configure(spec.memory)
-        learner = cls(memory, head_for(spec.head.kind, spec.head.regularization), scale)
+        learner = cls(memory, head_for(spec.head.kind, spec.head.regularization), scale, sealer=sealer)
         learner.declare(spec.labels)
         return learner
 
@@ -95,6 +100,42 @@ class ClosedForm(Learner):
         known = set(self.memory.labels)
         self.memory.declare([label for label in labels if label not in known])
 
+    @property
+    def inseparable_because(self) -> str:
+        """See Learner."""
+        if self.memory.subtracts:
+            return ""
+        return self.memory.inexact_because or "what is learned from now on decays (memory.decay)"
+
+    def alone(self, data: bytes = b"") -> ClosedForm:
+        """See Learner."""
+        if self.inseparable_because:
+            raise not_separable(self)
+        kind, dim = type(self.memory), self.memory.dim
+        memory = kind.from_bytes(data) if data else kind.create(dim, [])
+        if memory.dim != dim:
+            raise DataLossError(f"a part of {memory.dim} features, and its model has {dim}")
+        return ClosedForm(memory, self._head, self.scale)
+
+    def subtract(self, other: Learner) -> None:
+        """See Learner."""
+        self.memory.subtract(self._alike(other).memory)
+
+    def merge(self, other: Learner) -> None:
+        """See Learner."""
+        self.memory.merge(self._alike(other).memory)
+
+    def forget_class(self, label: str) -> None:
+        """See Learner."""
+        self.memory.forget_class(label)
+
+    def forget_client(self, client: str, *, before: bytes | None = None) -> int:
+        """See Learner."""
+        gone = self.memory.forget_client(client)
+        if self._sealer is not None:
+            self._sealer.renew(client)
+        return gone
+
     def expire(self, now_s: float) -> int:
         """See Learner."""
         return self.memory.expire(now_s)
@@ -108,9 +149,14 @@ class ClosedForm(Learner):
         self._head = head_for(spec.head.kind, spec.head.regularization)
         self.memory.configure(spec.memory)
 
+    def revised(self, learned: Learned) -> Learned:
+        """See Learner."""
+        assert isinstance(learned, LearnedSums), "it was made here"
+        return LearnedSums(learned.sums, self._head, self.scale, learned.count_C)
+
     def to_bytes(self) -> bytes:
         """See Learner."""
-        return self.memory.to_bytes()
+        return seal(self.memory.to_bytes(), self._sealer)
 
     # -- without a server ---------------------------------------------------------------------------------------
 
@@ -132,6 +178,13 @@ class ClosedForm(Learner):
         """Label of each sample by the classifier now. It solves anew; for many calls keep `head()`."""
         head = self.head()
         return [head.labels[index] for index in head.scores(self._checked(features_Bd)).argmax(axis=1)]
+
+    def _alike(self, other: Learner) -> ClosedForm:
+        if self.inseparable_because:
+            raise not_separable(self)
+        if not isinstance(other, ClosedForm) or other.scale.digest != self.scale.digest:
+            raise InvalidError("a part that was not learned on this model's features", field="learner")
+        return other
 
     def _checked(self, features_Bd: FeaturesBd) -> FeaturesBd:
         dim = self.scale.step_d.size

@@ -29,6 +29,8 @@ from everlearn.labels import Labels
 from everlearn.learners.base import Learned, Learner, Solution
 from everlearn.learners.closed_form import ClosedForm
 from everlearn.memories.base import Origin
+from everlearn.memories.sealing import Sealer
+from everlearn.runtime.session import CPU
 from everlearn.spec.model import ModelSpec
 from everlearn.sums import Sums
 from everlearn.truth import Truth, single_labels
@@ -48,16 +50,29 @@ _ROWS: Final = 64
 class FirstSession(Learner):
     """See the module's text."""
 
-    def __init__(self, spec: ModelSpec, scale: FeatureScale, tail: Tail, fit: Fit, data: bytes | None = None) -> None:
-        """`tail`: the base blocks. Raises DataLossError for bytes that do not belong to it."""
+    def __init__(
+        self,
+        spec: ModelSpec,
+        scale: FeatureScale,
+        tail: Tail,
+        fit: Fit,
+        data: bytes | None = None,
+        *,
+        provider: str = CPU,
+        sealer: Sealer | None = None,
+    ) -> None:
+        """`tail`: the base blocks. `provider`: ONNX Runtime's, for blocks that stand still. `sealer`: see ClosedForm.
+        Raises DataLossError for bytes that do not belong to it."""
         self._spec = spec
         self._scale = scale
         self._base = tail
         self._fit = fit
+        self._provider = provider
+        self._sealer = sealer
         self._waiting: list[tuple[QuantisedBd, list[str], Origin | None]] = []
         self._table = Labels(spec.labels)
         self._seen_C = np.zeros(len(self._table), np.int64)
-        self._after: _After | None = _After.from_bytes(data, spec, tail) if data else None
+        self._after: _After | None = _After.from_bytes(data, spec, tail, provider, sealer) if data else None
         self.figures: dict[str, float] = {}
         """Of the session: samples, and accuracy of both on those that judged."""
         self.declare(spec.labels)
@@ -157,7 +172,7 @@ class FirstSession(Learner):
 
     def _judged(self, tail: Tail, values_Nn: FeaturesBd, labels: list[str], judges_N: npt.NDArray[np.bool_]) -> float:
         """Accuracy on the judges of a head solved from the others."""
-        features_Nd = _through(TailSession(tail), values_Nn)
+        features_Nd = _through(TailSession(tail, provider=self._provider), values_Nn)
         learner = ClosedForm.of(self._spec, _scale_of(features_Nd[~judges_N], self._spec.memory.bits))
         learner.learn(features_Nd[~judges_N], [label for label, j in zip(labels, judges_N, strict=True) if not j])
         wanted = [label for label, j in zip(labels, judges_N, strict=True) if j]
@@ -166,10 +181,10 @@ class FirstSession(Learner):
 
     def _joined(self, tail: Tail) -> _After:
         """Closed form over what waits, seen through a tail."""
-        session = TailSession(tail)
+        session = TailSession(tail, provider=self._provider)
         features = [_through(session, self._scale.restore(quantised_Bd)) for quantised_Bd, _, _ in self._waiting]
         every_Nd = np.concatenate([np.ones((1, tail.feature_dim), np.float32), *features])[bool(features) :]
-        inner = ClosedForm.of(self._spec, _scale_of(every_Nd, self._spec.memory.bits))
+        inner = ClosedForm.of(self._spec, _scale_of(every_Nd, self._spec.memory.bits), sealer=self._sealer)
         inner.declare(list(self._table))
         for features_Bd, (_, labels, origin) in zip(features, self._waiting, strict=True):
             inner.integrate(inner.scale.quantise(features_Bd), labels, origin=origin)
@@ -206,7 +221,7 @@ class _After:
         return b"".join((json.dumps(header).encode(), b"\n", self.tail.weights, self.inner.to_bytes()))
 
     @classmethod
-    def from_bytes(cls, data: bytes, spec: ModelSpec, base: Tail) -> _After:
+    def from_bytes(cls, data: bytes, spec: ModelSpec, base: Tail, provider: str, sealer: Sealer | None) -> _After:
         """What `to_bytes` wrote."""
         line, _, body = data.partition(b"\n")
         try:
@@ -219,7 +234,7 @@ class _After:
         except (ValueError, KeyError, TypeError) as error:
             raise DataLossError(f"the stored first session cannot be read ({type(error).__name__})") from error
         tail = replace(base, weights=body[:size])
-        return cls(tail, TailSession(tail), ClosedForm.of(spec, scale, body[size:]))
+        return cls(tail, TailSession(tail, provider=provider), ClosedForm.of(spec, scale, body[size:], sealer=sealer))
 
 
 class LearnedThrough(Learned):

@@ -21,7 +21,7 @@ from everlearn.backbones.tail import Tail
 from everlearn.errors import InputError, UnavailableError
 from everlearn.learners import _frames
 from everlearn.learners._frames import Frame
-from everlearn.learners.trainer import TrainerSettings, error_of, tail_parts
+from everlearn.learners.trainer import TrainerSettings, begun, error_of, tail_parts
 from everlearn.runtime.process import BackgroundModule
 from everlearn.spec.model import DistillTo
 from everlearn.values import FeaturesBd, LinearHead
@@ -90,14 +90,14 @@ class Student:
         self._settings = settings
         self._child: BackgroundModule | None = None
 
-    def learn(self, pixels_Bn: FeaturesBd, features_Bd: FeaturesBd) -> Step:
-        """Steps towards the teacher's features of these pixels.
+    def learn(self, pixels_Bn: FeaturesBd, features_Bd: FeaturesBd, *, steps: int | None = None) -> Step:
+        """Steps towards the teacher's features of these pixels, by default as many as declared.
 
         Raises UnavailableError where the process has ended (the next question begins another), DataLossError for a
         checkpoint of another student, PreconditionError (reason NOT_FINITE) for steps that would lose the weights.
         """
         parts = {"pixels": _bytes(pixels_Bn), "features": _bytes(features_Bd)}
-        answer = self._ask(Frame(told={"ask": "learn"}, parts=parts))
+        answer = self._ask(Frame(told={"ask": "learn", "steps": steps}, parts=parts))
         told = answer.told
         predicted_Bd = np.frombuffer(answer.parts["predicted"], "<f4").reshape(-1, self._dim)
         return Step(predicted_Bd=predicted_Bd, loss=told["loss"], steps=told["steps"], samples=told["samples"])
@@ -129,7 +129,7 @@ class Student:
     def _ask(self, question: Frame) -> Frame:
         try:
             if self._child is None:
-                self._child = BackgroundModule(MODULE, timeout_s=self._settings.timeout_s)
+                self._child = begun(self._settings, MODULE)
                 self._once(self._opening())
             return self._once(question)
         except EOFError as error:

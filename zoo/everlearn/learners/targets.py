@@ -8,7 +8,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from everlearn.errors import DataLossError, InputError, PreconditionError
+from everlearn.errors import DataLossError, InputError, InvalidError, PreconditionError
 from everlearn.heads import head_for
 from everlearn.heads.base import Head
 from everlearn.learners.base import Learned, Learner, Solution
@@ -90,6 +90,27 @@ class TargetLearner(Learner):
         known = set(self.targets.labels)
         self.targets.declare([label for label in labels if label not in known])
 
+    @property
+    def inseparable_because(self) -> str:
+        """See Learner: all of it can."""
+        return ""
+
+    def alone(self, data: bytes = b"") -> TargetLearner:
+        """See Learner."""
+        dim, outputs = self.targets.dim, self.targets.outputs
+        sums = TargetSums.from_bytes(data) if data else TargetSums(dim, outputs=outputs)
+        if sums.dim != dim or sums.outputs != outputs:
+            raise DataLossError("a part of other features or outputs than its model's")
+        return TargetLearner(sums, self._head, self._scale)
+
+    def subtract(self, other: Learner) -> None:
+        """See Learner."""
+        self.targets.subtract(self._alike(other).targets)
+
+    def merge(self, other: Learner) -> None:
+        """See Learner."""
+        self.targets.merge(self._alike(other).targets)
+
     def learned(self) -> Learned:
         """See Learner."""
         return LearnedTargets(self.targets.copy(), self._head, self._scale)
@@ -98,9 +119,19 @@ class TargetLearner(Learner):
         """See Learner."""
         self._head = head_for(spec.head.kind, spec.head.regularization)
 
+    def revised(self, learned: Learned) -> Learned:
+        """See Learner."""
+        assert isinstance(learned, LearnedTargets), "it was made here"
+        return LearnedTargets(learned.targets, self._head, self._scale)
+
     def to_bytes(self) -> bytes:
         """See Learner."""
         return self.targets.to_bytes()
+
+    def _alike(self, other: Learner) -> TargetLearner:
+        if not isinstance(other, TargetLearner) or other._scale.digest != self._scale.digest:
+            raise InvalidError("a part that was not learned on this model's features", field="learner")
+        return other
 
 
 class LearnedTargets(Learned):

@@ -11,8 +11,6 @@ Axes: B samples in a batch, C classes, d features or values at the cut.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -23,19 +21,31 @@ import numpy.typing as npt
 from everlearn import errors
 from everlearn.backbones.tail import Tail
 from everlearn.backbones.tail_manifest import dump_tail
-from everlearn.errors import PreconditionError, UnavailableError
+from everlearn.errors import UnavailableError, UnlearnableError
 from everlearn.learners import _frames
 from everlearn.learners._frames import Frame
-from everlearn.learners.base import Learned, Learner, Solution
+from everlearn.learners.base import Learned, Learner, Solution, not_separable
+from everlearn.learners.gradient import layout
+from everlearn.learners.learned_weights import LearnedWeights
 from everlearn.memories.base import Origin
+from everlearn.memories.sealing import Sealer, seal, unseal
 from everlearn.runtime.process import BackgroundModule
+from everlearn.spec.composition import learns_again
 from everlearn.spec.model import ModelSpec
-from everlearn.truth import Truth
+from everlearn.truth import Truth, part_of
 from everlearn.values import FeaturesBd, FeatureScale, LinearHead, QuantisedBd
 
 MODULE: Final = "everlearn.learners.gradient.child"
+_RELEARNED = 16
+"""Batches of one question, where what is kept of others is learned again."""
 _LIVES = 3
 """Children that one question may cost: a batch that kills each of them is refused."""
+_NO_MEMORY: Final = ("OutOfMemoryError", "MemoryError", "out of memory")
+"""Last words of a child whose device, or this machine, had no room for a step."""
+
+
+class _Killed(Exception):  # noqa: N818  # no error yet: what to do about it is the asker's
+    """The child has ended at this question, more than once unless it had no memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +56,8 @@ class TrainerSettings:
     """torch's name of it."""
     visible_devices: str = ""
     """CUDA_VISIBLE_DEVICES of the children; empty for all."""
+    library_path: str = ""
+    """LD_LIBRARY_PATH of the children: where some clusters put the driver; empty for none."""
     threads: int = 1
     """Of one child, on a CPU."""
     timeout_s: float = 600.0
@@ -63,14 +75,19 @@ class Trainer(Learner):
         tail: Tail | None = None,
         data: bytes | None = None,
         settings: TrainerSettings = TrainerSettings(),  # frozen
+        sealer: Sealer | None = None,
     ) -> None:
+        """`sealer`: what features of single samples are sealed with in `to_bytes`; without one they are not. Keys stay
+        in this process."""
         self._spec = spec
         self._scale = scale
         self._tail = tail
-        self._checkpoint = data
+        self._sealer = sealer
+        self._checkpoint = data if data is None else self._turned(data, unseal)
         self._settings = settings
         self._since: list[Frame] = []
         self._child: BackgroundModule | None = None
+        self._closed = False
         self._labels: list[str] = []
         self._count_C: npt.NDArray[np.int64] = np.zeros(0, np.int64)
         self._samples = 0
@@ -102,12 +119,23 @@ class Trainer(Learner):
         return self._spec.memory.ttl_s
 
     def integrate(self, quantised_Bd: QuantisedBd, labels: Truth, *, origin: Origin | None = None) -> None:
-        """See Learner."""
-        told: dict[str, Any] = {"ask": "learn"}
-        if origin is not None:
-            told |= {"client": origin.client, "time_s": origin.time_s}
-        parts = {"quantised": np.ascontiguousarray(quantised_Bd, np.int16).tobytes()}
-        self._do(_frames.with_truth(Frame(told=told, parts=parts), labels))
+        """See Learner. A batch too large for the device's memory is learned as two, once; one that kills every child
+        that tries raises UnlearnableError, and what was learned before it stays to the bit."""
+        rows, half = len(quantised_Bd), len(quantised_Bd) // 2
+        try:
+            self._do(_step(quantised_Bd, labels, origin))
+        except _Killed as error:
+            if not (half and _has_no_memory(error)):
+                raise _unlearnable(rows, error) from error
+            known = len(self._since)
+            try:
+                for part in (slice(0, half), slice(half, rows)):
+                    self._do(_step(quantised_Bd[part], part_of(labels, part), origin))
+            except _Killed as again:
+                if len(self._since) > known:
+                    del self._since[known:]
+                    self._begin()
+                raise _unlearnable(rows, again) from again
 
     def declare(self, labels: Sequence[str]) -> None:
         """See Learner."""
@@ -123,6 +151,30 @@ class Trainer(Learner):
             self._since.append(question)
         return gone
 
+    def forget_client(self, client: str, *, before: bytes | None = None) -> int:
+        """See Learner; raises PreconditionError (reason NOT_SEPARABLE) where the memory names no client."""
+        if not learns_again(self._spec):
+            raise not_separable(self)
+        known, parts = len(self._since), {} if before is None else {"before": before}
+        try:
+            answer = self._ask(Frame(told={"ask": "forget_client", "client": client}, parts=parts))
+            gone = int(answer.told["gone"])
+            self._since.append(Frame(told={"ask": "forget_client", "client": client}, parts=parts))
+            while answer.told["left"]:  # some at a time: no answer may take for ever, and a next child repeats them
+                question = Frame(told={"ask": "relearn", "batches": _RELEARNED})
+                answer = self._ask(question)
+                self._since.append(question)
+            self._take(answer)
+        except BaseException:
+            if len(self._since) > known:
+                del self._since[known:]
+                self._begin()
+            raise
+        if self._sealer is not None:
+            self._sealer.renew(client)
+        self.to_bytes()  # what was learned of it is not to be done again by a next child
+        return gone
+
     def learned(self) -> Learned:
         """See Learner."""
         solution, figures = None, dict[str, Any]()
@@ -134,7 +186,7 @@ class Trainer(Learner):
     def configure(self, spec: ModelSpec) -> None:
         """See Learner. Weights and memory stay; an optimizer or a regulariser of another kind begins anew."""
         before = self._spec
-        self.to_bytes()
+        self._keep()
         self._spec = spec
         try:
             self._begin()
@@ -145,17 +197,32 @@ class Trainer(Learner):
 
     def to_bytes(self) -> bytes:
         """See Learner."""
-        self._checkpoint = self._ask(Frame(told={"ask": "state"})).parts["state"]
-        self._since.clear()
-        return self._checkpoint
+        return self._turned(self._keep(), seal)
 
     def close(self) -> None:
-        """See Learner."""
+        """See Learner. Another thread that waits for an answer meets UnavailableError, and no next child."""
+        self._closed = True
+        self._end_child()
+
+    def _end_child(self) -> None:
         if self._child is not None:
             self._child.close()
             self._child = None
 
     # -- inside -------------------------------------------------------------------------------------------------
+
+    def _keep(self) -> bytes:
+        """What a next child begins with, in this process's memory alone."""
+        self._checkpoint = self._ask(Frame(told={"ask": "state"})).parts["state"]
+        self._since.clear()
+        return self._checkpoint
+
+    def _turned(self, data: bytes, turn: Callable[[bytes, Sealer | None], bytes]) -> bytes:
+        """A state with its memory sealed, or open; as it is where nothing is ever sealed."""
+        if self._sealer is None:
+            return data
+        parts = layout.split(data)
+        return layout.join(parts.header, parts.tensors, turn(parts.memory, self._sealer))
 
     def _do(self, question: Frame) -> None:
         """Something that changes the learner, and has to be done again by a next child."""
@@ -167,11 +234,13 @@ class Trainer(Learner):
             try:
                 return self._once(question)
             except EOFError as error:
+                self._begin()
+                if question.told["ask"] == "learn" and (life == _LIVES or _has_no_memory(error)):
+                    raise _Killed(str(error)) from error
                 if life == _LIVES:
                     raise UnavailableError(
-                        f"the trainer's process ended {_LIVES} times at the same batch, last with: {error}"
+                        f"the trainer's process ended {_LIVES} times at the same question, last with: {error}"
                     ) from error
-                self._begin()
         raise AssertionError("unreachable")
 
     def _once(self, question: Frame) -> Frame:
@@ -185,7 +254,9 @@ class Trainer(Learner):
     def _begin(self) -> None:
         """A child that is where the last one was."""
         for life in range(1, _LIVES + 1):
-            self.close()
+            self._end_child()
+            if self._closed:
+                raise UnavailableError("the trainer is closed")
             self._child = begun(self._settings)
             try:
                 self._take(self._once(self._opening()))
@@ -231,10 +302,28 @@ class Trainer(Learner):
         return Solution(head=head, tail=tail)
 
 
-def begun(settings: TrainerSettings) -> BackgroundModule:
-    """A child that waits for questions."""
-    seen = {"CUDA_VISIBLE_DEVICES": settings.visible_devices} if settings.visible_devices else {}
-    return BackgroundModule(MODULE, timeout_s=settings.timeout_s, environment=seen)
+def _step(quantised_Bd: QuantisedBd, labels: Truth, origin: Origin | None) -> Frame:
+    told: dict[str, Any] = {"ask": "learn"}
+    if origin is not None:
+        told |= {"client": origin.client, "time_s": origin.time_s}
+    parts = {"quantised": np.ascontiguousarray(quantised_Bd, np.int16).tobytes()}
+    return _frames.with_truth(Frame(told=told, parts=parts), labels)
+
+
+def _has_no_memory(error: Exception) -> bool:
+    return any(sign in str(error) for sign in _NO_MEMORY)
+
+
+def _unlearnable(rows: int, error: Exception) -> UnlearnableError:
+    why = "the device has no memory for a step on it; send smaller batches" if _has_no_memory(error) else str(error)
+    return UnlearnableError(f"a batch of {rows} samples ended the trainer's process: {why}", field="batch.samples")
+
+
+def begun(settings: TrainerSettings, module: str = MODULE) -> BackgroundModule:
+    """A child that waits for questions, and sees the GPUs that it may."""
+    seen = {"CUDA_VISIBLE_DEVICES": settings.visible_devices, "LD_LIBRARY_PATH": settings.library_path}
+    environment = {name: value for name, value in seen.items() if value}
+    return BackgroundModule(module, timeout_s=settings.timeout_s, environment=environment)
 
 
 def fit_of(spec: ModelSpec, scale: FeatureScale, settings: TrainerSettings) -> Callable[..., Tail]:
@@ -267,59 +356,6 @@ def fit_of(spec: ModelSpec, scale: FeatureScale, settings: TrainerSettings) -> C
 def tail_parts(tail: Tail) -> dict[str, bytes]:
     """A tail as parts of a frame."""
     return {"tail_graph": tail.graph, "tail_weights": tail.weights, "tail_manifest": dump_tail(tail)}
-
-
-class LearnedWeights(Learned):
-    """Weights of one moment."""
-
-    def __init__(
-        self,
-        labels: Sequence[str],
-        count_C: npt.NDArray[np.int64],
-        samples: int,
-        solution: Solution | None,
-        figures: Mapping[str, float],
-    ) -> None:
-        self._labels = labels
-        self._count_C = count_C
-        self._samples = samples
-        self._solution = solution
-        self._figures = figures
-
-    @property
-    def labels(self) -> Sequence[str]:
-        """See Learned."""
-        return self._labels
-
-    @property
-    def count_C(self) -> npt.NDArray[np.int64]:  # noqa: N802  # axes
-        """See Learned."""
-        return self._count_C
-
-    @property
-    def samples(self) -> int:
-        """See Learned."""
-        return self._samples
-
-    @property
-    def figures(self) -> Mapping[str, float]:
-        """See Learned."""
-        return self._figures
-
-    def digest(self) -> str:
-        """See Learned."""
-        state = hashlib.sha256(json.dumps([list(self._labels), self._count_C.tolist()]).encode())
-        if self._solution is not None:
-            head, tail = self._solution.head, self._solution.tail
-            state.update(head.weight_dC.tobytes("C") + head.bias_C.tobytes())
-            state.update(tail.digest.encode() if tail is not None else b"")
-        return state.hexdigest()
-
-    def solve(self, *, hint: float | None = None) -> Solution:
-        """See Learned. There is nothing to search: the weights are the classifier."""
-        if self._solution is None:
-            raise PreconditionError("no sample has been learned; stream some first", reason="EMPTY_MEMORY")
-        return self._solution
 
 
 def error_of(told: Mapping[str, str]) -> errors.EverlearnError:

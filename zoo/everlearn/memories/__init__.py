@@ -8,6 +8,8 @@ from everlearn import plugins
 from everlearn.memories.base import Memory
 
 FIELD = "spec.memory.kind"
+NOT_KINDS = frozenset({"sealing"})
+"""What memories share and others use too."""
 
 
 def memory_for(kind: str) -> type[Memory]:

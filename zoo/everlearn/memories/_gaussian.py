@@ -34,7 +34,7 @@ class GaussianReplay:
 
         V = (G - sum_c n_c m_c m_c^T) / (n - K)      V~ = (1 - rho) V + rho tr(V)/d I, rho by OAS
 
-    On the grid of the quantised features, whose steps are already alike. The factor of V~ (60 ms at d = 1280) is kept
+    On the grid of the quantised features, whose steps are already alike. The factor of V~ is kept
     until `REFIT_AFTER`; means are always those of now. It belongs to a memory's bytes (3.3 MB more at d = 1280, only
     where rows are drawn), or a stream that was stored in between would meet other rows than one that was not.
     """

@@ -30,6 +30,7 @@ DTYPES: Final = frozenset({"|u1", "|i1", "<i2", "<u2", "<f2", "<i4", "<f4", "<i8
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 Option = TypeVar("Option")
+Kind = TypeVar("Kind")
 
 
 def dump(kind: str, state: Mapping[str, object], arrays: Arrays) -> bytes:
@@ -76,6 +77,13 @@ def declared_as(kind: str, declared: Declared | None, present: Declared | None =
                 f"{name} was {then} and cannot become {now} in place; start a new memory", field=f"spec.memory.{name}"
             )
     return declared
+
+
+def alike(other: object, kind: type[Kind]) -> Kind:
+    """A memory that can be taken out of one of `kind`. Raises InvalidError for one of another."""
+    if not isinstance(other, kind):
+        raise InvalidError(f"a {type(other).__name__} is no part of a {kind.__name__}", field="memory")
+    return other
 
 
 def column(arrays: Arrays, name: str, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> npt.NDArray[Any]:

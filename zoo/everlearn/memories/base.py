@@ -143,6 +143,39 @@ class Memory(ABC):
             reason="NOT_SEPARABLE",
         )
 
+    @property
+    def subtracts(self) -> bool:
+        """Whether `subtract` is exact now: this is all that was integrated, and nothing of it has aged."""
+        return False
+
+    def subtract(self, other: Memory) -> None:
+        """Takes out what `other`, a memory of the same kind, holds: what is left is bit for bit a memory that never
+        integrated it. Labels stay. Whole or not at all.
+
+        Raises InvalidError where `other` cannot be a part of this, PreconditionError (reasons NOT_SEPARABLE,
+        INEXACT_SUMS) where the memory cannot: not abstract, because some cannot.
+        """
+        raise PreconditionError(
+            "this memory keeps a choice of what was learned, not the sums of it: nothing can be subtracted from it",
+            reason="NOT_SEPARABLE",
+        )
+
+    def merge(self, other: Memory) -> None:
+        """Adds what `other`, a memory of the same kind, holds: as if its samples had been integrated here. Whole or not
+        at all.
+
+        Raises InvalidError for another kind or dimension, PreconditionError (reasons NOT_SEPARABLE, INEXACT_SUMS,
+        MEMORY_FULL): not abstract, because some cannot.
+        """
+        raise PreconditionError(
+            "this memory keeps a choice of what was learned, not the sums of it: nothing can be added to it at once",
+            reason="NOT_SEPARABLE",
+        )
+
+    def forget_client(self, client: str) -> int:
+        """Drops the rows that came from a client, and says how many. Not abstract, because most keep no rows."""
+        return 0
+
     def digest(self) -> str:
         """sha256 of the state, to tell whether it has changed; memories of exact sums forgive another order."""
         return hashlib.sha256(self.to_bytes()).hexdigest()

@@ -93,8 +93,10 @@ class Statistics(Memory):
     @property
     def seen_C(self) -> npt.NDArray[np.int64]:  # noqa: N802  # axes
         """See Memory."""
-        seen_C = self._sums.count_C if self._seen_C is None else self._seen_C
-        return np.pad(seen_C.astype(np.int64), (0, self._sums.count_C.size - seen_C.size))
+        count_C = self._sums.count_C
+        if self._seen_C is None:
+            return count_C.astype(np.int64)
+        return np.pad(self._seen_C, (0, count_C.size - self._seen_C.size))
 
     @property
     def is_exact(self) -> bool:
@@ -112,6 +114,20 @@ class Statistics(Memory):
     def sums(self) -> Sums:
         """See Memory; live."""
         return self._sums
+
+    @property
+    def subtracts(self) -> bool:
+        """See Memory; no longer once anything has decayed, or may."""
+        return self.is_exact and self._declared.decay == 1
+
+    def subtract(self, other: Memory) -> None:
+        """See Memory."""
+        self._sums.subtract(_state.alike(other, type(self)).sums)
+        self._replay = GaussianReplay()  # its covariance knew them
+
+    def merge(self, other: Memory) -> None:
+        """See Memory."""
+        self._sums.merge(_state.alike(other, type(self)).sums)
 
     def configure(self, declared: Declared) -> None:
         """See Memory. Another decay holds from the next batch on; what has decayed never becomes exact again."""

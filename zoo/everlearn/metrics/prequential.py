@@ -7,7 +7,7 @@ in a stream resemble each other, which flatters it. Axes: B samples, C classes, 
 from __future__ import annotations
 
 import threading
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -17,12 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 from everlearn.errors import DataLossError, InputError, InvalidError
-from everlearn.metrics.confusion import MAX_CLASSES, MAX_PAIRS, NO_PREDICTION, OTHER_LABELS, Confusion
+from everlearn.metrics.confusion import MAX_CLASSES, MAX_PAIRS, NO_PREDICTION, OTHER_LABELS
 from everlearn.metrics.curve import LearningCurve
 from everlearn.metrics.drift import FeatureMoments
 from everlearn.metrics.record import Record
 from everlearn.metrics.report import figures, report
-from everlearn.metrics.scores import ScoreCounts, ScoredBatch, count
+from everlearn.metrics.scores import ScoreCounts
+from everlearn.metrics.steps import Steps
+from everlearn.metrics.together import Tested, Together
 from everlearn.metrics.window import Window
 from everlearn.truth import Truth, single_labels
 from everlearn.values import FeaturesBd
@@ -67,6 +69,8 @@ class Prequential(Record):
     The record stays small, however long the stream: beyond MAX_PAIRS the rarest confusions are counted under
     OTHER_LABELS, beyond MAX_CLASSES new classes too, beyond MAX_CLIENTS those not heard of for longest under
     OTHER_CLIENTS. All other counts are exact. Threads may update, read and serialise it at once.
+    Totals, window accuracy, clients and steps are counted with each batch. All else costs calls more than arithmetic,
+    so it is counted of several batches together.
 
     >>> record = Prequential(window=3)
     >>> record.update(["cat", "dog"], None, client="a")  # no head yet
@@ -79,6 +83,7 @@ class Prequential(Record):
         if window < 1:
             raise InvalidError(f"window is {window}; it must be at least 1 sample", field="window")
         self.window = window
+        self.steps = Steps()
         self._lock = threading.Lock()
         self._recent: deque[bool] = deque(maxlen=window)
         self._recent_correct = 0
@@ -86,12 +91,8 @@ class Prequential(Record):
         self._correct = 0
         self._clients: dict[str, tuple[int, int]] = {}
         """(tested, correct), the one heard of last at the end."""
-        self._confusion = Confusion()
-        self._scores = ScoreCounts()
-        self._moments = FeatureMoments()
         self._curve = LearningCurve()
-        self._panes = Window(window)
-        self._columns: tuple[tuple[str, ...], dict[str, int]] = ((), {})
+        self._together = Together(window)
 
     def update(
         self,
@@ -102,11 +103,12 @@ class Prequential(Record):
         scores_BC: npt.NDArray[np.float32] | None = None,
         known: tuple[str, ...] = (),
         features_Bd: FeaturesBd | None = None,
+        step: str = "",
     ) -> None:
         """Counts a batch; `predicted_labels` None = those of the largest scores; without scores, there was no head.
 
         `scores_BC` with `known`, the label of each column, also feed calibration and AUC, `features_Bd` the drift; a
-        row that is not finite feeds neither. Raises InputError where lengths differ; then nothing is counted.
+        row that is not finite feeds neither. Raises InputError as Record.test does; then nothing is counted.
         """
         _check_rows(len(true_labels), scores_BC, known, features_Bd)
         if predicted_labels is None:
@@ -119,15 +121,26 @@ class Prequential(Record):
             return
         hits = [true == predicted for true, predicted in zip(true_labels, predicted_labels, strict=True)]
         with self._lock:
-            self._count_pairs(true_labels, predicted_labels, client)
+            self.steps.count(step, tested=len(hits), correct=sum(hits))
             self._count_client(client, len(hits), sum(hits))
             self._extend(hits)
-            if scores_BC is not None:
-                self._count_scores(true_labels, hits, scores_BC, known)
-            if features_Bd is not None:
-                self._count_features(features_Bd)
             self._curve.extend(self._tested, self._correct)
-            self._panes.turn()
+            self._together.add(
+                Tested(
+                    client=client,
+                    labels=true_labels,
+                    predicted=predicted_labels,
+                    hits=hits,
+                    scores_BC=scores_BC,
+                    known=known,
+                    features_Bd=features_Bd,
+                )
+            )
+
+    def settle(self) -> None:
+        """Counts what waits to be counted together; from here on nothing of a batch is held. Whatever reads does so."""
+        with self._lock:
+            self._together.settle()
 
     def test(
         self,
@@ -137,34 +150,54 @@ class Prequential(Record):
         scores_BC: npt.NDArray[np.float32] | None,
         known: tuple[str, ...],
         features_Bd: FeaturesBd,
+        step: str = "",
     ) -> None:
         """See Record and `update`."""
-        self.update(single_labels(truth), None, client, scores_BC=scores_BC, known=known, features_Bd=features_Bd)
+        labels = single_labels(truth)
+        self.update(labels, None, client, scores_BC=scores_BC, known=known, features_Bd=features_Bd, step=step)
 
     def merge(self, other: Prequential) -> None:
         """Adds another record's counts. For the window, the other's samples are the newer ones.
 
-        Raises InvalidError where the windows differ.
+        Raises InvalidError where the windows differ, or both name steps: their order is not known.
         """
+        if self.steps and other.steps:
+            raise InvalidError("both records name steps, in an order of their own each; one may", field="steps")
         if other.window != self.window:
             raise InvalidError(f"a window of {other.window} samples; this one has {self.window}", field="window")
+        other.settle()
         with self._lock:
+            self._together.settle()
             base = self._tested, self._correct
-            self._confusion.merge(other._confusion)
+            self.steps = Steps.from_dict(other.steps.to_dict()) if other.steps else self.steps
+            self._together.confusion.merge(other._together.confusion)
             for client, (tested, correct) in other._clients.items():
                 self._count_client(client, tested, correct)
             self._extend(list(other._recent))
-            self._scores.merge(other._scores)
-            self._moments.merge(other._moments)
+            self._together.scores.merge(other._together.scores)
+            self._together.moments.merge(other._together.moments)
             for tested, correct in other._curve.points:
                 self._curve.extend(base[0] + tested, base[1] + correct)
-            self._panes.extend(other._panes)
+            self._together.panes.extend(other._together.panes)
+            self._together.fit()
+
+    def forget_client(self, client: str) -> None:
+        """See Record."""
+        if client == OTHER_CLIENTS:
+            return
+        with self._lock:
+            self._together.settle()
+            if client in self._clients:
+                self._add_client(OTHER_CLIENTS, *self._clients.pop(client))
+            self._together.panes.rename_client(client, OTHER_CLIENTS)
+        self.forget_features()
 
     def forget_features(self) -> None:
         """Features mean something else from now on: drift is measured anew, all else goes on."""
         with self._lock:
-            self._moments = FeatureMoments()
-            self._panes.forget_features()
+            self._together.settle()
+            self._together.moments = FeatureMoments()
+            self._together.panes.forget_features()
 
     @property
     def tested(self) -> int:
@@ -195,7 +228,8 @@ class Prequential(Record):
     def confusion(self) -> Mapping[tuple[str, str], int]:
         """(true label, predicted label) -> samples, of pairs that occurred; rare ones together, see OTHER_LABELS."""
         with self._lock:
-            return self._confusion.cells
+            self._together.settle()
+            return self._together.confusion.cells
 
     @property
     def clients(self) -> Mapping[str, ClientRecord]:
@@ -207,36 +241,45 @@ class Prequential(Record):
     def recall(self) -> Mapping[str, float]:
         """True label -> share of its samples that were predicted right. The least of them is the worst class."""
         with self._lock:
-            return self._confusion.recall()
+            self._together.settle()
+            return self._together.confusion.recall()
 
     @property
     def temperature(self) -> float | None:
         """T of softmax(scores / T), fitted to the window, else to all so far; None while too little is known."""
-        return self._panes.temperature() or self._scores.losses.fit()
+        with self._lock:
+            self._together.settle()
+            return self._together.temperature
 
     def summary(self) -> dict[str, Any]:
         """The figures alone, `total` and `window` (see report.figures): small enough to go into every version."""
         with self._lock:
+            self._together.settle()
             return {
-                "total": figures(self._confusion, self._scores),
-                "window": figures(self._panes.confusion(), self._panes.scores()),
+                "total": figures(self._together.confusion, self._together.scores),
+                "window": figures(self._together.panes.confusion(), self._together.panes.scores()),
+                **({"steps": self.steps.summary()} if self.steps else {}),
             }
 
     def report(self) -> dict[str, Any]:
         """Everything that is known of what was learned (see report.report), JSON-able; takes milliseconds."""
         with self._lock:
-            return report(
-                confusion=self._confusion,
-                scores=self._scores,
-                moments=self._moments,
+            self._together.settle()
+            told = report(
+                confusion=self._together.confusion,
+                scores=self._together.scores,
+                moments=self._together.moments,
                 curve=self._curve,
-                window=self._panes,
+                window=self._together.panes,
             )
+            return told | ({"steps": self.steps.report()} if self.steps else {})
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able, counts and sums only. Earlier releases read it too: what they do not know is under `report`."""
+        """JSON-able, counts and sums only. Earlier releases read it too: what they do not know is under `report`
+        and `steps`."""
         with self._lock:
-            cells = sorted(self._confusion.cells.items())
+            self._together.settle()
+            cells = sorted(self._together.confusion.cells.items())
             return {
                 "version": VERSION,
                 "window": self.window,
@@ -245,13 +288,15 @@ class Prequential(Record):
                 "clients": {client: list(counts) for client, counts in self._clients.items()},
                 "report": {
                     "version": REPORT_VERSION,
-                    "predicted": sorted(self._confusion.predicted.items()),
-                    "unattributed": self._confusion.unattributed,
-                    "scores": self._scores.to_dict(),
-                    "moments": self._moments.to_dict(),
+                    "predicted": sorted(self._together.confusion.predicted.items()),
+                    "unattributed": self._together.confusion.unattributed,
+                    "scores": self._together.scores.to_dict(),
+                    "moments": self._together.moments.to_dict(),
                     "curve": self._curve.to_dict(),
-                    "panes": self._panes.to_list(),
+                    "panes": self._together.panes.to_list(),
+                    "announced": self._together.announced,
                 },
+                **({"steps": self.steps.to_dict()} if self.steps else {}),
             }
 
     @classmethod
@@ -263,16 +308,19 @@ class Prequential(Record):
                 raise ValueError(f"version {data['version']}; this release reads version {VERSION}")
             record = cls(window=int(data["window"]))
             pairs = {(str(true), str(guess)): int(count) for true, guess, count in data["confusion"]}
-            record._confusion.add(pairs)
+            record._together.confusion.add(pairs)
             for client, (tested, correct) in data["clients"].items():
                 record._count_client(str(client), int(tested), int(correct))
             record._extend([{"0": False, "1": True}[hit] for hit in data["recent"]])
             if "report" in data:
                 record._take_report(data["report"])
+            if "steps" in data:
+                record.steps = Steps.from_dict(data["steps"])
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, InvalidError) as error:
             raise DataLossError(f"not a prequential record: {error!r}") from error
-        totals = (sum(pairs.values()), record._confusion.hits)
-        if totals != (record.tested, record.correct) or record.window_tested != min(record.tested, record.window):
+        totals = (sum(pairs.values()), record._together.confusion.hits)
+        parts = (record.window_tested - min(record.tested, record.window), max(record.steps.samples - record.tested, 0))
+        if totals != (record.tested, record.correct) or any(parts):
             raise DataLossError("a prequential record whose counts do not add up")
         return record
 
@@ -280,43 +328,21 @@ class Prequential(Record):
         if data["version"] != REPORT_VERSION:
             raise ValueError(f"report of version {data['version']}; this release reads version {REPORT_VERSION}")
         predicted = [(str(label), int(count)) for label, count in data["predicted"]]
-        self._confusion.take_predicted(predicted, int(data["unattributed"]))
-        self._scores = ScoreCounts.from_dict(data["scores"])
-        self._moments = FeatureMoments.from_dict(data["moments"])
+        self._together.confusion.take_predicted(predicted, int(data["unattributed"]))
+        self._together.scores = ScoreCounts.from_dict(data["scores"])
+        self._together.moments = FeatureMoments.from_dict(data["moments"])
         self._curve = LearningCurve.from_dict(data["curve"])
-        self._panes = Window.from_list(self.window, data["panes"])
-        parts = (self._panes.samples, self._scores.reliability.samples, self._moments.samples)
+        self._together.panes = Window.from_list(self.window, data["panes"])
+        self._together.fit()  # earlier releases fitted it with each batch, and did not write it
+        if data.get("announced") is not None:
+            self._together.announced = float(data["announced"])
+        parts = (
+            self._together.panes.samples,
+            self._together.scores.reliability.samples,
+            self._together.moments.samples,
+        )
         if max(parts) > self._tested or (self._curve.points and self._curve.points[-1][0] > self._tested):
             raise ValueError("a report of more samples than were tested")
-
-    def _count_pairs(self, true_labels: Sequence[str], predicted_labels: Sequence[str], client: str) -> None:
-        pairs = Counter(zip(true_labels, predicted_labels, strict=True))
-        self._confusion.add(pairs)
-        pane = self._panes.present
-        pane.samples += len(true_labels)
-        for (true, guess), samples in pairs.items():
-            pane.cells[client, true, guess] += samples
-
-    def _count_scores(
-        self, true_labels: Sequence[str], hits: list[bool], scores_BC: npt.NDArray[np.float32], known: tuple[str, ...]
-    ) -> None:
-        if self._columns[0] is not known:  # the same object for every batch that one head tests
-            self._columns = (known, {label: column for column, label in enumerate(known)})
-        column_of = self._columns[1]
-        true_B = np.array([column_of.get(label, -1) for label in true_labels], np.intp)
-        hit_B = np.array(hits, np.bool_)
-        finite_B = np.isfinite(scores_BC).all(axis=1)
-        if not finite_B.all():
-            scores_BC, true_B, hit_B = scores_BC[finite_B], true_B[finite_B], hit_B[finite_B]
-        batch = ScoredBatch(scores_BC=scores_BC, labels=known, true_B=true_B, hit_B=hit_B)
-        count(batch, self.temperature, self._scores, self._panes.present.scores)
-
-    def _count_features(self, features_Bd: FeaturesBd) -> None:
-        finite_B = np.isfinite(features_Bd).all(axis=1)
-        moments = FeatureMoments()
-        moments.add(features_Bd if finite_B.all() else features_Bd[finite_B])
-        self._moments.merge(moments)
-        self._panes.present.moments.merge(moments)
 
     def _count_client(self, client: str, tested: int, correct: int) -> None:
         self._tested += tested
@@ -353,4 +379,4 @@ def _check_rows(
 def _winners(rows: int, scores_BC: npt.NDArray[np.float32] | None, known: tuple[str, ...]) -> list[str]:
     if scores_BC is None:
         return [NO_PREDICTION] * rows
-    return [known[winner] for winner in scores_BC.argmax(axis=1)]
+    return [known[winner] for winner in scores_BC.argmax(axis=1).tolist()]

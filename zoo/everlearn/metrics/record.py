@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from everlearn.metrics.steps import Steps
 from everlearn.truth import Truth
 from everlearn.values import FeaturesBd
 
@@ -17,6 +18,10 @@ class Record(ABC):
 
     window: int
     """Samples over which the windowed figures reach."""
+    steps: Steps
+    """What the steps showed that batches named; of values none is counted, for no share of them is right."""
+    is_kept: bool = True
+    """Whether it counts; where it does not, nobody needs to be tested."""
 
     @abstractmethod
     def test(
@@ -27,11 +32,18 @@ class Record(ABC):
         scores_BC: npt.NDArray[np.float32] | None,
         known: tuple[str, ...],
         features_Bd: FeaturesBd,
+        step: str = "",
     ) -> None:
         """Counts a batch that was predicted before it is learned; `scores_BC` None = there was no head.
 
-        `known`: label or output of each column. Raises InputError where lengths differ; then nothing is counted.
+        `known`: label or output of each column; `step`: what the batch belongs to, empty where nobody says. Raises
+        InputError where lengths differ, or for a step too many (see Steps.refusal); then nothing is counted.
         """
+
+    @abstractmethod
+    def forget_client(self, client: str) -> None:
+        """Its name goes: its counts stay, under OTHER_CLIENTS, in totals that are of all. What was summed of features
+        begins anew, for it cannot be taken apart."""
 
     @property
     @abstractmethod

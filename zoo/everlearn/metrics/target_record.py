@@ -23,6 +23,7 @@ from everlearn.metrics.prequential import MAX_CLIENTS, OTHER_CLIENTS
 from everlearn.metrics.record import Record
 from everlearn.metrics.report import MAX_CLASSES
 from everlearn.metrics.report import MAX_CLIENTS as MAX_TOLD
+from everlearn.metrics.steps import Steps
 from everlearn.metrics.value_errors import ValueErrors
 from everlearn.metrics.window import PANES
 from everlearn.truth import Truth
@@ -57,6 +58,7 @@ class TargetRecord(Record, Generic[C]):
         if window < 1:
             raise InvalidError(f"window is {window}; it must be at least 1 sample", field="window")
         self.window = window
+        self.steps = Steps()
         self._kind: type[C] = counts
         self._lock = threading.Lock()
         self._tested = 0
@@ -75,6 +77,7 @@ class TargetRecord(Record, Generic[C]):
         scores_BC: npt.NDArray[np.float32] | None,
         known: tuple[str, ...],
         features_Bd: FeaturesBd,
+        step: str = "",
     ) -> None:
         """See Record."""
         if len(features_Bd) != len(truth) or (scores_BC is not None and scores_BC.shape != (len(truth), len(known))):
@@ -85,6 +88,8 @@ class TargetRecord(Record, Generic[C]):
         moments = FeatureMoments()
         moments.add(features_Bd)
         with self._lock:
+            if self._kind is LabelSetCounts:  # of values no share is right
+                self.steps.count(step, tested=len(truth), correct=batch.correct)
             pane = self._panes[-1]
             for counts in (self._total, pane.counts):
                 counts.merge(batch)
@@ -95,6 +100,15 @@ class TargetRecord(Record, Generic[C]):
             self._count_client(client, len(truth), batch.correct)
             self._curve.extend(self._tested, self._total.correct)
             self._turn()
+
+    def forget_client(self, client: str) -> None:
+        """See Record."""
+        with self._lock:
+            if client != OTHER_CLIENTS and client in self._clients:
+                self._add_client(OTHER_CLIENTS, *self._clients.pop(client))
+            self._moments = FeatureMoments()
+            for pane in self._panes:
+                pane.moments = FeatureMoments()
 
     @property
     def tested(self) -> int:
@@ -120,7 +134,8 @@ class TargetRecord(Record, Generic[C]):
     def summary(self) -> dict[str, Any]:
         """See Record."""
         with self._lock:
-            return {"total": self._total.figures(), "window": self._recent().figures()}
+            steps = {"steps": self.steps.summary()} if self.steps else {}
+            return {"total": self._total.figures(), "window": self._recent().figures(), **steps}
 
     def report(self) -> dict[str, Any]:
         """See Record."""
@@ -142,6 +157,7 @@ class TargetRecord(Record, Generic[C]):
                 {"client": client, "samples": tested, "accuracy": correct / tested}
                 for client, tested, correct in clients[:MAX_TOLD]
             ]
+            told |= {"steps": self.steps.report()} if self.steps else {}
             return told | {"clients_left_out": max(len(clients) - MAX_TOLD, 0)}
 
     def to_dict(self) -> dict[str, Any]:
@@ -159,6 +175,7 @@ class TargetRecord(Record, Generic[C]):
                     {"samples": pane.samples, "counts": pane.counts.to_dict(), "moments": pane.moments.to_dict()}
                     for pane in self._panes
                 ],
+                **({"steps": self.steps.to_dict()} if self.steps else {}),
             }
 
     @classmethod
@@ -173,6 +190,8 @@ class TargetRecord(Record, Generic[C]):
             record._moments = FeatureMoments.from_dict(data["moments"])
             record._curve = LearningCurve.from_dict(data["curve"])
             record._clients = {str(name): (int(n), int(right)) for name, (n, right) in data["clients"].items()}
+            if "steps" in data:
+                record.steps = Steps.from_dict(data["steps"])
             record._panes.clear()
             for each in data["panes"]:
                 pane = _Pane(counts.from_dict(each["counts"]))
@@ -182,7 +201,8 @@ class TargetRecord(Record, Generic[C]):
                 raise ValueError("a window of more samples than were tested")
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, InvalidError) as error:
             raise DataLossError(f"not a record of several targets: {error!r}") from error
-        if sum(tested for tested, _ in record._clients.values()) != record._tested:
+        by_client = sum(tested for tested, _ in record._clients.values())
+        if by_client != record._tested or record.steps.samples > record._tested:
             raise DataLossError("a record of several targets whose counts do not add up")
         return record
 

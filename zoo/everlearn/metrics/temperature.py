@@ -13,7 +13,7 @@ The sums do not depend on the order of samples, and those of two streams add up.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Self
 
 import numpy as np
@@ -25,6 +25,8 @@ FIRST_EXPONENT: Final = -8
 LAST_EXPONENT: Final = 10
 INVERSE_K: Final = 2.0 ** np.arange(FIRST_EXPONENT, LAST_EXPONENT + 1)
 """Inverse temperatures: T from 256 (scores in the hundreds) down to 1/1024 (scores that hardly differ)."""
+_AT_ONCE: Final = 2**16
+"""Numbers of several grid points that are made in one go: small batches cost calls more than they cost arithmetic."""
 MIN_SAMPLES: Final = 100
 """Fewer do not fix one number: T is then not known."""
 
@@ -43,6 +45,15 @@ class LossByTemperature:
         self._loss_K = np.zeros(INVERSE_K.size)
         self._slope_K = np.zeros(INVERSE_K.size)
 
+    @classmethod
+    def of(cls, parts: Sequence[LossByTemperature]) -> Self:
+        """All of them together; they stay as they are."""
+        made = cls()
+        made.samples = sum(part.samples for part in parts)
+        made._loss_K = np.add.reduce([part._loss_K for part in parts])
+        made._slope_K = np.add.reduce([part._slope_K for part in parts])
+        return made
+
     def add(self, scores_BC: npt.NDArray[np.float32], true_B: npt.NDArray[np.intp]) -> None:
         """Adds samples with the column of their true class; scores must be finite."""
         if not len(scores_BC):
@@ -50,13 +61,22 @@ class LossByTemperature:
         self.samples += len(scores_BC)
         below_BC = margins(scores_BC)
         true_below = below_BC[np.arange(len(below_BC)), true_B].sum()
-        power_BC = np.exp(below_BC * INVERSE_K[0])
-        for k, inverse in enumerate(INVERSE_K):
-            total_B = power_BC.sum(axis=1)
-            mean_B = np.einsum("bc,bc->b", power_BC, below_BC) / total_B
-            self._loss_K[k] += np.log(total_B).sum() - inverse * true_below
-            self._slope_K[k] += mean_B.sum() - true_below
-            np.multiply(power_BC, power_BC, out=power_BC)  # b doubles from one grid point to the next
+        below_CB = np.ascontiguousarray(below_BC.T)  # sums over classes are then additions of whole rows
+        at_once = min(max(1, _AT_ONCE // below_CB.size), INVERSE_K.size)
+        power_KCB = np.empty((at_once, *below_CB.shape))
+        last_CB = np.exp(below_CB * INVERSE_K[0])
+        for first in range(0, INVERSE_K.size, at_once):
+            some = slice(first, min(first + at_once, INVERSE_K.size))
+            power_KCB[0] = last_CB * last_CB if first else last_CB
+            for k in range(1, some.stop - first):  # b doubles from one grid point to the next
+                np.multiply(power_KCB[k - 1], power_KCB[k - 1], out=power_KCB[k])
+            made_KCB = power_KCB[: some.stop - first]
+            last_CB = made_KCB[-1].copy()
+            total_KB = made_KCB.sum(axis=1)
+            made_KCB *= below_CB
+            mean_KB = made_KCB.sum(axis=1) / total_KB
+            self._loss_K[some] += np.log(total_KB).sum(axis=1) - INVERSE_K[some] * true_below
+            self._slope_K[some] += mean_KB.sum(axis=1) - true_below
 
     def merge(self, other: LossByTemperature) -> None:
         """Adds another's sums."""

@@ -55,7 +55,7 @@ class Transferability:
 
 
 def transferability(sums: Sums, scale: FeatureScale) -> Transferability:
-    """All figures. Two Householder reductions and one Cholesky factorisation: about 0.3 s at d = 1280.
+    """All figures. Two Householder reductions and one Cholesky factorisation.
 
     Raises PreconditionError: reason EMPTY_MEMORY without samples, ONE_CLASS with fewer than two classes.
     """

@@ -28,6 +28,8 @@ class Pane:
         """(client, true label, predicted label) -> samples."""
         self.scores = ScoreCounts(max_classes=0)
         self.moments = FeatureMoments()
+        self.told: dict[str, Any] | None = None
+        """What `to_dict` gave, of a pane that is full: it is asked for with every commit."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; each name once, for labels are up to 256 bytes."""
@@ -65,41 +67,53 @@ class Window:
     def __init__(self, size: int) -> None:
         self.size = size
         self._panes: deque[Pane] = deque([Pane()])
+        self.samples = 0
+        """That it covers."""
 
     @property
     def present(self) -> Pane:
-        """Where the next batch is counted; call `turn` afterwards."""
+        """Where the next batch is counted; call `take` before and `turn` afterwards."""
         return self._panes[-1]
+
+    def take(self, samples: int) -> None:
+        """So many more are in the present pane."""
+        self.present.samples += samples
+        self.samples += samples
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the present pane is."""
+        return self.present.samples >= max(self.size // PANES, 1)
 
     def turn(self) -> None:
         """Begins a new pane when the present one is full; drops the oldest while the others suffice."""
-        if self.present.samples >= max(self.size // PANES, 1):
+        if self.is_full:
             self._panes.append(Pane())
         while self.samples - self._panes[0].samples >= self.size:
-            self._panes.popleft()
+            self.samples -= self._panes.popleft().samples
 
     def extend(self, other: Window) -> None:
         """Adds another's panes, as the newer ones."""
         # Copies: the other's present pane goes on being counted.
         self._panes.extend(Pane.from_dict(pane.to_dict()) for pane in other._panes)
+        self.samples += other.samples
         self.turn()
+
+    def rename_client(self, client: str, name: str) -> None:
+        """Counts its samples under another name."""
+        for pane in self._panes:
+            pane.told = None
+            for of, true, guess in [cell for cell in pane.cells if cell[0] == client]:
+                pane.cells[name, true, guess] += pane.cells.pop((of, true, guess))
 
     def forget_features(self) -> None:
         """Drops what was summed of features."""
         for pane in self._panes:
-            pane.moments = FeatureMoments()
-
-    @property
-    def samples(self) -> int:
-        """That it covers."""
-        return sum(pane.samples for pane in self._panes)
+            pane.told, pane.moments = None, FeatureMoments()
 
     def temperature(self) -> float | None:
         """Fitted to the window; None while it holds too few scores."""
-        losses = LossByTemperature()
-        for pane in self._panes:
-            losses.merge(pane.scores.losses)
-        return losses.fit()
+        return LossByTemperature.of([pane.scores.losses for pane in self._panes]).fit()
 
     def confusion(self) -> Confusion:
         """Which class was taken for which."""
@@ -137,7 +151,10 @@ class Window:
 
     def to_list(self) -> list[dict[str, Any]]:
         """JSON-able; its size is bounded by `size`, whatever the number of classes and clients."""
-        return [pane.to_dict() for pane in self._panes]
+        for pane in self._panes:
+            if pane.told is None and pane is not self.present:
+                pane.told = pane.to_dict()
+        return [pane.told or pane.to_dict() for pane in self._panes]
 
     @classmethod
     def from_list(cls, size: int, data: list[Mapping[str, Any]]) -> Self:
@@ -146,4 +163,5 @@ class Window:
         made._panes = deque(Pane.from_dict(pane) for pane in data)
         if not made._panes:
             raise ValueError("a window without a pane")
+        made.samples = sum(pane.samples for pane in made._panes)
         return made

@@ -18,6 +18,7 @@ import torch
 from everlearn.regularizers._weights import fits, grouped, known_rows, named, padded, trained
 from everlearn.regularizers.base import Regularizer, State
 from everlearn.spec.recipe import Regularizer as Declared
+from everlearn.values import Task
 
 _ANCHOR, _IMPORTANCE = "anchor", "importance"
 
@@ -28,8 +29,8 @@ class Anchored(Regularizer):
     factor: ClassVar[float] = 1.0
     """Of the paper's equation."""
 
-    def __init__(self, declared: Declared) -> None:
-        super().__init__(declared)
+    def __init__(self, declared: Declared, task: Task = "classification") -> None:
+        super().__init__(declared, task)
         self.anchor: dict[str, torch.Tensor] = {}
         """Weights at the last consolidation, by name."""
         self.importance: dict[str, torch.Tensor] = {}

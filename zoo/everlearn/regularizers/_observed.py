@@ -21,6 +21,7 @@ from everlearn.regularizers._anchored import Anchored
 from everlearn.regularizers._weights import grouped, named, padded, trained
 from everlearn.regularizers.base import LinearScores, SpelledOut, State
 from everlearn.spec.recipe import Regularizer as Declared
+from everlearn.values import Task
 
 _SUM, _COUNTS = "sum", "counts"
 
@@ -28,8 +29,8 @@ _SUM, _COUNTS = "sum", "counts"
 class Observed(Anchored):
     """Base of the kinds that look at each batch once more."""
 
-    def __init__(self, declared: Declared) -> None:
-        super().__init__(declared)
+    def __init__(self, declared: Declared, task: Task = "classification") -> None:
+        super().__init__(declared, task)
         self.sum: dict[str, torch.Tensor] = {}
         """Over the samples observed since the last consolidation."""
         self.rows = 0

@@ -5,7 +5,7 @@ the weights, `moved` after that; and `consolidate` every so many steps, when wha
 It calls `consolidate` once before the first step too, where the weights one starts from are worth keeping.
 Penalties are summed, so that the order of regularisers cannot matter.
 
-Axes: B samples in a step, C classes, d features.
+Axes: B samples in a step, C classes (labels, outputs), d features.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 
 from everlearn.spec.recipe import Regularizer as Declared
+from everlearn.values import Task
 
 State = dict[str, torch.Tensor]
 
@@ -48,9 +49,10 @@ class Regularizer(ABC):
     Everything raises PreconditionError where what is kept does not fit the model: another shape, or fewer rows.
     """
 
-    def __init__(self, declared: Declared) -> None:
-        """`declared` is complete: no option of its kind is None."""
+    def __init__(self, declared: Declared, task: Task = "classification") -> None:
+        """`declared` is complete: no option of its kind is None. `task`: what the scores are of."""
         self.declared = declared
+        self.task = task
 
     @abstractmethod
     def penalty(self, model: torch.nn.Module, inputs_Bd: torch.Tensor, logits_BC: torch.Tensor) -> torch.Tensor:

@@ -3,9 +3,11 @@
     penalty = strength * T^2 * mean_B KL(softmax(teacher / T) || softmax(student / T)), over the classes of the teacher
 
 (Li & Hoiem 2016, eq. 2 to 4, in Hinton 2015's form: T^2 keeps gradients alike over temperatures, and KL is the paper's
-cross-entropy less a constant, so that it is zero where the two agree.) Classes that came since are left out of the
-student's softmax. The teacher costs a forward pass a step and a copy of the weights. It never drops out and normalises
-with its own running statistics. Call `penalty` under the autocast of the student's pass, so that both round alike.
+cross-entropy less a constant, so that it is zero where the two agree.) Of several labels a sample it is the sum of the
+labels' own KL: binary cross-entropy, less the teacher's entropy; of values (teacher - student)^2 / 2, the KL of two
+Gaussians of unit variance. Classes that came since are left out. The teacher costs a forward pass a step and a copy of
+the weights. It never drops out and normalises with its own running statistics. Call `penalty` under the autocast of the
+student's pass, so that both round alike.
 """
 
 from __future__ import annotations
@@ -14,12 +16,13 @@ import copy
 from collections.abc import Mapping
 
 import torch
-from torch.nn import functional
 
 from everlearn.errors import PreconditionError
+from everlearn.regularizers._meaning import MEANINGS
 from everlearn.regularizers._weights import fits, grouped, named
 from everlearn.regularizers.base import Regularizer, State
 from everlearn.spec.recipe import Regularizer as Declared
+from everlearn.values import Task
 
 _WEIGHTS, _BUFFERS = "weights", "buffers"
 
@@ -27,8 +30,8 @@ _WEIGHTS, _BUFFERS = "weights", "buffers"
 class Distill(Regularizer):
     """LwF, on streamed and replayed samples alike."""
 
-    def __init__(self, declared: Declared) -> None:
-        super().__init__(declared)
+    def __init__(self, declared: Declared, task: Task = "classification") -> None:
+        super().__init__(declared, task)
         self.weights: dict[str, torch.Tensor] = {}
         """The teacher's, by name."""
         self.buffers: dict[str, torch.Tensor] = {}
@@ -43,12 +46,9 @@ class Distill(Regularizer):
             self._teacher = self._made_of(model)
         with torch.no_grad():
             taught_BC = self._teacher(inputs_Bd)
-        temperature = self.declared.temperature
-        known = taught_BC.shape[1]
-        teacher_BC = functional.log_softmax(taught_BC.float() / temperature, 1)
-        student_BC = functional.log_softmax(logits_BC[:, :known].float() / temperature, 1)
-        distance = functional.kl_div(student_BC, teacher_BC, reduction="batchmean", log_target=True)
-        return self.strength * temperature**2 * distance
+        known_BC = logits_BC[:, : taught_BC.shape[1]].float()
+        distance = MEANINGS[self.task].divergence(taught_BC.float(), known_BC, self.declared.temperature)
+        return self.strength * distance
 
     def consolidate(self, model: torch.nn.Module) -> None:
         """Takes the model as it is for the teacher."""

@@ -12,7 +12,8 @@ penalties or clipping.
   model and samples are drawn independently, so cross terms vanish and its mean is the sum over samples, without a
   gradient per sample (the Gauss-Newton-Bartlett estimator, Liu 2023, section 2.3).
 
-For one label a sample; of several labels or of numbers the softmax is not the model's distribution.
+Of several labels a sample the model's distribution is a Bernoulli each, p the sigmoid, and all else as above; of values
+it is a Gaussian of unit variance each, hence F_cd = mean_B x_Bd^2, in the unit that values are learned in.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from torch.nn import functional
 
+from everlearn.regularizers._meaning import MEANINGS
 from everlearn.regularizers._observed import Observed
 
 
@@ -31,19 +32,15 @@ class Ewc(Observed):
     factor: ClassVar[float] = 0.5
 
     def of_head(self, logits_BC: torch.Tensor, input_Bd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """p (1 - p) x^2, summed."""
-        share_BC = logits_BC.softmax(1)
-        variance_BC = share_BC * (1 - share_BC)
-        return variance_BC.T @ input_Bd.square(), variance_BC.sum(0)
+        """The scores' information times x^2, summed."""
+        known_BC = MEANINGS[self.task].information(logits_BC)
+        return known_BC.T @ input_Bd.square(), known_BC.sum(0)
 
     def of_batch(self, logits_BC: torch.Tensor) -> torch.Tensor:
-        """Log-likelihood of labels that the model draws."""
+        """Log-likelihood of a truth that the model draws."""
         random = torch.Generator(logits_BC.device)
         random.manual_seed(self.steps)
-        # Exponential races instead of multinomial, which may look at its weights from the host.
-        race_BC = torch.empty_like(logits_BC).exponential_(generator=random)
-        drawn_B = (logits_BC.detach() - race_BC.log()).argmax(1)
-        return functional.cross_entropy(logits_BC, drawn_B, reduction="sum")
+        return MEANINGS[self.task].surprise(logits_BC, random)
 
     def of_gradient(self, gradient: torch.Tensor) -> torch.Tensor:
         """Its square."""

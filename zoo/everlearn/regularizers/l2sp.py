@@ -16,6 +16,7 @@ import torch
 from everlearn.regularizers._weights import fits, grouped, named, trained
 from everlearn.regularizers.base import Regularizer, State
 from everlearn.spec.recipe import Regularizer as Declared
+from everlearn.values import Task
 
 _START = "start"
 
@@ -23,8 +24,8 @@ _START = "start"
 class L2sp(Regularizer):
     """Squared distance to the starting weights."""
 
-    def __init__(self, declared: Declared) -> None:
-        super().__init__(declared)
+    def __init__(self, declared: Declared, task: Task = "classification") -> None:
+        super().__init__(declared, task)
         self.start: dict[str, torch.Tensor] = {}
         """Where one started, by name."""
 

@@ -19,6 +19,7 @@ from everlearn.regularizers._anchored import Anchored
 from everlearn.regularizers._weights import fits, grouped, named, padded, trained
 from everlearn.regularizers.base import State
 from everlearn.spec.recipe import Regularizer as Declared
+from everlearn.values import Task
 
 XI: Final = 1e-3
 """Keeps a weight that hardly moved from mattering without bound."""
@@ -28,8 +29,8 @@ _OMEGA, _START = "omega", "start"
 class Si(Anchored):
     """SI over the path of the optimizer."""
 
-    def __init__(self, declared: Declared) -> None:
-        super().__init__(declared)
+    def __init__(self, declared: Declared, task: Task = "classification") -> None:
+        super().__init__(declared, task)
         self.omega: dict[str, torch.Tensor] = {}
         """How far each weight has brought the loss down since the last consolidation."""
         self.start: dict[str, torch.Tensor] = {}

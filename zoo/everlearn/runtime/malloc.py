@@ -11,10 +11,10 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -2, -3, -8  # mallo
 def tune_malloc() -> bool:
     """Keeps buffers of up to 128 MiB in the heap instead of mapping and unmapping each.
 
-    Every map costs page faults: 600 KB gRPC messages go twice as fast with this. The heap gives memory back once
-    256 MiB are free at its top. One heap serves all threads: a heap each, as is the default, kept 40 MB more and never
-    settled. It holds for what is allocated from then on: call it before the first model is loaded. Returns False,
-    having done nothing, where the C library is not glibc.
+    Every map costs page faults, which large gRPC messages are slowed down by. The heap gives memory back once 256 MiB
+    are free at its top. One heap serves all threads: a heap each, as is the default, keeps more and settles later
+    (`python -m tests.benchmarks memory` measures what is kept). It holds for what is allocated from then on: call it
+    before the first model is loaded. Returns False, having done nothing, where the C library is not glibc.
     """
     if not sys.platform.startswith("linux"):
         return False

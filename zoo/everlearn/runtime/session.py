@@ -9,6 +9,8 @@ import numpy as np
 import onnxruntime as ort
 
 from everlearn.errors import BackboneError, UnavailableError
+from everlearn.runtime.cuda_libraries import load_cuda_libraries
+from everlearn.runtime.staging import DEVICES, run_wiped
 from everlearn.values import FeaturesBd, TrunkInput
 
 CPU = "CPUExecutionProvider"
@@ -24,6 +26,7 @@ _OPTIONS: dict[str, dict[str, str]] = {
     }
 }
 _ERRORS_ONLY = 3
+_SMALL_BYTES = 2**20
 NO_TOKEN = -1
 """What a text's row is filled up with: an id of no token, so that no text can contain it."""
 
@@ -36,25 +39,13 @@ class TrunkSession:
     """
 
     def __init__(self, onnx: bytes, *, providers: Sequence[str] = (CPU,), intra_threads: int = 1) -> None:
-        missing = set(providers) - set(ort.get_available_providers())
-        if missing or not providers:
-            raise UnavailableError(
-                f"this ONNX Runtime has no {', '.join(sorted(missing)) or 'provider to run on'}; it has "
-                f"{', '.join(ort.get_available_providers())}"
-            )
-        try:
-            self._session = ort.InferenceSession(
-                onnx, _options(intra_threads), providers=[(name, _OPTIONS.get(name, {})) for name in providers]
-            )
-        # ONNX Runtime's exceptions share no base of their own.
-        except Exception as error:
-            raise BackboneError(f"ONNX Runtime cannot load the trunk: {first_line(error)}") from error
+        options = session_options(intra_threads)
+        # The arena keeps what it frees, unwiped: of a network that is activations, of a trunk that hands its input on
+        # it is the input. Such trunks are small, and gain nothing by an arena.
+        options.enable_cpu_mem_arena = len(onnx) > _SMALL_BYTES
+        self._session = open_session(onnx, options, providers, what="the trunk")
         self._input = self._session.get_inputs()[0].name
-        if self.providers[0] != providers[0]:
-            raise UnavailableError(
-                f"{providers[0]} was asked for and ONNX Runtime fell back to {self.providers[0]}; install the GPU's "
-                "libraries (CUDA, cuDNN) or ask for the CPU"
-            )
+        self._device = DEVICES.get(self.providers[0])
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -64,6 +55,8 @@ class TrunkSession:
     def run(self, samples: TrunkInput) -> FeaturesBd:
         """float32 [B, d] of prepared samples [B, ...]. Raises BackboneError if the graph refuses them."""
         try:
+            if self._device is not None:
+                return run_wiped(self._session, self._input, samples, "features", device=self._device)
             return cast(FeaturesBd, self._session.run(["features"], {self._input: samples})[0])
         except Exception as error:
             raise BackboneError(f"the trunk failed on {list(samples.shape)}: {first_line(error)}") from error
@@ -82,11 +75,44 @@ def join(samples: Sequence[TrunkInput]) -> TrunkInput:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of ONNX Runtime's message, where its lines are traces of C++."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    """The first line of ONNX Runtime's message, where its lines are traces of C++; of CUDA's from where it says why."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line[max(line.find("CUDA failure"), 0) :][:300]
 
 
-def _options(intra_threads: int) -> ort.SessionOptions:
+def open_session(
+    onnx: bytes, options: ort.SessionOptions, providers: Sequence[str], *, what: str
+) -> ort.InferenceSession:
+    """A session on the first of these providers, or none.
+
+    Raises UnavailableError where that provider cannot be had, BackboneError where it cannot load `what`.
+    """
+    missing = set(providers) - set(ort.get_available_providers())
+    if missing or not providers:
+        raise UnavailableError(
+            f"this ONNX Runtime has no {', '.join(sorted(missing)) or 'provider to run on'}; it has "
+            f"{', '.join(ort.get_available_providers())}"
+        )
+    if CUDA in providers:
+        load_cuda_libraries()
+    chosen = [(name, _OPTIONS.get(name, {})) for name in providers]
+    try:
+        # Without its fallback, which would take up the CPU for good when a GPU fails once, and only print that.
+        session = ort.InferenceSession(onnx, options, providers=chosen, enable_fallback=0)
+    # ONNX Runtime's exceptions share no base of their own.
+    except Exception as error:
+        raise BackboneError(f"ONNX Runtime cannot load {what}: {first_line(error)}") from error
+    used = session.get_providers()[0]
+    if used != providers[0]:
+        raise UnavailableError(
+            f"{providers[0]} was asked for and ONNX Runtime fell back to {used}; install the GPU's libraries (CUDA, "
+            "cuDNN) or ask for the CPU"
+        )
+    return session
+
+
+def session_options(intra_threads: int) -> ort.SessionOptions:
+    """Of every session that serves."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = intra_threads
     options.inter_op_num_threads = 1
@@ -94,6 +120,5 @@ def _options(intra_threads: int) -> ort.SessionOptions:
     options.use_deterministic_compute = True
     # A spinning pool steals the cores that decode and answer.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Memory patterns stay on: without one, threads that share a session queue up for every buffer in its arena, and two
-    # of them take half as long again for an image (EfficientNet-Lite0, 224 px: 10.8 ms of CPU, 16.7 without).
+    # Memory patterns stay on: without one, threads that share a session queue up for every buffer in its arena.
     return options

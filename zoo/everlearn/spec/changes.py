@@ -62,6 +62,7 @@ CLASS_OF = {
     "spec.backbone.architecture": _REPLACE,
     "spec.backbone.keys": _REPLACE,
     "spec.backbone.output": _REPLACE,
+    "spec.backbone.seed": _REPLACE,
     "spec.input.modality": _REPLACE,
     "spec.input.size": _REPLACE,
     "spec.input.resize": _REPLACE,
@@ -113,6 +114,23 @@ CLASS_OF = {
     "spec.retention.raw": _RETENTION,
     "spec.retention.features": _RETENTION,
     "spec.retention.exports": _RETENTION,
+    "spec.retention.checkpoints": _RETENTION,
+    "spec.privacy.tier": _RETENTION,
+    "spec.privacy.min_samples": _RETENTION,
+    "spec.privacy.min_clients": _RETENTION,
+    "spec.privacy.min_class_samples": _RETENTION,
+    "spec.privacy.epsilon": _RETENTION,
+    "spec.privacy.delta": _RETENTION,
+    "spec.privacy.unit": _REPLACE,
+    "spec.privacy.noise": _RETENTION,
+    "spec.privacy.client_samples": _RETENTION,
+    "spec.privacy.client_sums": _REPLACE,
+    "spec.limits.norm": _REPLACE,
+    "spec.limits.client_share": _LIVE,
+    "spec.limits.client_floor": _LIVE,
+    "spec.limits.client_gate": _LIVE,
+    "spec.limits.client_labels": _LIVE,
+    "spec.late_labels": _RETENTION,
 }
 
 _NOTES = {
@@ -124,7 +142,12 @@ _NOTES = {
 _STRICTER_FIRST: dict[str, Sequence[object]] = {
     "spec.retention.raw": ("never",),
     "spec.retention.features": ("sums", "latents"),
+    "spec.privacy.tier": ("dp", "aggregate", "no_raw"),
 }
+_MORE_IS_STRICTER = frozenset(
+    f"spec.privacy.{name}" for name in ("min_samples", "min_clients", "min_class_samples", "noise", "client_samples")
+)
+_PRIVACY = "spec.privacy."
 
 
 def classify(before: Model, after: Model, *, seen_labels: Sequence[str] = ()) -> tuple[Change, ...]:
@@ -147,10 +170,32 @@ def _change(path: str, before: Mapping[str, object], after: Mapping[str, object]
         klass, note = _LIVE, "the commit is the same, so the file is too"
     elif path == "spec.head.kind" and (old in GRADIENT_HEADS) != (new in GRADIENT_HEADS):
         klass, note = _REPLACE, f"one is solved, the other learns by steps; {_NOTES[_REPLACE]}"
+    elif path == "spec.privacy.client_sums":
+        klass, note = _client_sums(old, new)
+        loosens = new is True
+    elif path == "spec.privacy.tier" and "dp" in (old, new):
+        klass, note = _REPLACE, f"sums with noise and sums without do not mix; {_NOTES[_REPLACE]}"
     elif klass is _RETENTION:
-        loosens = _loosens(path, old, new)
-        note = "more may be kept from now on" if loosens else "what is beyond it is deleted at once"
+        loosens = _waits_more(old, new) if path == "spec.late_labels" else _loosens(path, old, new)
+        tighter = (
+            "holds from the next commit on; versions that show smaller classes are not served any more"
+            if path.startswith(_PRIVACY)
+            else "what is beyond it is deleted at once"
+        )
+        singles = path in ("spec.retention.features", "spec.late_labels")
+        more = "features of single samples, which are personal data," if singles else "more"
+        where = " in RAM" if path == "spec.late_labels" else ""
+        note = f"{more} may be kept{where} from now on" if loosens else tighter
     return Change(field=path, klass=klass, before=scalar(old), after=scalar(new), note=note, loosens=loosens)
+
+
+def _client_sums(before: object, wanted: object) -> tuple[ChangeClass, str]:
+    if wanted is True:
+        return _REPLACE, (
+            "each client's own sums, which are personal data, are kept from now on; what came before cannot be told "
+            f"apart by client, so {_NOTES[_REPLACE]}"
+        )
+    return _RETENTION, "they are deleted at once, with their keys" if before is True else "none are kept"
 
 
 def _same_commit(before: Mapping[str, object], after: Mapping[str, object]) -> bool:
@@ -178,7 +223,20 @@ def _loosens(path: str, old: object, new: object) -> bool:
     order = _STRICTER_FIRST.get(path)
     if order is not None:
         return old not in order or new not in order or order.index(new) > order.index(old)
+    if path.startswith(_PRIVACY) and (old is None or new is None):
+        return False  # an option comes or goes with its tier, whose own change says which way
+    if path in _MORE_IS_STRICTER:
+        old, new = new, old
+    if isinstance(old, float) and isinstance(new, float):
+        return new > old
     return not (isinstance(old, int) and isinstance(new, int) and new < old)
+
+
+def _waits_more(old: object, new: object) -> bool:
+    """Whether more samples may wait than before, or longer."""
+    if not isinstance(new, Mapping):
+        return False
+    return not isinstance(old, Mapping) or any(new[part] > old[part] for part in new)
 
 
 def _texts(value: object) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from everlearn.spec import dp
 from everlearn.values import Task
 
 if TYPE_CHECKING:
@@ -22,13 +23,19 @@ HEADS_OF: Mapping[Task, tuple[str, ...]] = {
 }
 """Heads that a task with several targets a sample takes, its default first; classification takes all."""
 LOSSES_OF: Mapping[Task, tuple[str, ...]] = {"multilabel": ("binary_cross_entropy",), "regression": ("huber", "mse")}
-"""Likewise. Scores of `multilabel` are probabilities, which other losses do not give; `cosine` leaves the size of a
-value open."""
-PENALTIES_ON_CLASSES = frozenset({"distill", "ewc"})
-"""Those that read scores as one softmax."""
-
-
-_SCORES: Mapping[Task, str] = {"multilabel": "probabilities of each label", "regression": "values"}
+"""Likewise."""
+_OF_ONE = "makes the scores of a sample shares of one, as of a single label"
+_NOT_TAUGHT: Mapping[str, str] = {
+    "cross_entropy": _OF_ONE,
+    "er_ace": _OF_ONE,
+    "der": f"{_OF_ONE}; and a memory of several targets a sample keeps those where der would keep scores",
+    "cosine": "fits the direction of a sample's scores alone, and leaves their size open",
+    "binary_cross_entropy": "fits probabilities",
+    "mse": "fits values, which may lie below 0 and above 1",
+    "huber": "fits values, which may lie below 0 and above 1",
+}
+"""What a loss does to scores, where the task wants other scores."""
+_SCORES: Mapping[Task, str] = {"multilabel": "a probability of each label", "regression": "values"}
 
 
 def wrong_for_task(task: Task, axis: str, kind: str, decay: float | None) -> str | None:
@@ -46,6 +53,18 @@ def wrong_for_task(task: Task, axis: str, kind: str, decay: float | None) -> str
     return None
 
 
+def learns_again(spec: ModelSpec) -> bool:
+    """Whether what was learned by steps can be learned again without a client: the memory names whose a row is, or
+    there is none."""
+    return (
+        learns_by_gradient(spec)
+        and spec.task == "classification"
+        and spec.memory.kind in ("latents", "none")
+        and spec.adapt.kind != "first_session"
+        and spec.privacy.tier != "dp"
+    )
+
+
 def learns_by_gradient(spec: ModelSpec) -> bool:
     """Whether weights move by gradient steps; otherwise heads are solved from the memory alone."""
     return spec.head.kind in GRADIENT_HEADS
@@ -56,13 +75,109 @@ def contradictions(spec: ModelSpec) -> str | None:
     memory = spec.memory.kind
     if memory == "latents" and spec.retention.features != "latents":
         return (
-            "memory latents keeps feature vectors, and retention.features is sums; write retention.features: latents "
-            "to agree, or memory.kind: statistics"
+            "memory latents keeps features of single samples, which are personal data, and retention.features is sums; "
+            "write retention.features: latents to agree, or memory.kind: statistics"
         )
     if spec.projection is not None and spec.adapt.kind != "frozen":
         return f"projection is for a frozen backbone, and adapt is {spec.adapt.kind}; leave one of them out"
     problem = _of_gradients(spec) if learns_by_gradient(spec) else _of_solved_heads(spec)
-    return problem or _of_student(spec)
+    problem = problem or _of_student(spec) or _of_aggregate(spec) or dp.contradiction(spec)
+    return problem or _of_limits(spec) or _of_client_sums(spec) or _of_late_labels(spec)
+
+
+def _of_aggregate(spec: ModelSpec) -> str | None:
+    """What would keep single samples where the tier promises that none is told apart."""
+    privacy = spec.privacy
+    if privacy.tier != "aggregate":
+        return None
+    tier = "privacy.tier aggregate lets sums over many samples rest alone, and"
+    if learns_by_gradient(spec):
+        return (
+            f"{tier} weights that learn by steps remember single samples: they have been read back from such; write "
+            "head.kind: balanced_ridge, or tier: no_raw"
+        )
+    if spec.adapt.kind != "frozen":
+        return (
+            f"{tier} adapt {spec.adapt.kind} fits weights to few samples: they have been read back from such; write "
+            "adapt.kind: frozen, or tier: no_raw"
+        )
+    if spec.memory.kind == "latents" or spec.retention.features != "sums":
+        return f"{tier} latents are features of single samples; write retention.features: sums, or tier: no_raw"
+    if spec.memory.kind == "per_class_statistics":
+        return (
+            f"{tier} a matrix of each class's own gives the features of its first samples away; write memory.kind: "
+            "statistics, or tier: no_raw"
+        )
+    if spec.distill_to is not None:
+        return f"{tier} a student's weights remember single samples; leave distill_to out, or write tier: no_raw"
+    if (privacy.min_clients or 0) > (privacy.min_samples or 0):
+        return (
+            f"privacy.min_clients is {privacy.min_clients} and privacy.min_samples {privacy.min_samples}, and each "
+            f"client brings a sample at least; write min_samples: {privacy.min_clients} or more"
+        )
+    return None
+
+
+def _of_limits(spec: ModelSpec) -> str | None:
+    """Limits that go by what the task has not."""
+    if spec.limits.client_gate is not None and spec.task != "classification":
+        return (
+            "limits.client_gate compares shares of samples that were predicted right, label by label, and the task is "
+            f"{spec.task}; leave it out"
+        )
+    if spec.limits.client_gate is not None and spec.privacy.tier != "no_raw":
+        return (
+            "limits.client_gate counts what each client's samples showed, label by label, and privacy.tier "
+            f"{spec.privacy.tier} promises that nothing is told of so few; leave one of them out"
+        )
+    if spec.limits.client_labels is not None and spec.task == "regression":
+        return "limits.client_labels counts labels, and the task is regression; leave it out"
+    return None
+
+
+def _of_client_sums(spec: ModelSpec) -> str | None:
+    """They are kept to be subtracted; where nothing can be, they would be personal data for nothing."""
+    if not spec.privacy.client_sums:
+        return None
+    kept = "privacy.client_sums keeps each client's part so that it can be subtracted, and"
+    if spec.memory.kind == "latents":
+        return (
+            f"{kept} memory latents keeps single features, each client's under a key of its own, which `everlearn "
+            "erase` drops without receipts as it is; leave privacy.client_sums out"
+        )
+    if learns_by_gradient(spec):
+        return (
+            f"{kept} nothing can be subtracted from weights that learned by steps; leave it out, or write head.kind: "
+            "balanced_ridge with memory.kind: statistics"
+        )
+    if spec.adapt.kind != "frozen":
+        return (
+            f"{kept} adapt {spec.adapt.kind} fits blocks to samples, from which nothing can be; leave it out, or write "
+            "adapt.kind: frozen"
+        )
+    if spec.memory.decay is not None and spec.memory.decay < 1:
+        return f"{kept} memory.decay {spec.memory.decay:g} rounds sums with every batch; leave one of them out"
+    if spec.distill_to is not None:
+        return f"{kept} a student learns by steps from the same samples; leave distill_to or privacy.client_sums out"
+    return None
+
+
+def _of_late_labels(spec: ModelSpec) -> str | None:
+    """What waits is features; where those are the input itself, or where nothing may be told of one sample, none do."""
+    if spec.late_labels is None:
+        return None
+    if spec.privacy.tier != "no_raw":
+        return (
+            f"late_labels tells whoever has a sample's id whether that one was learned, and privacy.tier "
+            f"{spec.privacy.tier} promises that nothing is told of one; leave late_labels out, or write tier: no_raw"
+        )
+    for what, whose in ((spec.backbone.loader, "identity"), (spec.adapt.kind, "full")):
+        if what == whose:
+            return (
+                f"late_labels keeps what enters the lowest layer that learns, and with {whose} that is the raw input, "
+                "which is never kept; leave it out, or use a backbone of which a part stands still"
+            )
+    return None
 
 
 def _of_solved_heads(spec: ModelSpec) -> str | None:
@@ -113,28 +228,24 @@ def _of_gradients(spec: ModelSpec) -> str | None:
 
 def _of_targets(spec: ModelSpec) -> str | None:
     """Of several labels, and of values: what would read them as single classes."""
-    task, train = spec.task, spec.train
+    task = spec.task
     if task not in LOSSES_OF:
         return None
     if spec.loss is not None and spec.loss.kind not in LOSSES_OF[task]:
         kinds = " or ".join(LOSSES_OF[task])
-        return f"loss {spec.loss.kind} does not teach {_SCORES[task]}, and the task is {task}; write loss.kind: {kinds}"
+        return (
+            f"loss {spec.loss.kind} {_NOT_TAUGHT[spec.loss.kind]}, and task {task} wants {_SCORES[task]}; write "
+            f"loss.kind: {kinds}"
+        )
     if spec.memory.kind == "statistics":
         return (
-            f"memory statistics draws samples of single labels, and the task is {task}; write memory.kind: latents "
-            "with retention.features: latents, or memory.kind: none, or head.kind: ridge, which is solved from it"
+            "memory statistics draws samples from each label's own mean, and of several targets a sample it holds how "
+            "features go with targets in a line: head ridge is solved from just that, exactly, and steps on samples "
+            "drawn from it could only come near. Write head.kind: ridge, or memory.kind: latents with "
+            "retention.features: latents, or memory.kind: none"
         )
     if spec.memory.logits:
         return f"memory.logits are for loss der, and the task is {task}; leave it out"
-    for regularizer in spec.regularize:
-        if regularizer.kind in PENALTIES_ON_CLASSES:
-            return (
-                f"regularize {regularizer.kind} reads scores as those of single labels, and the task is {task}; write "
-                "mas, si or l2sp"
-            )
-    for name in ("early_stop", "soup"):
-        if train is not None and getattr(train, name):
-            return f"train.{name} counts labels that were predicted right, and the task is {task}; leave it out"
     return None
 
 
@@ -144,7 +255,9 @@ def _of_craft(spec: ModelSpec) -> str | None:
         return None
     if train.augment is not None and adapt != "full":
         return f"train.augment varies pixels, and with adapt {adapt} the learner meets features; leave it out"
-    for name in ("stochastic_depth", "freeze_blocks", "freeze_until"):
+    if train.augment is not None and spec.input.modality != "image":
+        return f"train.augment varies images, and samples are of modality {spec.input.modality}; leave it out"
+    for name in ("stochastic_depth", "freeze_blocks", "freeze_until", "compile"):
         if getattr(train, name) and adapt not in MOVING:
             return f"train.{name} is of blocks that learn, and with adapt {adapt} none does; leave it out"
     return None

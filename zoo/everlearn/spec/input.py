@@ -35,8 +35,9 @@ class Input(Strict):
     """image: files that are accepted; by default all three."""
     max_image_bytes: Annotated[int, Field(ge=1, le=4 * 2**20)] | None = None
     """image: largest file, in bytes; by default 2 MiB."""
-    max_image_pixels: Annotated[int, Field(ge=1)] | None = None
-    """image: largest decoded image, in pixels: a bomb is refused before it is decoded. By default 16,777,216."""
+    max_image_pixels: Annotated[int, Field(ge=1, le=2**26)] | None = None
+    """image: largest decoded image, in pixels: a bomb is refused before it is decoded. By default 16,777,216; at most
+    67,108,864, which take 256 MiB."""
     shape: tuple[Annotated[int, Field(ge=1)], ...] | None = None
     """tensor: sizes of one sample's axes, such as [13], or [50, 3] for 50 readings of 3 sensors."""
     range: tuple[tuple[float, float], ...] | None = None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import operator
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
@@ -14,6 +16,10 @@ from everlearn.spec import rules
 from everlearn.spec.document import compose
 from everlearn.spec.load import dump, parse, revalidate, scalar
 from everlearn.spec.model import Backbone, Model
+
+OWN: Final = "spec.backbone"
+STUDENT: Final = "spec.distill_to.backbone"
+"""Where a declaration names a backbone."""
 
 
 def sides_digest(sha256: Mapping[str, str]) -> str:
@@ -29,22 +35,29 @@ def sides_pin(backbone: Backbone, sha256: Mapping[str, str]) -> str | None:
 
 
 def is_pinned(backbone: Backbone) -> bool:
-    """Whether the revision can never mean anything else: a full commit, an exact version, a folder, or the identity."""
+    """Whether the revision can never mean anything else: a full commit, an exact version, a folder, or no file."""
     kind, revision = rules.scheme(backbone.source), backbone.revision or ""
     if kind == "hf":
         return rules.COMMIT.fullmatch(revision) is not None
-    return kind in ("folder", "identity") or revision != ""
+    return kind in ("folder", rules.IDENTITY, rules.MLP) or revision != ""
 
 
 def require_pinned(model: Model) -> None:
     """Raises MovingReferenceError for hf without a full commit, SpecError for a wheel or folder that is not pinned."""
-    _require(model.spec.backbone, "spec.backbone", "run `everlearn lock` to write")
+    for at, backbone in backbones(model).items():
+        _require(backbone, at)
+
+
+def backbones(model: Model) -> dict[str, Backbone]:
+    """What a declaration pins, by the field where it stands: the model's own backbone, and its student's."""
+    found = {OWN: model.spec.backbone}
     if model.spec.distill_to is not None:
-        _require(model.spec.distill_to.backbone, "spec.distill_to.backbone", "write")
+        found[STUDENT] = model.spec.distill_to.backbone
+    return found
 
 
-def _require(backbone: Backbone, at: str, how: str) -> None:
-    kind = rules.scheme(backbone.source)
+def _require(backbone: Backbone, at: str) -> None:
+    kind, how = rules.scheme(backbone.source), "run `everlearn lock` to write"
     if kind == "hf" and not is_pinned(backbone):
         named = (
             f"{backbone.revision!r} is a branch, a tag or half a commit" if backbone.revision else "no commit is given"
@@ -54,7 +67,8 @@ def _require(backbone: Backbone, at: str, how: str) -> None:
         )
     if not is_pinned(backbone):
         raise SpecError(f"a wheel needs its exact version; {how} it", field=f"{at}.revision")
-    if backbone.sha256 is None and kind != "identity" and (kind != "hf" or backbone.format == "torch"):
+    has_file = kind not in (rules.IDENTITY, rules.MLP)
+    if backbone.sha256 is None and has_file and (kind != "hf" or backbone.format == "torch"):
         raise SpecError(f"the weights of a {kind} source need their sha256; {how} it", field=f"{at}.sha256")
     if backbone.loader == rules.TRANSFORMERS and kind != "hf" and backbone.sides_sha256 is None:
         raise SpecError(
@@ -62,40 +76,44 @@ def _require(backbone: Backbone, at: str, how: str) -> None:
         )
 
 
-def pin(model: Model, *, revision: str, sha256: str | None = None, sides_sha256: str | None = None) -> Model:
+def pin(
+    model: Model, *, revision: str, sha256: str | None = None, sides_sha256: str | None = None, at: str = OWN
+) -> Model:
     """The declaration with what the hub resolved: commit or version (empty for a folder) and the files' digests.
 
-    Raises IntegrityError where the declaration already pins something else.
+    `at`: of which of its `backbones`. Raises IntegrityError where the declaration already pins something else.
     """
-    backbone = model.spec.backbone
+    backbone = backbones(model)[at]
     if revision and is_pinned(backbone) and backbone.revision != revision:
         raise IntegrityError(
             f"pinned to {backbone.revision}, but the source is at {revision}; delete the line to take that",
-            field="spec.backbone.revision",
+            field=f"{at}.revision",
         )
     for name, found in (("sha256", sha256), ("sides_sha256", sides_sha256)):
         pinned = getattr(backbone, name)
         if found and pinned and pinned != found:
             raise IntegrityError(
                 f"pinned to {pinned}, but the file is {found}; delete the line to take that",
-                field=f"spec.backbone.{name}",
+                field=f"{at}.{name}",
             )
     data = model.model_dump()
-    data["spec"]["backbone"] |= _pins(revision, sha256, sides_sha256)
+    _mapping(data, at).update(_pins(revision, sha256, sides_sha256))
     return revalidate(data)
 
 
-def pin_text(text: str, *, revision: str, sha256: str | None = None, sides_sha256: str | None = None) -> str:
+def pin_text(
+    text: str, *, revision: str, sha256: str | None = None, sides_sha256: str | None = None, at: str = OWN
+) -> str:
     """The same declaration pinned as by `pin`, with the user's comments and layout kept wherever that is possible.
 
     Raises SpecError as `parse` does, IntegrityError as `pin` does.
     """
     model = parse(text)
-    pinned = pin(model, revision=revision, sha256=sha256, sides_sha256=sides_sha256)
+    pinned = pin(model, revision=revision, sha256=sha256, sides_sha256=sides_sha256, at=at)
     if pinned == model:
         return text
     pins = _pins(revision, sha256, sides_sha256)
-    for edited in (_edit_json(text, pins), _edit_yaml(text, pins)):
+    for edited in (_edit_json(text, at, pins), _edit_yaml(text, at, pins)):
         if edited is not None and _means(edited, pinned):
             return edited
     return dump(pinned)
@@ -106,6 +124,11 @@ def _pins(revision: str, sha256: str | None, sides_sha256: str | None) -> dict[s
     return {name: value for name, value in pins.items() if value}
 
 
+def _mapping(data: Any, at: str) -> dict[str, Any]:
+    found: dict[str, Any] = functools.reduce(operator.getitem, at.split("."), data)
+    return found
+
+
 def _means(text: str, model: Model) -> bool:
     try:
         return parse(text) == model
@@ -113,18 +136,18 @@ def _means(text: str, model: Model) -> bool:
         return False
 
 
-def _edit_json(text: str, pins: dict[str, str]) -> str | None:
+def _edit_json(text: str, at: str, pins: dict[str, str]) -> str | None:
     try:
         data: Any = json.loads(text)
     except ValueError:
         return None
-    data["spec"]["backbone"] |= pins
+    _mapping(data, at).update(pins)
     return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
 
 
-def _edit_yaml(text: str, pins: dict[str, str]) -> str | None:
+def _edit_yaml(text: str, at: str, pins: dict[str, str]) -> str | None:
     """Replaces or inserts the values where the parser says they stand; None if the backbone is no plain mapping."""
-    backbone = _child(_child(compose(text), "spec"), "backbone")
+    backbone = functools.reduce(_child, at.split("."), compose(text))
     if not isinstance(backbone, yaml.MappingNode):
         return None
     edits: list[tuple[int, int, str]] = []

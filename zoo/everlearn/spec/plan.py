@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from everlearn.errors import NeedsConsentError, SpecError
-from everlearn.spec import presets
+from everlearn.spec import dp, presets
 from everlearn.spec.changes import CLASS_OF, Change, ChangeClass, classify
 from everlearn.spec.composition import MOVING
 from everlearn.spec.defaults import front_config
+from everlearn.spec.late_labels import room_bytes
 from everlearn.spec.model import Memory, Model
 from everlearn.spec.telling import told
 
@@ -31,6 +32,8 @@ __all__ = [
 ]
 
 _WARN_MEMORY_BYTES = 256 * 2**20
+_MANY_HELD = 1024
+"""Samples that any client is taken to be able to keep."""
 _ROW_BYTES = 32
 """Of a stored feature vector beside its numbers: class, client, number of arrival, time; and its place in an index."""
 _KEPT = {
@@ -127,7 +130,7 @@ def build_plan(
         deletions=_deletions(changes, before or after, after, stored),
         downloads=() if action == "none" else tuple(downloads),
         cost=cost,
-        warnings=() if action == "none" else _warnings(after, downloads, cost),
+        warnings=() if action == "none" else _warnings(after, downloads, cost, feature_dim),
     )
 
 
@@ -145,6 +148,16 @@ def memory_bytes(memory: Memory, dim: int, classes: int) -> int:
     if memory.kind == "none":
         return 8 * classes
     return sums + 8 * classes * dim**2 if memory.kind == "per_class_statistics" else sums
+
+
+def client_sums_bytes(memory: Memory, dim: int, classes: int) -> int:
+    """What one client's own sums take on disk, as long as their numbers fit in 32 bits; up to twice as much later.
+
+    >>> client_sums_bytes(Memory(kind="statistics"), 1280, 10)
+    3330560
+    """
+    matrices = max(classes, 1) if memory.kind == "per_class_statistics" else 1
+    return 4 * (matrices * dim * (dim + 1) // 2 + classes * dim)
 
 
 def plan_id(completed: Model, *, etag: str, lock: Mapping[str, str]) -> str:
@@ -208,12 +221,18 @@ def _cost(
         cost["trunk_build_s"] = measured["trunk_build_s"]
     if feature_dim is not None and after.spec.adapt.kind not in MOVING:  # at a cut its width is known once it is built
         cost["memory_bytes"] = float(memory_bytes(after.spec.memory, feature_dim, classes))
+        if after.spec.privacy.client_sums:
+            cost["disk_bytes_per_client"] = float(client_sums_bytes(after.spec.memory, feature_dim, classes))
+    if feature_dim is not None and after.spec.late_labels is not None:
+        cost["late_labels_bytes"] = float(room_bytes(after.spec.late_labels, feature_dim))
     if "head_solve_ms" in measured:
         cost["head_solve_ms"] = measured["head_solve_ms"]
     return cost
 
 
-def _warnings(after: Model, downloads: Sequence[Download], cost: Mapping[str, float]) -> tuple[str, ...]:
+def _warnings(
+    after: Model, downloads: Sequence[Download], cost: Mapping[str, float], feature_dim: int | None
+) -> tuple[str, ...]:
     words: list[str] = []
     unknown = [each.source for each in downloads if not each.cached and not each.size_bytes]
     if unknown:
@@ -222,6 +241,7 @@ def _warnings(after: Model, downloads: Sequence[Download], cost: Mapping[str, fl
         words.append("the weights are a pickle: they are read once, weights only, in a limited child process")
     if cost.get("memory_bytes", 0.0) > _WARN_MEMORY_BYTES:
         words.append(f"the memory takes {cost['memory_bytes'] / 2**20:,.0f} MiB")
+    words += dp.warnings(after.spec, feature_dim)
     words += _of_recipe(after)
     exact_samples = 2 ** (53 - (2 * after.spec.memory.bits - 2))
     if exact_samples < 10**8 and after.spec.memory.kind in ("statistics", "per_class_statistics"):
@@ -240,13 +260,33 @@ def _of_recipe(after: Model) -> list[str]:
             f"up to {spec.memory.capacity:,} feature vectors of single samples are kept; they are personal data where "
             "the samples are"
         )
+    if spec.privacy.client_sums:
+        words.append(
+            "privacy.client_sums keeps each client's own sums, which are personal data, and each commit writes those "
+            "of every client that has learned since the last: with more clients at once acknowledgements take longer"
+        )
+    if spec.late_labels is not None:
+        words.append(
+            f"features of up to {spec.late_labels.capacity:,} predicted samples wait in RAM for their labels, "
+            f"{spec.late_labels.ttl_s:,} s at most; they are personal data where the samples are"
+        )
     if spec.memory.kind == "statistics" and spec.memory.decay is not None and spec.memory.decay < 1:
         words.append("with decay below 1 the sums are no longer exact, and nothing can be taken out of them")
     if spec.distill_to is not None:
         words.append(
             "the student sees a sample once, as the stream brings it: one that came untrained agreed with its model on "
-            "60 % of scikit-learn's digits after 1,400 of them with distill_to.steps 4, on 84 % with 12. It learns "
-            "where clients send images, not features"
+            "84 % of scikit-learn's digits after 1,400 of them with distill_to.steps 12, on 60 % with 4, which is what "
+            "12 become while it is slower than the stream. It learns where clients send images, not features"
+        )
+    if (spec.privacy.min_samples or 0) > _MANY_HELD:
+        words.append(
+            f"privacy.min_samples is {spec.privacy.min_samples:,}: each client keeps up to as many samples until they "
+            f"are durable; one that keeps fewer (64 messages of 16 are {_MANY_HELD:,}) waits until others have sent"
+        )
+    if (spec.privacy.min_clients or 0) > 1:
+        words.append(
+            f"privacy.min_clients is {spec.privacy.min_clients}: a client alone is never durable; it is told so some "
+            "seconds after its last batch, keeps what it has, and sends it again"
         )
     if spec.adapt.kind == "first_session":
         words.append(

@@ -39,7 +39,8 @@ _FORGETS = (
 
 
 def _replayed(**axes: Any) -> dict[str, Any]:
-    # Rows cost little where only a head learns; measured on MNIST: 91.6 % with 192, 91.1 % with the default's 64.
+    # Rows cost little where only a head learns: digits 94.8 % with 192, 93.5 % with the default's 64; MNIST 91.5 and
+    # 91.1 % (make bench-learning).
     return {"head": _LINEAR, "memory": _LATENTS, "retention": _KEEP, "train": {"replay": 192}, **axes}
 
 
@@ -83,9 +84,18 @@ PRESETS: Final[Mapping[str, Preset]] = {
         advice="small memories; costs C numbers more a latent",
     ),
     "icarl": Preset(
-        title="nearest mean of herded exemplars of a frozen backbone (iCaRL, Rebuffi 2017, without its distillation)",
-        axes={"head": {"kind": "ncm"}, "memory": {"kind": "latents", "selection": "herding"}, "retention": _KEEP},
-        advice="for comparison: on a frozen trunk nearest means lose to ridge by 10 points and more",
+        title="herded exemplars, replayed and distilled while the last block moves (iCaRL, Rebuffi 2017), linear head",
+        axes={
+            "adapt": {"kind": "last_blocks"},
+            "head": _LINEAR,
+            "memory": {"kind": "latents", "selection": "herding"},
+            "retention": _KEEP,
+            "regularize": ({"kind": "distill"},),
+        },
+        # tests.benchmarks.learning --rows moving_classes, three seeds. The paper's nearest means of exemplars are left
+        # out: through a block that moves they lost to the head in every trial.
+        advice="new classes where the backbone must move: digits in five steps of two classes 93.6 %, where analytic "
+        "has 96.9",
     ),
     "lwf": Preset(
         title="learning without forgetting: distilled from the live version (Li & Hoiem 2016)",
@@ -120,9 +130,15 @@ PRESETS: Final[Mapping[str, Preset]] = {
 }
 
 RATES_OF: Final[Mapping[str, float]] = {"binary_cross_entropy": 0.01, "mse": 0.002, "huber": 0.002}
-"""sgd's default for losses that want another than cross-entropy's. Measured in one pass over 300 patients (diabetes, R2
-held out: ridge 0.371; 0.002: 0.358, 0.01: 0.304) and over 1,200 digits and five yes-or-no questions (held-out log loss:
-logistic regression 0.163; 0.01: 0.187, 0.05: 0.230)."""
+"""sgd's default for losses that want another than cross-entropy's. One pass over 300 patients explains 0.392 of the
+variance held out (huber and mse), at 0.01 no more than 0.346; ridge explains 0.406. With binary cross-entropy little
+hangs on it: the log-loss of five questions on digits is 0.141, at 0.05 it is 0.136 (make bench-learning)."""
+
+STRENGTHS_OF: Final[Mapping[tuple[str, str], float]] = {("ewc", "multilabel"): 1.0, ("ewc", "regression"): 0.1}
+"""A regulariser's default for tasks that want another than classification's. The Fisher of a value is one wherever it
+is, not p (1 - p), which nears 0 with what is learned. Measured without a memory over 300 patients (R2 held out: without
+ewc 0.341; 0.1: 0.345, 1: 0.337, 10: 0.240, 100: 0.163) and 700 documents (held-out log loss after four passes: without
+2.038; 0.1: 2.032, 1: 1.995, 10: 2.054, 100: 2.143)."""
 
 WARNING_WEAK: Final = _FORGETS
 WARNING_NOTHING_HELD: Final = (
@@ -159,6 +175,7 @@ def expand(spec: Mapping[str, Any]) -> dict[str, Any]:
             merged[axis] = {} if merged.get(axis) is None else merged[axis]
         _choose_loss_and_rate(merged)
         _choose_optimizer(merged)
+        _choose_strengths(merged)
     else:
         # Of a recipe whose head was replaced by one that is solved: there are no steps.
         for axis in ("loss", "train"):
@@ -168,12 +185,29 @@ def expand(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _choose_optimizer(merged: dict[str, Any]) -> None:
-    """Blocks want AdamW: on a shift from plain to noisy digits the new domain came out some 2 points higher than with
-    the SGD that suits heads (tests/benchmarks/learning/shift.py)."""
+    """Blocks want AdamW: on a shift from plain to noisy digits a last block ended 6.6 points above a frozen one,
+    and 1.9 with the SGD that suits heads (make bench-learning, and its --rows shift_by_sgd)."""
     adapt, train = merged.get("adapt"), merged["train"]
     moves = isinstance(adapt, Mapping) and adapt.get("kind") in MOVING
-    if moves and isinstance(train, Mapping) and train.get("optimizer") is None:
-        merged["train"] = {**train, "optimizer": {"kind": "adamw"}}
+    if not moves or not isinstance(train, Mapping):
+        return
+    given = {} if train.get("optimizer") is None else train["optimizer"]
+    if isinstance(given, Mapping):  # a rate alone is no choice of another kind
+        merged["train"] = {**train, "optimizer": {"kind": "adamw", **given}}
+
+
+def _choose_strengths(merged: dict[str, Any]) -> None:
+    """What is malformed is left to its field."""
+    given = merged.get("regularize")
+    if isinstance(given, list | tuple):
+        merged["regularize"] = type(given)(_with_strength(each, str(merged.get("task"))) for each in given)
+
+
+def _with_strength(regularizer: Any, task: str) -> Any:
+    if not isinstance(regularizer, Mapping) or regularizer.get("strength") is not None:
+        return regularizer
+    strength = STRENGTHS_OF.get((str(regularizer.get("kind")), task))
+    return regularizer if strength is None else {**regularizer, "strength": strength}
 
 
 def _choose_loss_and_rate(merged: dict[str, Any]) -> None:

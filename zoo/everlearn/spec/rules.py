@@ -16,6 +16,10 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 EXACT_VERSION = re.compile(r"[0-9][A-Za-z0-9.!+_-]*")
 IDENTITY = "identity"
 """The source of a model without a network, and its loader."""
+MLP = "mlp"
+"""What a source begins with that is a network of its own making, and its loader."""
+MAX_LAYERS, MAX_WIDTH = 8, 4096
+"""Of such a network: more is no small one."""
 TRANSFORMERS = "transformers"
 """The loader of text encoders, whose weights need files beside them: config.json, tokenizer.json."""
 MAX_VALUES = 65_536
@@ -26,6 +30,7 @@ MAX_LABEL_BYTES = 256
 _HF = re.compile(r"hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 _WHEEL = re.compile(r"wheel://[A-Za-z0-9][A-Za-z0-9._-]*/[^\s/]\S*")
 _FOLDER = re.compile(r"folder:/\S+")
+_MLP = re.compile(r"mlp:[0-9]{1,4}(x[0-9]{1,4})*")
 _REFERENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+-]{0,254}")
 _EXTENSION_MEANS = {
     ".safetensors": "safetensors",
@@ -35,7 +40,7 @@ _EXTENSION_MEANS = {
 
 
 def scheme(source: str) -> str:
-    """The part of a source before its colon: `hf`, `wheel`, `folder` or `identity`."""
+    """The part of a source before its colon: `hf`, `wheel`, `folder`, `mlp` or `identity`."""
     return source.partition(":")[0]
 
 
@@ -43,16 +48,42 @@ def source(value: str) -> str:
     """A source is one of the known forms, and its path cannot leave where it starts."""
     if value == IDENTITY:
         return value
+    if scheme(value) == MLP:
+        mlp_widths(value)
+        return value
     if not any(form.fullmatch(value) for form in (_HF, _WHEEL, _FOLDER)):
         if value.startswith("hf://") and re.search(r"[@#:]", value[5:]):
             raise ValueError("takes no revision behind the name; write hf://owner/name here and the commit in revision")
         raise ValueError(
-            "must be hf://owner/name, wheel://distribution/path, folder:/path or identity; URLs are never fetched "
-            "directly"
+            "must be hf://owner/name, wheel://distribution/path, folder:/path, mlp:64x64 or identity; URLs are never "
+            "fetched directly"
         )
     if ".." in value.split("/"):
         raise ValueError("must not contain '..'; name the file itself")
     return value
+
+
+def loaded_by_itself(backbone: dict[str, object]) -> dict[str, object]:
+    """A backbone as it was declared, with loader and seed where its source has no files and says all by itself."""
+    source = backbone.get("source")
+    kind = scheme(source) if isinstance(source, str) else ""
+    if kind == MLP:
+        return {"loader": kind, **backbone, "seed": 0 if backbone.get("seed") is None else backbone["seed"]}
+    return {"loader": kind, **backbone} if kind == IDENTITY else backbone
+
+
+def mlp_widths(of_source: str) -> tuple[int, ...]:
+    """Widths of the layers that a source of that form names, lowest first.
+
+    >>> mlp_widths("mlp:128x64")
+    (128, 64)
+    """
+    if not _MLP.fullmatch(of_source):
+        raise ValueError("names its layers by their widths, such as mlp:64 for one and mlp:128x64 for two")
+    widths = tuple(int(width) for width in of_source.partition(":")[2].split("x"))
+    if len(widths) > MAX_LAYERS or not all(1 <= width <= MAX_WIDTH for width in widths):
+        raise ValueError(f"has layers {list(widths)}; up to {MAX_LAYERS} of 1 to {MAX_WIDTH} are allowed")
+    return widths
 
 
 def revision(value: str | None, of_source: str) -> str | None:
@@ -60,8 +91,8 @@ def revision(value: str | None, of_source: str) -> str | None:
     kind = scheme(of_source)
     if value is None:
         return None
-    if kind == IDENTITY:
-        raise ValueError("the identity has no files and no revisions; leave it out")
+    if kind in (IDENTITY, MLP):
+        raise ValueError(f"{kind} has no files and no revisions; leave it out")
     if kind == "folder":
         raise ValueError("a folder has no revisions; leave it out and pin the file with sha256")
     if kind == "wheel" and not EXACT_VERSION.fullmatch(value):
@@ -92,11 +123,10 @@ def file_format(value: str, of_source: str, of_file: str | None) -> str:
 
 
 def loader(value: str, of_format: str, of_source: str) -> str:
-    """ONNX files go to the onnx loader, weights to the others, and no files to the identity."""
-    if (value == IDENTITY) != (of_source == IDENTITY):
-        raise ValueError(
-            f"source {IDENTITY} and loader {IDENTITY} belong together; write both, or source: {IDENTITY} alone"
-        )
+    """ONNX files go to the onnx loader, weights to the others, and no files to the identity and the MLP."""
+    for own in (IDENTITY, MLP):
+        if (value == own) != (scheme(of_source) == own):
+            raise ValueError(f"source {own} and loader {own} belong together; write the source alone")
     if value == "onnx" and of_format != "onnx":
         raise ValueError(f"onnx reads ONNX graphs, not {of_format}; write format: onnx, or loader: timm for weights")
     if value in ("timm", TRANSFORMERS) and of_format == "onnx":

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from everlearn.spec import presets
+from everlearn.spec.composition import learns_again
 from everlearn.spec.model import ModelSpec
+from everlearn.spec.promises import promises
 from everlearn.spec.strict import Strict
 
 _KEPT = {
@@ -18,12 +20,49 @@ _KEPT = {
 def told(spec: ModelSpec) -> tuple[str, ...]:
     """The recipe of a completed declaration in a few lines."""
     preset = presets.PRESETS[spec.recipe]
-    lines = [f"{spec.recipe}: {preset.title}", *axes(spec)]
+    lines = [f"{spec.recipe}: {preset.title}", *_drawn(spec), *axes(spec)]
     student = "" if spec.distill_to is None else "; the student's weights, which pixels in RAM have taught"
     lines.append(f"kept on disk: {_kept(spec)}{student}; raw inputs never")
+    lines += [f"privacy, {line}" for line in promises(spec)]
+    lines.append(_limits(spec))
     if preset.advice:
         lines.append(f"use it: {preset.advice}")
     return tuple(lines)
+
+
+def _limits(spec: ModelSpec) -> str:
+    """How far one client can move the model, and how it could besides."""
+    chosen = spec.limits.model_dump(exclude_none=True)
+    if spec.limits.client_share is None:
+        del chosen["client_floor"]
+    ways = {
+        "norm": "the length of its vectors",
+        "client_share": "the number of its samples",
+        "client_gate": "wrong labels",
+        "client_labels": "labels of its own",
+    }
+    if spec.task != "classification":
+        del ways["client_gate"]
+    if spec.task == "regression":
+        del ways["client_labels"]
+    told = ", ".join(f"{name} {value:g}" for name, value in chosen.items())
+    held = f"limits of one client: {told or 'none'}"
+    left = ", ".join(f"{way} (limits.{name})" for name, way in ways.items() if name not in chosen)
+    return f"{held}; it may move the model by {left}" if left else held
+
+
+def _drawn(spec: ModelSpec) -> tuple[str, ...]:
+    """What is to be known of a backbone that nobody has trained."""
+    if spec.backbone.seed is None:
+        return ()
+    learns = {
+        "frozen": "none of which learns: its features are random ones",
+        "last_blocks": f"of which the last {spec.adapt.blocks} learn",
+        "full": "all of which learn",
+    }
+    told = learns.get(spec.adapt.kind, f"of which the last {spec.adapt.blocks} learn by adapt {spec.adapt.kind}")
+    layers = f"layers with random weights of seed {spec.backbone.seed}"
+    return (f"backbone: {spec.backbone.source}, {layers}, {told}",)
 
 
 def axes(spec: ModelSpec) -> tuple[str, ...]:
@@ -65,10 +104,17 @@ def _listed(values: Mapping[str, object]) -> str:
 
 def _kept(spec: ModelSpec) -> str:
     kept = _KEPT.get(spec.memory.kind)
+    if spec.privacy.tier == "dp":
+        kept = "counts and sums of features with noise; nothing without"
     if kept is None:
-        kept = f"up to {spec.memory.capacity:,} feature vectors of single samples, {spec.memory.precision}"
+        kept = (
+            f"up to {spec.memory.capacity:,} feature vectors of single samples, {spec.memory.precision} (personal "
+            "data, sealed)"
+        )
     if spec.by_gradient:
         kept += "; weights of what learns, with the optimizer's state"
+        if learns_again(spec) and spec.retention.checkpoints:
+            kept += f", and up to {spec.retention.checkpoints} earlier states of these, to take a client out again"
     elif spec.adapt.kind != "frozen":
         kept += "; weights of the blocks that were fitted"
     return kept

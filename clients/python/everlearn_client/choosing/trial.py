@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -84,6 +84,19 @@ class Trial:
 def temporary_name(prefix: str) -> str:
     """A name that no model has: `{prefix}-{8 hex digits}`."""
     return f"{prefix}-{uuid.uuid4().hex[:8]}"
+
+
+def on_trial(declaration: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The declaration under another name, to be tried on a sample and deleted again.
+
+    Without the minima of privacy tier `aggregate`: they would hold the end of every sample back, and what is tried is
+    the caller's own sample. Noise of tier `dp` stays, for it changes what is found.
+    """
+    metadata = {**(declaration.get("metadata") or {}), "name": name}
+    spec = dict(declaration.get("spec") or {})
+    if (spec.get("privacy") or {}).get("tier") == "aggregate":
+        del spec["privacy"]
+    return {**declaration, "metadata": metadata, "spec": spec}
 
 
 @contextmanager

@@ -12,8 +12,11 @@ from typer.core import TyperGroup
 
 from everlearn_client.cli import exit_codes, output
 from everlearn_client.cli.backbones import backbones
+from everlearn_client.cli.clients import clients, quarantine
 from everlearn_client.cli.declaring import apply, diff, lock, plan, schema
 from everlearn_client.cli.doctor import doctor
+from everlearn_client.cli.erasing import erase, verify_receipt
+from everlearn_client.cli.labelling import label
 from everlearn_client.cli.learning import learn
 from everlearn_client.cli.serving import export, predict
 from everlearn_client.cli.showing import delete, describe, get, info, promote, rollback, versions
@@ -83,8 +86,21 @@ def root(
 
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Declare": (apply, plan, diff, lock, schema, tune),
-    "Look and manage": (get, describe, doctor, versions, promote, rollback, upgrade_backbone, delete, info),
-    "Learn and use": (learn, predict, export),
+    "Look and manage": (
+        get,
+        describe,
+        doctor,
+        versions,
+        promote,
+        rollback,
+        clients,
+        quarantine,
+        upgrade_backbone,
+        delete,
+        info,
+    ),
+    "Take out again": (erase, verify_receipt),
+    "Learn and use": (learn, predict, label, export),
 }
 for _panel, _commands in _PANELS.items():
     for _command in _commands:

@@ -121,8 +121,7 @@ def _name(declaration: dict[str, Any]) -> str:
 
 def _try(client: Client, entry: Entry, sample: Sample) -> Candidate:
     name = trial.temporary_name("rank")
-    metadata = {**(entry.declaration.get("metadata") or {}), "name": name}
-    declaration = yaml.safe_dump({**entry.declaration, "metadata": metadata}, sort_keys=False)
+    declaration = yaml.safe_dump(trial.on_trial(entry.declaration, name), sort_keys=False)
     # A candidate may name a branch: what is compared is what it is now.
     locked = client.models.lock(declaration).declaration
     say(f"{entry.name}: trying on {len(sample)} samples")

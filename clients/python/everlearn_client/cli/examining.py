@@ -113,9 +113,8 @@ def fit(
 
 
 def renamed(declaration: Mapping[str, Any], name: str) -> str:
-    """YAML of the same declaration under another name."""
-    changed = {**declaration, "metadata": {**declaration["metadata"], "name": name}}
-    return yaml.safe_dump(changed, sort_keys=False, allow_unicode=True)
+    """YAML of the same declaration under another name, for a trial."""
+    return yaml.safe_dump(trial.on_trial(declaration, name), sort_keys=False, allow_unicode=True)
 
 
 def _with_rates(

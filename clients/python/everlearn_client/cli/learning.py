@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -23,25 +23,45 @@ from everlearn_client.cli.reporting import figure_of
 from everlearn_client.cli.target_files import open_targets
 from everlearn_client.errors import InvalidArgument
 from everlearn_client.events import Durable, LearnEvent, LearnReport, Opened, Received, Reconnecting, Rejected
+from everlearn_client.receipts import ReceiptFile
 from everlearn_client.samples import Batch
 from everlearn_protos.v1 import models_pb2
 
 PLAIN_LINE_EVERY_S = 2.0
+PathArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="PATH",
+        help="Images: folder with one subfolder a class, or .csv of path,label. Tensors: .csv of numbers and a "
+        "label. Texts: .csv, .json or .jsonl of text and label, or folder with one subfolder of .txt a class. "
+        "Any: .npz with images|x|features and labels|y. Several labels or values a sample: .csv with a header of "
+        "label_1,label_2 or of the outputs' names, .jsonl, or .npz.",
+    ),
+]
+StepOption = Annotated[
+    str,
+    typer.Option(
+        "--step",
+        metavar="NAME",
+        help="The task, domain or season that this is of. When data of earlier ones come again, `everlearn describe` "
+        "says what was forgotten.",
+    ),
+]
+ReceiptsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--receipts",
+        metavar="FILE",
+        help="Keep here what `everlearn erase` needs to take this learner out again; needs --client. Whoever loses "
+        "FILE cannot be taken out exactly.",
+    ),
+]
 
 
 def learn(
     ctx: typer.Context,
     model: ModelArgument,
-    path: Annotated[
-        Path,
-        typer.Argument(
-            metavar="PATH",
-            help="Images: folder with one subfolder a class, or .csv of path,label. Tensors: .csv of numbers and a "
-            "label. Texts: .csv, .json or .jsonl of text and label, or folder with one subfolder of .txt a class. "
-            "Any: .npz with images|x|features and labels|y. Several labels or values a sample: .csv with a header of "
-            "label_1,label_2 or of the outputs' names, .jsonl, or .npz.",
-        ),
-    ],
+    path: PathArgument,
     server: ServerOption = DEFAULT_SERVER,
     output: OutputOption = Output.TABLE,
     batch: Annotated[int, typer.Option(min=1, help="Samples a message; fewer where they are large.")] = 32,
@@ -58,6 +78,8 @@ def learn(
         ),
     ] = False,
     window: Annotated[int, typer.Option(min=1, help="Batches kept in memory until they are durable.")] = 64,
+    step: StepOption = "",
+    receipts: ReceiptsOption = None,
     feature_digest: Annotated[
         str, typer.Option(metavar="HEX", help="Of the trunk that computed the features; needed to stream features.")
     ] = "",
@@ -65,21 +87,26 @@ def learn(
     """Teach MODEL what lies at PATH. Ctrl-C stops cleanly and says what is durable; twice stops at once."""
     if resume and client is None:
         raise InvalidArgument("--resume needs --client: the learner whose batches are to be skipped", field="--client")
+    if receipts is not None and client is None:
+        raise InvalidArgument("--receipts needs --client: the learner who may be taken out again", field="--receipts")
     if not path.exists():
         raise InvalidArgument(f"{path} does not exist", field="PATH")
-    with connect(ctx, server, client_id=client) as connected:
+    with connect(ctx, server, client_id=client) as connected, ExitStack() as kept_open:
         # Asks before anything is read: what a file means depends on what the model takes.
         contract = connected.models.get(model).status.input
         dataset = _open(path, model, feature_digest, contract)
         order = dataset.order(shuffle_seed=shuffle, limit=limit)
         source = dataset.batches(order, batch=batch, max_samples=contract.max_batch_samples)
         with _Display(len(order), unit=dataset.unit, figure=figure_of(contract.task)) as display, _stop() as stopped:
+            kept = kept_open.enter_context(ReceiptFile(receipts)) if receipts is not None else None
             report = connected.learn(
                 model,
                 _until(source, stopped),
                 window=window,
                 first_sequence=1 if resume else None,
                 feature_digest=feature_digest,
+                step=step,
+                receipts=kept,
                 on_event=display.hear,
             )
     _put_report(report, output, figure_of(contract.task))

@@ -45,6 +45,44 @@ def put_report(status: models_pb2.ModelStatus) -> None:
     hidden = len(report.classes[_CLASSES:]) + report.classes_left_out
     if hidden:
         put(f"and {hidden} more classes, of better recall; `-o json` shows up to 1,000")
+    if report.HasField("steps"):
+        _put_steps(report.steps)
+
+
+def _put_steps(report: models_pb2.StepsReport) -> None:
+    """What was forgotten of each step, in the order in which they began."""
+    put("\nsteps (`again`: when data of it came again after a newer step had begun)")
+    earlier = report.count - 1
+    if report.tested_again:
+        put_fields(
+            {
+                "  forgotten": f"{_points(report.forgetting)}, mean over the {report.tested_again} of {earlier} "
+                "earlier steps that came again",
+                "  backward transfer": _points(report.backward_transfer, sign="+"),
+                "  average accuracy": f"{report.average_accuracy:.1%} over those and the newest step",
+            }
+        )
+    else:
+        put(f"  forgotten: not known; none of {earlier} earlier steps has come again" if earlier else "  one so far")
+    put("")
+    put_table(
+        ("step", "samples", "at its end", "again", "after", "forgotten"),
+        [
+            (
+                each.name,
+                each.samples,
+                f"{each.accuracy:.1%}",
+                f"{each.accuracy_again:.1%}" if each.HasField("accuracy_again") else "-",
+                each.after or "-",
+                _points(each.forgetting) if each.HasField("forgetting") else "-",
+            )
+            for each in report.steps
+        ],
+    )
+
+
+def _points(share: float, *, sign: str = "") -> str:
+    return f"{100 * share:{sign}.1f} points"
 
 
 def _put_outputs(report: models_pb2.LearningReport) -> None:

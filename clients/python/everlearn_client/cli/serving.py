@@ -69,12 +69,24 @@ def export(
     student: Annotated[
         bool, typer.Option("--student", help="The small network that imitates it, as declared by distill_to.")
     ] = False,
+    base: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="With an earlier version's files: only the differences are downloaded."),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--client",
+            metavar="ID",
+            help="Who takes it: kept by the server, so that who has a copy is known when a learner is erased.",
+        ),
+    ] = None,
 ) -> None:
     """Take a version along as one ONNX file, checked against the server. An interrupted download is resumed."""
-    with connect(ctx, server) as client:
+    with connect(ctx, server, client_id=name) as client:
         made = client.export(model, version, student=student)
         with _DownloadDisplay() as display:
-            paths = client.download(made, folder, on_progress=display.update)
+            paths = client.download(made, folder, base=base, on_progress=display.update)
     if output is not Output.TABLE:
         parity = {"max_abs_diff": made.parity_max_abs_diff, "probes": made.probes}
         put_data({"version": made.version, "parity": parity, "files": [str(path) for path in paths]}, output)
@@ -156,6 +168,11 @@ def _plain_answer(name: str, answer: Predictions | EverlearnClientError) -> dict
         return {"file": name, "error": {"code": answer.code, "field": answer.field, "message": answer.message}}
     if answer.values_NK is not None:
         values = dict(zip(answer.labels, map(float, answer.values_NK[0]), strict=True))
-        return {"file": name, "version": answer.version, "values": values}
+        return {"file": name, "version": answer.version, "values": values, **_id(answer)}
     top = [{"label": scored.label, "index": scored.index, "score": scored.score} for scored in answer.top[0]]
-    return {"file": name, "version": answer.version, "top": top}
+    return {"file": name, "version": answer.version, "top": top, **_id(answer)}
+
+
+def _id(answer: Predictions) -> dict[str, str]:
+    """What `everlearn label` takes, of a model that declares late_labels."""
+    return {"sample_id": answer.sample_ids[0]} if answer.sample_ids else {}

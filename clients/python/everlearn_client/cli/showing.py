@@ -72,6 +72,14 @@ def _put_description(found: models_pb2.Model) -> None:
             "at rest": ", ".join(f"{kind} {size:,} B" for kind, size in sorted(status.bytes_at_rest.items())),
         }
     )
+    if status.held:
+        put(f"held: {status.held}")
+    for line in status.privacy:
+        put(f"privacy, {line}")
+    if status.HasField("budget"):
+        put(_budget(status.budget))
+    if status.HasField("late_labels"):
+        put(_late(status.late_labels))
     if status.HasField("student"):
         put(_student(status.student))
     for condition in status.conditions:
@@ -199,6 +207,37 @@ def _state(model: models_pb2.Model) -> str:
 
 def _accuracy(prequential: models_pb2.Prequential) -> str:
     return f"{prequential.windowed_accuracy:.1%}" if prequential.tested else "-"
+
+
+def _budget(budget: models_pb2.BudgetStatus) -> str:
+    whom = "each sample" if budget.unit == "sample" else "each client"
+    told = (
+        f"privacy: epsilon {budget.epsilon_spent:.3g} of {budget.epsilon:g} spent at delta {budget.delta:g} for "
+        f"{whom}, in {budget.releases:,} releases"
+    )
+    if budget.clients_at_end:
+        told += f"; nothing more is learned of {budget.clients_at_end:,} clients"
+    if budget.noise_share:
+        poor = ", too much for a good head: more samples are needed" if budget.noise_share > 0.2 else ""
+        told += f"; noise is {budget.noise_share:.0%} of a class's mean{poor}"
+    return told
+
+
+def _late(late: models_pb2.LateLabelsStatus) -> str:
+    told = f"late labels: {late.joined:,} of {late.given:,} predictions ({late.coverage:.1%})"
+    if late.HasField("delay_median_s"):
+        told += f" after {_span(late.delay_median_s)} (median), {_span(late.delay_p90_s)} (90 %)"
+    if late.correct:
+        told += f", {late.correct / late.joined:.1%} of them predicted right"
+    left = f"{late.expired:,} expired, {late.left_early:,} left early"
+    return f"{told}; {late.waiting:,} wait in RAM ({late.waiting_bytes:,} B of features), {left}; since the start"
+
+
+def _span(seconds: float) -> str:
+    for name, length_s in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= length_s:
+            return f"{seconds / length_s:.1f} {name}"
+    return f"{seconds:.1f} s"
 
 
 def _student(student: models_pb2.StudentStatus) -> str:

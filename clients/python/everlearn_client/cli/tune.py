@@ -53,6 +53,8 @@ class Candidate:
 
     name: str
     options: Options
+    by_steps: bool = False
+    """Whether it learns by gradient steps, in a process of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +106,8 @@ def tune(
         drawn = _draw(client, declaration, chosen_space, candidates, seed)
         paths = sorted({path for branch in chosen_space for path in branch} - {"recipe"})
         say(f"seed {seed}: {len(drawn)} candidates beside the declared one, varying {', '.join(paths)}")
-        by_steps = planned["spec"]["head"]["kind"] in GRADIENT_HEADS
+        # A space may hold recipes of both kinds.
+        by_steps = _learns_by_steps(planned) or any(candidate.by_steps for candidate in drawn)
         found = _search(client, declaration, drawn, sample, at_once=BY_STEPS_AT_ONCE if by_steps else AT_ONCE)
     recommended = with_options(declaration, found.choice.tried.options)
     _put(found, recommended, output, seed=seed, samples=len(sample))
@@ -124,7 +127,11 @@ def _parse(text: str) -> dict[str, Any]:
 
 
 def _default_space(planned: Mapping[str, Any]) -> Space:
-    return parse_space(BY_GRADIENT if planned["spec"]["head"]["kind"] in GRADIENT_HEADS else SOLVED)
+    return parse_space(BY_GRADIENT if _learns_by_steps(planned) else SOLVED)
+
+
+def _learns_by_steps(planned: Mapping[str, Any]) -> bool:
+    return planned["spec"]["head"]["kind"] in GRADIENT_HEADS
 
 
 def _draw(client: Client, declaration: Mapping[str, Any], space: Space, wanted: int, seed: int) -> list[Candidate]:
@@ -142,7 +149,7 @@ def _draw(client: Client, declaration: Mapping[str, Any], space: Space, wanted: 
             continue
         if complete not in seen:
             seen.add(complete)
-            found.append(Candidate(describe(options), options))
+            found.append(Candidate(describe(options), options, by_steps=_learns_by_steps(yaml.safe_load(complete))))
         if len(found) == wanted:
             break
     if not found:
@@ -214,7 +221,7 @@ class _Search:
 
     def _model(self, options: Options, stack: ExitStack) -> models_pb2.Model:
         name = trial.temporary_name(self._prefix)
-        text = _yaml(_named(with_options(self._declaration, options), name))
+        text = _yaml(trial.on_trial(with_options(self._declaration, options), name))
         progress = None if options else Stages(DECLARED)
         return stack.enter_context(trial.temporary(self._client, text, name, progress=progress))
 
@@ -251,10 +258,6 @@ def _figures(client: Client, candidate: Candidate, model: models_pb2.Model, show
         memory_bytes=status.bytes_at_rest["memory"],
         export_bytes=status.trunk_bytes + _FLOAT_BYTES * (status.feature_dim + 1) * len(status.labels),
     )
-
-
-def _named(declaration: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {**declaration, "metadata": {**(declaration.get("metadata") or {}), "name": name}}
 
 
 def _yaml(declaration: Mapping[str, Any]) -> str:

@@ -63,8 +63,8 @@ class Soup:
         """Whether it has proved not to be worse."""
         return self.hits["rows"] >= LEAST_ROWS and self.hits["soup"] >= self.hits["live"]
 
-    def compare(self, soup: int, live: int, rows: int) -> None:
-        """Rows that each predicted right before they were learned."""
+    def compare(self, soup: float, live: float, rows: int) -> None:
+        """What each was worth on these rows before they were learned: rows predicted right, or errors below zero."""
         fade = max(1 - rows / WINDOW_ROWS, 0.0)
         for key, more in (("soup", soup), ("live", live), ("rows", rows)):
             self.hits[key] = fade * self.hits[key] + more
@@ -95,4 +95,5 @@ def _mean(values: Iterable[torch.Tensor]) -> torch.Tensor:
             count[: len(value)] += 1
         else:
             total, count = total + value, count + 1
-    return total / count.reshape(-1, *[1] * (last.ndim - 1)) if last.ndim else total / count.to(last.device)
+    # A number on the host is given to the GPU with the division; to send it there by itself would wait.
+    return total / count.reshape(-1, *[1] * (last.ndim - 1)) if last.ndim else total / count

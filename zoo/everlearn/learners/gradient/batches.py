@@ -27,7 +27,15 @@ DRAWN_VALUES: Final = 1 << 22
 def sent(values: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
     """On the device. A GPU's host does not wait: it copies from pinned memory while it goes on."""
     tensor = torch.from_numpy(values)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    return moved(tensor.pin_memory(), device) if device.type == "cuda" else tensor
+
+
+def moved(pinned: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A copy on the device; zeros are left behind, for torch keeps pinned memory for the next batch as it is. They are
+    copied in the device's own order, after the values and before anybody else gets the memory: nobody waits."""
+    there = pinned.to(device, non_blocking=True, copy=True)
+    pinned.copy_(torch.zeros_like(there), non_blocking=True)
+    return there
 
 
 class Competing:
@@ -80,13 +88,22 @@ class Rows:
 class Table:
     """One call's rows on the device: the new ones in every step, and others of the memory in each."""
 
-    def __init__(self, quantised_Bn: QuantisedBd, told: Told, step_n: torch.Tensor, classes: int) -> None:
+    def __init__(
+        self, quantised_Bn: QuantisedBd, told: Told, step_n: torch.Tensor, classes: int, *, wipes: bool | None = None
+    ) -> None:
+        """`wipes`: overwrite rows on the device that are done with; by default on GPUs, whose memory torch keeps as it
+        was. What the C library frees is overwritten by itself (everlearn.runtime.hardening)."""
+        self._wipes = step_n.is_cuda if wipes is None else wipes
         self._step_n = step_n
         self._class_B = told.class_B
         self._target_BC = None if told.target_BC is None else sent(told.target_BC, step_n.device)
         self._classes = classes
         self.new_Bn = self._floats(quantised_Bn)
         """The new rows."""
+
+    def close(self) -> None:
+        """No row is needed any more."""
+        self._wipe(self.new_Bn)
 
     def steps(self, memory: Memory, random: np.random.Generator, *, replay: int, steps: int) -> Iterator[Rows]:
         """The rows of so many steps. What is replayed in several is drawn at once: most of a draw's cost is its own."""
@@ -113,18 +130,32 @@ class Table:
                 assert part_RC is not None, "who learns dense targets keeps those of its rows"
                 # Of labels that came later a row had none, see targets.
                 target_NC, part_RC = torch.cat([self._target_BC, part_RC.nan_to_num()]), None
-            yield Rows(
-                # Floats of one step at a time: they stay in the processor's cache until they are used.
-                inputs_Nn=torch.cat([self.new_Bn, self._floats(drawn.quantised_Rd[part::parts])]),
-                class_N=np.concatenate([self._class_B, drawn.class_R[part::parts]]),
-                new=len(self._class_B),
-                stored_RC=part_RC,
-                target_NC=target_NC,
-            )
+            # Floats of one step at a time: they stay in the processor's cache until they are used.
+            replayed_Rn = self._floats(drawn.quantised_Rd[part::parts])
+            inputs_Nn = torch.cat([self.new_Bn, replayed_Rn])
+            self._wipe(replayed_Rn)
+            try:
+                yield Rows(
+                    inputs_Nn=inputs_Nn,
+                    class_N=np.concatenate([self._class_B, drawn.class_R[part::parts]]),
+                    new=len(self._class_B),
+                    stored_RC=part_RC,
+                    target_NC=target_NC,
+                )
+            finally:
+                self._wipe(inputs_Nn)
 
     def _floats(self, quantised: QuantisedBd) -> torch.Tensor:
         # int16 travels: half the bytes. Where torch would not take it as it is, a copy: what was read may be read-only.
-        return sent(np.require(quantised, np.int16, ("C", "W")), self._step_n.device) * self._step_n
+        there = sent(np.require(quantised, np.int16, ("C", "W")), self._step_n.device)
+        floats = there * self._step_n
+        if there.is_cuda:  # elsewhere they are the caller's own
+            there.zero_()
+        return floats
+
+    def _wipe(self, rows_n: torch.Tensor) -> None:
+        if self._wipes:
+            rows_n.zero_()
 
     def _stored(self, logits_RC: npt.NDArray[np.float32] | None) -> torch.Tensor | None:
         if logits_RC is None:

@@ -47,6 +47,7 @@ def capture(learner: GradientLearner, *, memory: bytes | None = None) -> State:
         "steps": stepper.done,
         "shares": stepper.share_C.tolist(),
         "refused": learner.refused,
+        **({"releases": learner.releases} if learner.releases else {}),
         "random": learner.random.bit_generator.state,
         "patience": learner.patience.numbers(),
         "served": learner.served.numbers(),
@@ -81,18 +82,22 @@ def restore(learner: GradientLearner, state: State) -> None:
             optimizers.restore(learner.stepper.optimizer, learner.network, state.part("optimizer."))
         for place, regularizer in enumerate(learner.regularizers):
             # Anew, because one that had nothing yet has no state to take up.
-            fresh = learner.regularizers[place] = regularizer_for(regularizer.declared)
+            fresh = learner.regularizers[place] = regularizer_for(regularizer.declared, regularizer.task)
             kept = state.part(f"regularizer.{fresh.declared.kind}.")
             if kept:
                 fresh.restore(_on(kept, device))
         learner.served.restore(_on(state.part("ema."), device), _on(state.part("soup."), device), header["served"])
-        learner.draws.random.set_state(state.tensors["drops"].cpu())
+        drops = state.tensors["drops"].cpu()
+        # A GPU's generator is of another kind than a CPU's: who changes over draws anew from the seed.
+        if len(drops) == len(learner.draws.random.get_state()):
+            learner.draws.random.set_state(drops)
         learner.table = Labels(header["labels"])
         learner.count_C = np.array(header["counts"], np.int64)
         learner.samples = int(header.get("samples", learner.count_C.sum()))  # an earlier release wrote counts alone
         learner.stepper.done = int(header["steps"])
         learner.stepper.share_C = np.array(header["shares"], np.float64)
         learner.refused = int(header["refused"])
+        learner.releases = int(header.get("releases", 0))
         learner.random.bit_generator.state = header["random"]
         learner.patience.restore(header["patience"])
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError, InputError) as error:

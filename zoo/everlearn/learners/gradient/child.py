@@ -19,6 +19,7 @@ from everlearn.errors import PreconditionError
 from everlearn.learners import _frames
 from everlearn.learners._child import Asked, serve
 from everlearn.learners._frames import Frame
+from everlearn.learners.gradient.again import Again
 from everlearn.learners.gradient.learner import GradientLearner
 from everlearn.learners.gradient.recipe import Recipe
 from everlearn.learners.gradient.session import adapted, fitted
@@ -41,11 +42,16 @@ class Child:
         self._shell: torch.nn.Module | None = None
         """Another tail of the same shape: what is served is read from it, averages and adapters folded in."""
         self._figures: dict[str, Any] = {}
+        self._common: dict[str, Any] = {}
+        self._again: Again | None = None
+        self._spec: ModelSpec
         self.asked: Asked = {
             "open": self._open,
             "learn": self._learn,
             "declare": self._declare,
             "expire": self._expire,
+            "forget_client": self._forget_client,
+            "relearn": self._relearn,
             "solve": self._solve,
             "state": self._state,
             "fit": self._fit,
@@ -65,6 +71,7 @@ class Child:
         common: dict[str, Any] = {"scale": scale, "recipe": recipe, "tail": module, "device": told["device"]}
         if recipe.train.augment is not None:
             common["front"] = front_of(spec.input)
+        self._spec, self._common = spec, common
         if "state" in parts:
             self._learner = GradientLearner.from_bytes(parts["state"], **common)
         else:
@@ -90,6 +97,29 @@ class Child:
     def _expire(self, question: Frame) -> Answer:
         gone = self._present.memory.expire(question.told["now_s"])
         return Frame(told={**self._progress().told, "gone": gone})
+
+    def _forget_client(self, question: Frame) -> Answer:
+        """Goes back, and is to be asked to `relearn` until nothing is left of that."""
+        module = adapted(self._tail, self._spec) if self._tail is not None else None
+        dim = self._tail.feature_dim if self._tail else self._present.scale.step_d.size
+        again = Again(
+            self._present,
+            question.told["client"],
+            question.parts.get("before"),
+            begin=lambda labels: GradientLearner.create(dim=dim, labels=labels, **(self._common | {"tail": module})),
+            restore=lambda data: GradientLearner.from_bytes(data, **(self._common | {"tail": module})),
+        )
+        self._learner, self._again, self._figures = again.learner, again, {}
+        return self._told_again()
+
+    def _relearn(self, question: Frame) -> Answer:
+        assert self._again is not None, "it is asked after forget_client alone"
+        self._again.relearn(question.told["batches"])
+        return self._told_again()
+
+    def _told_again(self) -> Answer:
+        assert self._again is not None, "it is told of that alone"
+        return Frame(told={**self._progress().told, "gone": self._again.gone, "left": self._again.left})
 
     def _solve(self, _: Frame) -> Answer:
         head = self._present.head()
@@ -138,6 +168,7 @@ def recipe_of(spec: ModelSpec) -> Recipe:
         train=spec.train or Training(),
         task=spec.task,
         outputs=spec.declared_outputs,
+        noise=spec.privacy.sample_noise if spec.privacy.tier == "dp" else 0.0,
         by_range=spec.task != "classification" and spec.backbone.source == IDENTITY,
     )
 

@@ -89,10 +89,17 @@ class Imitation:
         self._square_d: npt.NDArray[np.float64] = np.zeros(dim)
         """Sum of squared distances from the mean."""
 
-    def learn(self, pixels_Nn: FeaturesBd, features_Nd: FeaturesBd) -> Imitated:
-        """Some steps towards the teacher's features. Raises PreconditionError (reason NOT_FINITE) before a step that
-        would lose the weights."""
+    def learn(self, pixels_Nn: FeaturesBd, features_Nd: FeaturesBd, *, steps: int | None = None) -> Imitated:
+        """Some steps, by default those declared, towards the teacher's features. Raises PreconditionError (reason
+        NOT_FINITE) before a step that would lose the weights. A copy of `pixels_Nn` on a GPU is overwritten."""
         inputs_Nn = torch.from_numpy(pixels_Nn).to(self._device)
+        try:
+            return self._learn(inputs_Nn, features_Nd, steps or self._declared.steps)
+        finally:
+            if inputs_Nn.is_cuda:  # elsewhere they are the caller's own
+                inputs_Nn.zero_()
+
+    def _learn(self, inputs_Nn: torch.Tensor, features_Nd: FeaturesBd, steps: int) -> Imitated:
         with torch.no_grad():
             before_Nd = self._pair(inputs_Nn).cpu().numpy()
         predicted_Nd = (before_Nd * self._deviation_d + self._mean_d).astype(np.float32)
@@ -101,7 +108,7 @@ class Imitation:
         wanted_Nd = ((features_Nd - self._mean_d) / self._deviation_d).astype(np.float32)
         target_Nd = torch.from_numpy(wanted_Nd).to(self._device)
         self._watch.clear()
-        for _ in range(self._declared.steps):
+        for _ in range(steps):
             self._step(inputs_Nn, target_Nd)
         return Imitated(predicted_Nd=predicted_Nd, loss=self._watch.read().losses[-1])
 

@@ -46,7 +46,7 @@ class Child:
         # Copies: torch does not like what it may not write to.
         pixels_Nn = np.frombuffer(question.parts["pixels"], "<f4").reshape(-1, values).copy()
         features_Nd = np.frombuffer(question.parts["features"], "<f4").reshape(-1, dim)
-        imitated = self._present.learn(pixels_Nn, features_Nd)
+        imitated = self._present.learn(pixels_Nn, features_Nd, steps=question.told["steps"])
         told = {**self._progress().told, "loss": imitated.loss}
         return Frame(told=told, parts={"predicted": imitated.predicted_Nd.astype("<f4").tobytes()})
 

@@ -18,16 +18,19 @@ from everlearn.errors import InputError, InvalidError, PreconditionError
 from everlearn.labels import Labels
 from everlearn.learners.gradient import checkpoint, state
 from everlearn.learners.gradient.batches import Classes, Competing, Rows, Table, mixed, sent, steps_of
+from everlearn.learners.gradient.compiled import compiled
 from everlearn.learners.gradient.depth import Draws, leave_out
 from everlearn.learners.gradient.guards import REASON, Figures, norm_of
+from everlearn.learners.gradient.losses.base import Scored
 from everlearn.learners.gradient.network import TOPS, Network
 from everlearn.learners.gradient.optimizers import follow
 from everlearn.learners.gradient.pixels import Pixels
 from everlearn.learners.gradient.recipe import Recipe
+from everlearn.learners.gradient.released import hidden, release
 from everlearn.learners.gradient.serving import Served
 from everlearn.learners.gradient.step import Stepper
 from everlearn.learners.gradient.stopping import Patience
-from everlearn.learners.gradient.targets import Truths
+from everlearn.learners.gradient.targets import Told, Truths
 from everlearn.memories import memory_for
 from everlearn.memories.base import Memory, Origin
 from everlearn.regularizers import regularizer_for
@@ -57,7 +60,9 @@ class StepReport:
     tested: int = 0
     """Rows that were predicted before they were learned; where early stopping or a soup asked for it."""
     correct: int = 0
-    """Of these, predicted right."""
+    """Of these, predicted right; 0 where targets are dense."""
+    prequential_loss: float | None = None
+    """Of these, the mean loss over rows and over the labels known before; where targets are dense."""
 
 
 class GradientLearner:
@@ -78,7 +83,7 @@ class GradientLearner:
         self.memory = memory
         self.network = network
         self.device = network.top.weight.device
-        self.regularizers = [regularizer_for(declared) for declared in recipe.regularize]
+        self.regularizers = [regularizer_for(declared, recipe.task) for declared in recipe.regularize]
         self.draws = Draws(torch.Generator(self.device).manual_seed(train.seed))
         self.pixels = Pixels.where_declared(front, train.augment, self.draws, values=scale.step_d.size)
         if train.freeze_blocks:
@@ -86,6 +91,8 @@ class GradientLearner:
         if train.stochastic_depth:
             leave_out(network.tail, train.stochastic_depth, self.draws)
         self.stepper = Stepper(network, recipe, self.regularizers, self.draws)
+        if train.compile:
+            self.stepper.through = compiled(network, values=scale.step_d.size)
         self.served = Served(network, train)
         self.patience = Patience(train.early_stop)
         self.random = np.random.default_rng(train.seed)
@@ -97,7 +104,11 @@ class GradientLearner:
         """Learned, of all classes."""
         self.refused = 0
         """Calls that were taken back because a step was not finite."""
-        self._step_n = steps_of(scale, self.device)
+        self.releases = 0
+        """Calls of `learn` that were hidden in noise."""
+        self.grid_n = steps_of(scale, self.device)
+        """Size of an integer step of each value at the cut."""
+        self.stepper.private = hidden(self)
 
     @classmethod
     def create(
@@ -157,6 +168,9 @@ class GradientLearner:
             return StepReport()
         before = checkpoint.copied(checkpoint.capture(self))
         try:
+            if self.recipe.noise:
+                release(self, quantised_Bd, truth)
+                return StepReport()
             return self._learn(quantised_Bd, truth, origin, before.part("weights."))
         except Exception as error:
             refused = self.refused + (isinstance(error, PreconditionError) and error.reason == REASON)
@@ -233,12 +247,14 @@ class GradientLearner:
         knew = Competing(self.count_C > 0, self.device)
         told, is_dense = self.truths.take(truth, self.table), self.truths.is_dense
         class_B = told.class_B
-        table = Table(quantised_Bd, told, self._step_n, len(self.table))
-        tested = len(truth) if train.early_stop is not None or train.soup else 0
-        correct = self.served.test(table.new_Bn, sent(class_B, self.device), knew) if tested else 0
+        table = Table(quantised_Bd, told, self.grid_n, len(self.table))
+        # Of sets, before there is any label, nothing can be said.
+        asked = (train.early_stop is not None or train.soup > 0) and not (is_dense and not known)
+        merit = self._merit(table.new_Bn, told, known, knew) if asked else 0.0
         self._grow(self._directions(table.new_Bn, class_B, known))
-        # A class without a sample is always learned.
-        rests = self.patience.rests(correct, len(truth)) and bool((self.count_C[class_B] > 0).all())
+        # What no sample had before is always learned.
+        is_new = bool((self.count_C[told.count_C > 0] == 0).any())
+        rests = asked and self.patience.rests(merit, len(truth)) and not is_new
         rests = rests or not len(self.table)  # samples of no label, before any label
         # A label that no sample has yet is denied by all; a class that none has is only not known.
         competing = Competing((self.count_C + told.count_C > 0) | is_dense, self.device)
@@ -246,14 +262,39 @@ class GradientLearner:
         self.stepper.watch.clear()
         for rows in table.steps(self.memory, self.random, replay=train.replay, steps=0 if rests else train.steps):
             self._step(rows, competing)
+        table.close()
         figures = self.stepper.watch.read()
-        report = self._report(figures, competing, before, tested=tested, correct=correct)
+        report = self._report(figures, competing, before, tested=len(truth) if asked else 0, merit=merit)
         if is_dense:
             self._declare_filed()
         self.memory.integrate(quantised_Bd, told.filed_B, origin=origin, logits_BC=stored_BC)
         self.count_C += told.count_C
         self.samples += len(truth)
         return report
+
+    def _merit(self, new_Bn: torch.Tensor, told: Told, known: int, knew: Competing) -> float:
+        """What is served is worth on rows before they are learned: hits, or the loss below zero, summed over rows.
+
+        The loss is a mean over the labels known before, so that one more does not count as a loss of quality.
+        """
+        class_B = sent(told.class_B, self.device)
+        if told.target_BC is not None:
+            target_BC = sent(np.ascontiguousarray(told.target_BC[:, :known]), self.device)
+
+            def below_zero(logits_BC: torch.Tensor) -> torch.Tensor:
+                scored = Scored(logits_BS=logits_BC, class_B=class_B, new=len(class_B), target_BS=target_BC)
+                return -self.stepper.loss(scored) * (len(class_B) / known)
+
+            loss: float = self.served.test(new_Bn, below_zero)
+            return loss
+        if not knew.count:
+            return 0.0
+
+        def hits(logits_BC: torch.Tensor) -> torch.Tensor:
+            return (knew.classes(knew.columns(logits_BC).argmax(dim=1)) == class_B).sum()
+
+        found: float = self.served.test(new_Bn, hits)
+        return found
 
     def _step(self, rows: Rows, competing: Competing) -> None:
         if self.pixels is not None:
@@ -295,7 +336,7 @@ class GradientLearner:
         return np.asarray(self.network(inputs_Bn)[:, :known].cpu().numpy(), np.float32)
 
     def _report(
-        self, figures: Figures, competing: Competing, before: Mapping[str, torch.Tensor], *, tested: int, correct: int
+        self, figures: Figures, competing: Competing, before: Mapping[str, torch.Tensor], *, tested: int, merit: float
     ) -> StepReport:
         steps = len(figures.losses)
         return StepReport(
@@ -307,7 +348,8 @@ class GradientLearner:
             update_ratio=self._moved_since(before, steps) if steps else None,
             learning_rate=self.stepper.rate if steps else 0.0,
             tested=tested,
-            correct=correct,
+            correct=0 if self.truths.is_dense else int(merit),
+            prequential_loss=-merit / tested if tested and self.truths.is_dense else None,
         )
 
     @torch.no_grad()  # type: ignore[untyped-decorator]  # torch's types are skipped, see pyproject

@@ -33,6 +33,8 @@ class Recipe:
     """What is predicted."""
     outputs: tuple[Output, ...] = ()
     """Of a regression."""
+    noise: float = 0.0
+    """Standard deviation of what hides a sample in a release, in units of what it can change; 0: nothing is hidden."""
     by_range: bool = False
     """Several labels and values, of a linear head: features lie in -1 to 1 and are judged as they are, not by their
     direction."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch.func import functional_call
 
 from everlearn.learners.gradient.averages import SNAPSHOT_EVERY, Ema, Soup, Weights
-from everlearn.learners.gradient.batches import Competing
 from everlearn.learners.gradient.network import Network
 from everlearn.spec.recipe import Training
 
@@ -42,21 +41,18 @@ class Served:
         return self.soup.weights if self.soup.is_served and self.soup.covers(base) else base
 
     @torch.no_grad()  # type: ignore[untyped-decorator]  # torch's types are skipped, see pyproject
-    def test(self, inputs_Bn: torch.Tensor, class_B: torch.Tensor, competing: Competing) -> int:
-        """Rows that the base weights predict right before they are learned; the soup is held against that."""
-        if not competing.count:
-            return 0
+    def test(self, inputs_Bn: torch.Tensor, merit: Callable[[torch.Tensor], torch.Tensor]) -> float:
+        """What the base weights are worth on rows before they are learned; the soup is held against that.
+
+        `merit`: of logits [B, C], a scalar summed over rows, the more the better.
+        """
         base = self.base()
         chosen = [base, self.soup.weights] if self.soup.covers(base) else [base]
-        hits = []
-        for weights in chosen:
-            logits_BC = functional_call(self._network, weights, (inputs_Bn,))
-            best_B = competing.classes(competing.columns(logits_BC).argmax(dim=1))
-            hits.append((best_B == class_B).sum())
-        right, *cooked = torch.stack(hits).tolist()
+        merits = [merit(functional_call(self._network, weights, (inputs_Bn,))) for weights in chosen]
+        found, *cooked = torch.stack(merits).tolist()
         if cooked:
-            self.soup.compare(cooked[0], right, len(class_B))
-        return int(right)
+            self.soup.compare(cooked[0], found, len(inputs_Bn))
+        return float(found)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Live, for a checkpoint."""

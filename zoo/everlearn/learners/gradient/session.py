@@ -14,6 +14,7 @@ import torch
 
 from everlearn.backbones.probes import feature_scale
 from everlearn.backbones.tail import Tail
+from everlearn.learners.gradient.adapts import adapt_for
 from everlearn.learners.gradient.learner import GradientLearner
 from everlearn.learners.gradient.recipe import Recipe
 from everlearn.spec.model import ModelSpec
@@ -26,14 +27,11 @@ ROWS: Final = 32
 
 def adapted(tail: Tail, spec: ModelSpec) -> torch.nn.Module:
     """The tail's module, of which that learns what the declaration says."""
-    # Here: importing timm takes as long as all the rest, and most models have no tail.
-    from everlearn.backbones.lora import add_lora
+    # Here: most models have no tail, and need none of what builds one.
     from everlearn.backbones.tail_torch import build_tail_module
 
     module = build_tail_module(tail)
-    if spec.adapt.rank is not None:
-        seed = spec.train.seed if spec.train is not None else 0
-        add_lora(module, spec.adapt.rank, targets=spec.adapt.targets, seed=seed)
+    adapt_for(spec).open(module)
     return module
 
 

@@ -5,7 +5,9 @@ Axes: N rows of a step, C classes, S classes seen, n values at the cut, d featur
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +23,9 @@ from everlearn.learners.gradient.network import Network
 from everlearn.learners.gradient.recipe import Recipe
 from everlearn.learners.gradient.schedules import share_of_rate
 from everlearn.regularizers.base import Regularizer
+
+if TYPE_CHECKING:
+    from everlearn.learners.gradient.private import PrivateGradients
 
 SHARE_MEMORY = 0.9
 """What a step leaves of the class shares that logits are adjusted by: they follow some ten steps."""
@@ -41,9 +46,14 @@ class Stepper:
         """The head's, in the last step."""
         self.share_C: npt.NDArray[np.float64] = np.zeros(0)
         """Of each class in what was trained on lately; where logits are adjusted."""
+        self.through: Callable[[torch.Tensor], torch.Tensor] | None = None
+        """What computes a step's features in the tail's stead: the tail, compiled."""
         self._train = recipe.train
         self._draws = draws
-        self._loss = loss_for(recipe.loss)
+        self.loss = loss_for(recipe.loss)
+        """Without penalties."""
+        self.private: PrivateGradients | None = None
+        """What hides each row in a step's gradient; None where nothing is hidden."""
         self._adjusts = bool(recipe.loss.logit_adjustment)
         self.renew()
 
@@ -58,11 +68,14 @@ class Stepper:
 
     def step(self, rows: Rows, competing: Competing) -> None:
         """One step. Raises PreconditionError (reason NOT_FINITE) before weights move; on a GPU `watch.read` does."""
+        if self.private is not None:
+            self._step_in_noise(self.private, rows, competing)
+            return
         moving = self.network.moving()
         for _, parameter in moving:
             parameter.grad = None
         logits_NC = self._forward(rows.inputs_Nn)
-        loss = self._loss(self._scored(rows, logits_NC, competing))
+        loss = self.loss(self._scored(rows, logits_NC, competing))
         for regularizer in self.regularizers:
             loss = loss + regularizer.penalty(self.network, rows.inputs_Nn, logits_NC)
         loss = self._with_l1(loss)
@@ -80,11 +93,24 @@ class Stepper:
             torch._foreach_mul_(gradients, (clip / (norm + 1e-6)).clamp(max=1.0))
         self._move(rows, logits_NC)
 
+    def _step_in_noise(self, private: PrivateGradients, rows: Rows, competing: Competing) -> None:
+        """Nothing is watched: a loss or a norm would tell of rows."""
+
+        def loss_of(logits_nC: torch.Tensor, part: slice) -> torch.Tensor:
+            some = replace(rows, class_N=rows.class_N[part], new=len(rows.class_N[part]))
+            return self.loss(self._scored(some, logits_nC, competing)) * some.new
+
+        private.fill(rows.inputs_Nn, loss_of)
+        share = share_of_rate(self._train.schedule, self.done)
+        self.rate = optimizers.set_rate(self.optimizer, self._train.optimizer, share=share, rows=len(rows.class_N))
+        self.optimizer.step()
+        self.done += 1
+
     def _forward(self, inputs_Nn: torch.Tensor) -> torch.Tensor:
         self._draws.is_on = True
         try:
             with torch.set_grad_enabled(not self.is_head_alone):
-                features_Nd = self.network.features(inputs_Nn)
+                features_Nd = self.network.features(inputs_Nn, self.through)
         finally:
             self._draws.is_on = False
         dropped = self._train.dropout
@@ -97,7 +123,7 @@ class Stepper:
         device = logits_NC.device
         position_N = competing.positions(rows.class_N)
         present_S = None
-        if self._loss.needs_present:
+        if self.loss.needs_present:
             is_present_S = np.zeros(competing.count, np.bool_)
             is_present_S[position_N[: rows.new]] = True
             present_S = sent(is_present_S, device)

@@ -1,6 +1,7 @@
 """Squared error: scores are to be numbers (regression).
 
-Its curvature over weights is that of features of length 20 (see `network.LENGTH`): sgd wants a rate of about 0.002.
+Its curvature over weights is that of features of length 20 (see `network.LENGTH`): sgd wants a smaller rate (see
+`spec.presets.RATES_OF`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The command line of the server. `cli` sets the process up first and then loads this."""
+"""`everlearn-server` without a command: serves."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ import typer
 
 import everlearn
 from everlearn.errors import EverlearnError, InvalidError
+from everlearn.runtime.hardening import is_hardened, observed
 from everlearn_server.app import Server
 from everlearn_server.settings import Settings, load_settings
 from everlearn_server.telemetry import configure_logging
 
-app = typer.Typer(add_completion=False, no_args_is_help=False, pretty_exceptions_enable=False)
 _logger = structlog.get_logger(__name__)
 
 
-@app.command()
 def serve(
     ctx: typer.Context,
     data: Annotated[Path | None, typer.Option(help="Data folder. (default: ./everlearn-data)")] = None,
@@ -34,19 +33,26 @@ def serve(
     max_batch: Annotated[int | None, typer.Option(help="Images in one trunk pass. (default: cpu 1, cuda 32)")] = None,
     commit_share: Annotated[float | None, typer.Option(help="Share of time for commits. (default: 0.1)")] = None,
     max_message_bytes: Annotated[int | None, typer.Option(help="Largest OIP request. (default: 16 MiB)")] = None,
+    min_free_bytes: Annotated[int | None, typer.Option(help="Floor of free disk space. (default: 128 MiB)")] = None,
     hub_offline: Annotated[bool | None, typer.Option(help="Use only cached backbones.")] = None,
     hub_cache: Annotated[Path | None, typer.Option(help="Fetched files. (default: hub in the data folder)")] = None,
     ready_file: Annotated[Path | None, typer.Option(help="Written when the server answers.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error. (default: info)")] = None,
     log_json: Annotated[bool | None, typer.Option(help="One JSON object a line.")] = None,
+    heartbeat_bytes: Annotated[int | None, typer.Option(help="Of learners, 0 for none. (default: 136 KiB)")] = None,
+    image_decoding: Annotated[str | None, typer.Option(help="apart or here. (default: apart)")] = None,
+    unhardened: Annotated[bool | None, typer.Option("--unhardened", help="For profilers: wipe no memory.")] = None,
     grace_s: Annotated[float | None, typer.Option(help="Seconds that calls may take to end. (default: 5)")] = None,
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
 ) -> None:
-    """Serve models that keep learning. Everything durable is in one data folder; stop with SIGTERM or Ctrl-C.
+    """Serve models that keep learning. Everything durable is in one data folder; stop with SIGTERM or Ctrl-C. Without a
+    command it serves; the commands below tend a data folder.
 
     Each option is also a variable: EVERLEARN_ and its name, e.g. EVERLEARN_QUEUE_IMAGES. The hub is steered by
     HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE.
     """
+    if ctx.invoked_subcommand is not None:
+        return
     if version:
         typer.echo(everlearn.__version__)
         return
@@ -58,6 +64,10 @@ def serve(
         typer.echo(f"everlearn-server: {error.message}; see --help", err=True)
         raise typer.Exit(2) from None
     configure_logging(settings.log_level, json=settings.log_json)
+    _serve(settings)
+
+
+def _serve(settings: Settings) -> None:
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_run(settings))
@@ -67,7 +77,7 @@ def serve(
 
 
 async def _run(settings: Settings) -> None:
-    server = Server(settings)
+    server = Server(settings, protection=_protection(settings))
     await server.start()
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -76,6 +86,15 @@ async def _run(settings: Settings) -> None:
     await stopping.wait()
     _logger.info("draining")
     await server.stop()
+
+
+def _protection(settings: Settings) -> dict[str, str]:
+    """What keeps raw data from staying behind in this process; what does not is said in the log."""
+    protection = observed(os.environ)
+    if not is_hardened(protection):
+        why = "asked for with --unhardened" if settings.unhardened else "this system lacks something"
+        _logger.warning("raw data may stay behind", why=why, **protection)
+    return protection
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

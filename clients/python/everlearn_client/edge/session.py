@@ -1,0 +1,111 @@
+"""One ONNX file of an export, ready to answer: it names its own input, labels and task, and is tried before it is used.
+
+Axes: N samples, C classes, K outputs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from everlearn_client.errors import DataLoss, InvalidArgument
+from everlearn_client.results import Predictions, ScoredLabel
+from everlearn_client.samples import SampleInput, Tensors
+
+# Before its first import: official builds from 1.31 on report to Microsoft unless they are told not to.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime
+
+PROBES_FILE: Final = "probes.npz"
+_PREFIX: Final = "everlearn."
+
+
+class EdgeSession:
+    """A version that answers; immutable, so that it is exchanged by one assignment."""
+
+    def __init__(self, path: Path, *, threads: int = 1) -> None:
+        """Raises DataLoss where ONNX Runtime does not take the file, or it is no export of everlearn."""
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's errors have no common base but this
+            raise DataLoss(f"{path.name} cannot be run: {error}") from error
+        told: Mapping[str, str] = self._session.get_modelmeta().custom_metadata_map
+        try:
+            self.model, self.version = told[f"{_PREFIX}model"], int(told[f"{_PREFIX}version"])
+            self.task = told[f"{_PREFIX}task"]
+            self.labels = tuple(json.loads(told[f"{_PREFIX}{'outputs' if self.task == 'regression' else 'labels'}"]))
+            self.feature_digest = told[f"{_PREFIX}feature_digest"]
+        except (KeyError, ValueError) as error:
+            raise DataLoss(f"{path.name} is no export of everlearn: {error} is not in its metadata") from None
+        self.input_name = str(self._session.get_inputs()[0].name)
+        self._output = "values" if self.task == "regression" else "scores"
+
+    def scores(self, given: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """[N, C], or of a regression values [N, K]. Raises InvalidArgument for an array that the file does not take."""
+        try:
+            (scores,) = self._session.run([self._output], {self.input_name: given})
+        except Exception as error:  # as above
+            raise InvalidArgument(f"the model does not take {given.dtype} {list(given.shape)}: {error}") from error
+        return np.asarray(scores, np.float32)
+
+    def predict(self, samples: SampleInput, *, top_k: int = 0, scores: bool = False) -> Predictions:
+        """As Client.predict, answered here. Raises InvalidArgument."""
+        scores_NC = self.scores(self.array_of(samples))
+        name = f"models/{self.model}/versions/{self.version}"
+        if self.task == "regression":
+            return Predictions(name, (), self.labels, None, 0.0, 0.0, scores_NC)
+        top = tuple(self._top(scores_C, top_k) for scores_C in scores_NC)
+        return Predictions(name, top, self.labels, scores_NC if scores else None, 0.0, 0.0)
+
+    def array_of(self, samples: SampleInput) -> npt.NDArray[Any]:
+        """Samples as the file takes them. Raises InvalidArgument for what only the server can read."""
+        if self.input_name == "image" and isinstance(samples, np.ndarray) and samples.dtype == np.uint8:
+            return np.ascontiguousarray(samples[None] if samples.ndim == 3 else samples)
+        if self.input_name == "tensor" and isinstance(samples, Tensors):
+            return np.ascontiguousarray(samples.values_N, np.float32)
+        if self.input_name == "input_ids" and isinstance(samples, np.ndarray) and samples.dtype == np.int64:
+            return np.ascontiguousarray(samples)
+        right = {"image": "uint8 [N, H, W, 3], decoded", "tensor": "Tensors(float32 [N, *shape])"}
+        wanted = right.get(self.input_name, "int64 [N, L], from the tokenizer.json beside the model")
+        raise InvalidArgument(f"here the model takes {wanted}, not {type(samples).__name__}", field="samples")
+
+    def self_test(self, path: Path) -> float:
+        """Runs the stored probes; returns the largest difference of a score, relative to max(1, the largest score).
+
+        Raises DataLoss where it is above what the file allows, or the file is none.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+            expected_BC, tolerance = arrays["expected"], float(arrays["tolerance"])
+            samples = [arrays[f"sample_{row}"] for row in range(len(expected_BC))]
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            raise DataLoss(f"{path.name} cannot be read: {error}") from error
+        worst = 0.0
+        for sample, expected_C in zip(samples, expected_BC, strict=True):
+            (scores_C,) = self.scores(sample)
+            if scores_C.shape != expected_C.shape:
+                raise DataLoss(f"the model gives {len(scores_C)} scores where {len(expected_C)} were expected")
+            apart = float((np.abs(scores_C - expected_C) / np.maximum(1.0, np.abs(expected_C).max())).max())
+            # Not `>`: a score that is not a number differs from everything.
+            if not apart <= tolerance:
+                raise DataLoss(f"scores of a probe differ by {apart:.3g} of their size; {tolerance:g} is allowed")
+            worst = max(worst, apart)
+        return worst
+
+    def _top(self, scores_C: npt.NDArray[np.float32], top_k: int) -> tuple[ScoredLabel, ...]:
+        if self.task == "multilabel" and top_k == 0:
+            chosen = [int(index) for index in np.flatnonzero(scores_C >= 0.5)]
+            chosen.sort(key=lambda index: -scores_C[index])
+        else:
+            chosen = [int(index) for index in np.argsort(-scores_C, kind="stable")[: max(1, top_k)]]
+        return tuple(ScoredLabel(self.labels[index], index, float(scores_C[index])) for index in chosen)

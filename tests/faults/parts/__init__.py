@@ -1,0 +1,1 @@
+"""What can go wrong, a file each: see `python -m tests.faults`."""
