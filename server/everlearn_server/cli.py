@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 
 from everlearn.runtime.hardening import forbid_dumps, use_private_temp, wipes, wiping
 
@@ -39,6 +40,10 @@ def _harden() -> None:
     os.umask(0o077)
     forbid_dumps()
     os.environ["TMPDIR"] = str(use_private_temp())
+    with suppress(ModuleNotFoundError):  # explained below
+        from everlearn.runtime.numpy_memory import keep_no_small_arrays
+
+        keep_no_small_arrays()
 
 
 def _is_unhardened() -> bool:

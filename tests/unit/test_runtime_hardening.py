@@ -20,7 +20,9 @@ from everlearn_server import cli
 RUNS = """
 import os, sys, tempfile
 from everlearn.runtime.hardening import forbid_dumps, is_hardened, observed, use_private_temp
+from everlearn.runtime.numpy_memory import keep_no_small_arrays
 forbid_dumps()
+keep_no_small_arrays()
 folder = use_private_temp()
 assert tempfile.gettempdir() == str(folder)
 (folder / "some").write_text("thing")
@@ -62,6 +64,39 @@ def test_a_child_is_told_to_wipe_what_it_frees() -> None:
 def test_other_tunables_stay_and_the_thread_caches_are_off() -> None:
     told = wiping({"GLIBC_TUNABLES": "glibc.malloc.tcache_count=7:glibc.pthread.rseq=0"})["GLIBC_TUNABLES"]
     assert told == "glibc.pthread.rseq=0:glibc.malloc.tcache_count=0"
+
+
+SMALL_ARRAYS = """
+import ctypes, os, sys
+import numpy as np
+from tests.faults.memory_scan import count_in_memory
+from everlearn.runtime.hardening import observed
+from everlearn.runtime.numpy_memory import keep_no_small_arrays
+if sys.argv[1] == "told":
+    assert keep_no_small_arrays()
+piece = np.frombuffer(os.urandom(40), np.uint8)
+def use():
+    for rows in range(2, 25):  # of 80 to 960 bytes
+        both = np.concatenate([piece] * rows)
+        both.reshape(rows, -1).copy().astype(np.float32)
+use()
+twice = lambda data: {"twice": data.count(piece.tobytes() * 2)}
+hits = count_in_memory([os.getpid()], twice, 80)["twice"]
+# `twice` itself makes two of what it looks for, and lets go of them.
+print(hits, observed(os.environ)["heap"], sep="|")
+"""
+
+
+@pytest.mark.parametrize("told", ["told", "not told"])
+def test_small_arrays_are_overwritten_as_all_is_and_control_without_being_told_they_are_not(told: str) -> None:
+    command = [sys.executable, "-c", SMALL_ARRAYS, told]
+    paths = os.pathsep.join([child_environment()["PYTHONPATH"], str(Path(__file__).parents[2])])
+    environment = child_environment({"PYTHONPATH": paths})
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    hits, _, heap = done.stdout.strip().partition("|")
+    assert heap == ("wiped when freed" if told == "told" else "wiped when freed, but for small arrays")
+    assert (int(hits) == 0) == (told == "told")
 
 
 def test_a_hardened_process_says_so_and_its_temporary_folder_is_gone_with_it() -> None:

@@ -10,6 +10,8 @@ from everlearn_client.errors import EverlearnClientError, Overloaded, Unavailabl
 
 FIRST_DELAY_S = 0.1
 FACTOR = 1.6
+JITTER = random.SystemRandom()
+"""Neither shared with a forked process, nor taken from the program's own `random`, which may be seeded."""
 LONGEST_DELAY_S = 2.0
 """With the longest back-off of a channel (`_channel.OPTIONS`, 3 s with its jitter) it is 5 s: within so much after a
 network is well again, however long it was not, a client is heard. A server that has too much to do names its own."""
@@ -26,7 +28,7 @@ class Retry:
         *,
         give_up_after_s: float,
         clock_s: Callable[[], float] = time.monotonic,
-        uniform: Callable[[float, float], float] = random.uniform,
+        uniform: Callable[[float, float], float] = JITTER.uniform,
     ) -> None:
         self._give_up_after_s = give_up_after_s
         self._clock_s, self._uniform = clock_s, uniform

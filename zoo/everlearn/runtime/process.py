@@ -24,6 +24,7 @@ from typing import IO, TypeVar
 import everlearn
 from everlearn.errors import BackboneError
 from everlearn.runtime.hardening import forbid_dumps, wiping
+from everlearn.runtime.numpy_memory import keep_no_small_arrays
 
 T = TypeVar("T")
 _PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -148,8 +149,9 @@ def _told(stderr: bytes) -> str:
 
 def become_background_child(niceness: int = 10) -> None:
     """Called by a child first: yields the CPU to those who answer requests, dies when its parent does, and before its
-    parent where memory runs out. Leaves no core behind: it may hold samples."""
+    parent where memory runs out. Leaves no core behind and no small arrays in NumPy's store: they may hold samples."""
     forbid_dumps()
+    keep_no_small_arrays()
     os.nice(niceness)
     with contextlib.suppress(OSError):  # a system without /proc
         Path("/proc/self/oom_score_adj").write_text("1000")

@@ -8,7 +8,6 @@ Axes: C classes, H W pixels, d features.
 from __future__ import annotations
 
 import math
-import random
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
+from everlearn_client._retry import JITTER
 from everlearn_client.errors import InvalidArgument
 
 SecondsClock = Callable[[], float]
@@ -257,7 +257,7 @@ class BackOff:
     comes back does not come all at once."""
 
     def __init__(
-        self, *, longest_s: float, first_s: float = 1.0, uniform: Callable[[float, float], float] = random.uniform
+        self, *, longest_s: float, first_s: float = 1.0, uniform: Callable[[float, float], float] = JITTER.uniform
     ) -> None:
         self._first_s, self._longest_s, self._uniform = first_s, longest_s, uniform
         self._failures = 0
