@@ -32,7 +32,8 @@ demo: $(READY) ## Watch a pretrained network learn ten digits from three streami
 
 test: $(READY) check ## Every check and every test.
 	@echo "==> tests"
-	@$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder --durations 40 --durations-min 5
+	@$(BIN)/python -m pytest --cache-clear -n $(PROCESSES) --dist loadfile --no-loadscope-reorder --durations 40 --durations-min 5 \
+	  || $(BIN)/python -m tests.again
 
 test-faults: $(READY) ## The long run of every fault (hours; PARTS="kills fuzz" runs some), into tests/benchmarks/results/faults.
 	@$(BIN)/python -m tests.faults $(PARTS)
