@@ -239,6 +239,7 @@ def _reading(model: LiveModel) -> ModelReading:
         commits=commits,
         commit_s=commit_s,
         saturated_values=writer.work.saturated_values if writer else 0,
+        held_bytes=writer.learner.held_bytes if writer else 0,
         predictions_given=late.given if late else 0,
         predictions_waiting=late.waiting if late else 0,
         labels_joined=late.joined if late else 0,
@@ -262,6 +263,7 @@ def _engine_settings(settings: Settings) -> EngineSettings:
         queue_images=settings.queue_images,
         max_batch=settings.images_a_pass,
         commit_share=settings.commit_share,
+        working_set_bytes=settings.working_set_bytes,
         image_decoding=settings.image_decoding,
     )
 

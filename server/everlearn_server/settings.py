@@ -42,6 +42,8 @@ class Settings:
     commit_share: float = 0.08
     """Share of the time that commits may keep the disk busy; below the promised tenth, because each pause is set by the
     commit before it."""
+    working_set_bytes: int = 2**30
+    """Of what models have learned, kept in RAM while nobody needs it; more is read again from the data folder then."""
     max_message_bytes: int = 16 * 2**20
     """Largest request of the Open Inference Protocol; everlearn.v1 has 4 MiB by contract, whatever this is."""
     hub_endpoint: str | None = None
@@ -85,6 +87,7 @@ class Settings:
         _check("queue_images", self.queue_images, self.queue_images >= 1, "at least 1")
         _check("max_batch", self.max_batch, 0 <= self.max_batch <= 4096, "from 0 to 4096")
         _check("commit_share", self.commit_share, 0 < self.commit_share <= 1, "above 0 and at most 1")
+        _check("working_set_bytes", self.working_set_bytes, self.working_set_bytes >= 0, "0 or more")
         fits = 2**16 <= self.max_message_bytes <= 2**30
         _check("max_message_bytes", self.max_message_bytes, fits, "from 64 KiB to 1 GiB")
         _check("min_free_bytes", self.min_free_bytes, self.min_free_bytes >= 0, "0 or more")
@@ -153,6 +156,7 @@ VARIABLES: Mapping[str, tuple[str, Callable[[str], object]]] = {
     "LD_LIBRARY_PATH": ("library_path", str),
     "EVERLEARN_MAX_BATCH": ("max_batch", int),
     "EVERLEARN_COMMIT_SHARE": ("commit_share", float),
+    "EVERLEARN_WORKING_SET_BYTES": ("working_set_bytes", int),
     "EVERLEARN_MAX_MESSAGE_BYTES": ("max_message_bytes", int),
     "EVERLEARN_MIN_FREE_BYTES": ("min_free_bytes", int),
     "EVERLEARN_HUB_CACHE": ("hub_cache", Path),

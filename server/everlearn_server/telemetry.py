@@ -87,6 +87,7 @@ class ModelReading:
     commits: int
     commit_s: float
     saturated_values: int
+    held_bytes: int = 0
     predictions_given: int = 0
     predictions_waiting: int = 0
     labels_joined: int = 0
@@ -145,6 +146,7 @@ _FIGURES: tuple[tuple[str, str, Callable[[ModelReading], float]], ...] = (
     ("commits", "Group commits since the start", lambda reading: reading.commits),
     ("commit_seconds", "Time that commits took, of the disk and of the processor", lambda reading: reading.commit_s),
     ("saturated_values", "Feature values beyond the fixed-point scale", lambda reading: reading.saturated_values),
+    ("held_bytes", "Of what was learned, in RAM, and may be set down", lambda reading: reading.held_bytes),
     ("late_predictions", "Predictions that waited for a label", lambda reading: reading.predictions_given),
     ("late_waiting", "Predictions that wait for a label", lambda reading: reading.predictions_waiting),
     ("late_labels", "Late labels learned", lambda reading: reading.labels_joined),

@@ -27,6 +27,7 @@ NAMES = (
     "delta",
     "serving",
     "memory",
+    "heads",
     "commits",
     "client_sums",
     "late_labels",

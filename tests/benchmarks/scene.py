@@ -133,9 +133,12 @@ class Scene:
 class ServerProcess:
     """`everlearn-server` on a free loopback port."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
-        folder.mkdir(parents=True)
+    def __init__(self, folder: Path, *arguments: str, fresh: bool = True) -> None:
+        """`fresh`: False to start again on the folder of one that was stopped."""
+        folder.mkdir(parents=True, exist_ok=not fresh)
+        self.folder = folder
         ready, self._log = folder / "ready.json", folder / "log"
+        ready.unlink(missing_ok=True)
         command = [sys.executable, "-m", "everlearn_server.cli", "--data", str(folder / "data")]
         command += [
             "--listen",
@@ -149,7 +152,7 @@ class ServerProcess:
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
         self.pid = self._process.pid
-        give_up_s = time.monotonic() + 60
+        give_up_s = time.monotonic() + 600
         while not ready.exists():
             if self._process.poll() is not None or time.monotonic() > give_up_s:
                 self.stop()

@@ -162,6 +162,21 @@ class TestEveryMemory:
             saved = memory_for(kind).from_bytes(saved.to_bytes())
         assert saved.to_bytes() == straight.to_bytes()
 
+    def test_set_down_and_taken_up_again_it_is_what_it_was(self, kind: str) -> None:
+        straight, rested = (memory_for(kind).create(3, []) for _ in range(2))
+        for step in range(12):
+            rows = np.random.default_rng(step).integers(-900, 900, (9, 3)).astype(np.int16)
+            for each in (straight, rested):
+                each.integrate(rows, ["a", "b", "c"] * 3)
+            data, held_bytes = rested.to_bytes(), rested.held_bytes
+            assert rested.set_down(lambda data=data: data) == held_bytes  # type: ignore[misc]
+            assert rested.held_bytes == 0
+            assert rested.seen_C.tolist() == straight.seen_C.tolist()
+            rested.declare([f"later {step}"])
+            straight.declare([f"later {step}"])
+        assert rested.sums == straight.sums
+        assert rested.to_bytes() == straight.to_bytes()
+
     def test_refuses_lengths_that_disagree_and_learns_nothing(self, kind: str) -> None:
         memory = memory_for(kind).create(3, [])
         before = memory.to_bytes()

@@ -305,3 +305,42 @@ def test_rows_that_wait_count_towards_a_full_memory() -> None:
         assert caught.value.reason == "MEMORY_FULL"
     sums.add(np.full((1, 1), 255, np.int16), ["a"])
     assert int(sums.gram_dd[0, 0]) == 2**53 - 2**30 + 32767**2 + 255**2
+
+
+@given(st.lists(st.tuples(batches(), st.booleans()), max_size=12))
+def test_setting_g_down_between_batches_shows_nowhere(parts: list[tuple[Batch, bool]]) -> None:
+    straight, rested = Sums(3), Sums(3)
+    for (features, labels), rests in parts:
+        straight.add(features, labels)
+        rested.add(features, labels)
+        if rests:
+            data = rested.to_bytes()
+            assert rested.set_down(lambda data=data: Sums.from_bytes(data)) == 72  # type: ignore[misc]
+            assert rested.held_bytes == 0
+            assert rested.count_C.tolist() == straight.count_C.tolist()
+    assert rested == straight
+    assert rested.digest() == straight.digest()
+
+
+def test_what_is_recalled_must_be_what_was_set_down_and_it_can_be_tried_again() -> None:
+    sums, other = sums_of((*stream()[:1], ["x"] * 400), dim=48), sums_of(stream(), dim=48)
+    right, calls = sums.to_bytes(), list[str]()
+
+    def gone() -> Sums:
+        calls.append("read")
+        raise DataLossError("the disk is gone")
+
+    assert sums.set_down(gone) == 48 * 48 * 8
+    for _ in range(2):
+        with pytest.raises(DataLossError, match="the disk is gone"):
+            sums.to_bytes()
+    assert sums.set_down(lambda: other) == 0  # it is down already: how it is recalled stays
+    assert calls == ["read"] * 2
+
+    wrong = Sums.from_bytes(right)
+    wrong.set_down(lambda: other)
+    with pytest.raises(DataLossError, match="not the one that was set down"):
+        wrong.digest()
+    with pytest.raises(DataLossError):
+        wrong.add(*stream(samples=1))
+    assert wrong.samples == 400

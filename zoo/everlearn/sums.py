@@ -12,7 +12,7 @@ Adding to G costs a pass over all of it, however few rows are added. So rows wai
 are `BLOCK_ROWS` of them or somebody reads: since all is exact, which rows were added together shows nowhere.
 
 Memory: 8 d^2 + 8 C d bytes (C rounded up by at most 2 x): 13 MB at d = 1280 with ten classes. G is symmetric and only
-its lower triangle is kept up to date. One writer; readers take a `copy()`.
+its lower triangle is kept up to date. One writer; readers take a `copy()`. G can be set down while nobody needs it.
 
 Axes: B samples in a batch, C classes, d features.
 """
@@ -22,13 +22,15 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from everlearn import _sums_format
+from everlearn._set_down import SetDown
+from everlearn._sums_checks import check_remainder
 from everlearn.errors import DataLossError, InputError, InvalidError, PreconditionError
 from everlearn.labels import Labels
 from everlearn.linalg import add_gram
@@ -65,7 +67,7 @@ class Sums:
         self._labels = Labels()
         self._count_C: Count = np.zeros(0, np.int64)
         self._sum_Cd: Float = np.zeros((0, dim))
-        self._lower_dd: Float = np.zeros((dim, dim), order="F")  # column-major, as BLAS updates it in place
+        self._lower_dd = np.zeros((dim, dim), order="F")  # column-major, as BLAS updates it in place
         self._wait_for_none()
         self.declare(labels)
 
@@ -90,7 +92,7 @@ class Sums:
     @property
     def dim(self) -> int:
         """d."""
-        return len(self._lower_dd)
+        return int(self._sum_Cd.shape[1])
 
     @property
     def labels(self) -> list[str]:
@@ -174,6 +176,19 @@ class Sums:
             self._add_block(quantised_Bd[block], class_B[block], keep if not start else 1.0)
         self._count_C += np.bincount(class_B, minlength=self._count_C.size)
 
+    @property
+    def held_bytes(self) -> int:
+        """Of G; none while it is set down."""
+        return self._gram.held_bytes
+
+    def set_down(self, recall: Callable[[], Sums]) -> int:
+        """Lets go of G until somebody needs it, and gives the bytes that this frees. `recall` gives these very sums
+        from where they are stored: whoever needs G calls it and waits, meets what it raises, and DataLossError where
+        it gives others.
+        """
+        self._settle()
+        return self._gram.set_down(lambda: self._recalled(recall()))
+
     def merge(self, other: Sums) -> None:
         """Adds another memory's sums: as if its samples had been added here.
 
@@ -210,7 +225,7 @@ class Sums:
         count_C, sum_Cd = self.count_C.copy(), self.sum_Cd.copy()
         count_C[rows] -= other.count_C[known]
         sum_Cd[rows] -= other.sum_Cd[known]
-        _check_remainder(count_C, sum_Cd, self._lower_dd.diagonal() - other.gram_lower_dd.diagonal())
+        check_remainder(count_C, sum_Cd, self._lower_dd.diagonal() - other.gram_lower_dd.diagonal())
         self._count_C, self._sum_Cd = count_C, sum_Cd
         self._lower_dd -= other._lower_dd
 
@@ -277,6 +292,21 @@ class Sums:
             raise DataLossError(f"these bytes are sealed but not a memory: {error}") from error
         sums._count_C, sums._sum_Cd, sums._lower_dd = count_C, sum_Cd, lower_dd
         return sums
+
+    @property
+    def _lower_dd(self) -> Float:
+        return self._gram.array
+
+    @_lower_dd.setter
+    def _lower_dd(self, lower_dd: Float) -> None:
+        self._gram = SetDown(lower_dd)
+
+    def _recalled(self, stored: Sums) -> Float:
+        known = len(stored._labels)  # classes that were declared since have no samples
+        alike = stored.labels == self.labels[:known] and not self._sum_Cd[known:].any()
+        if not alike or not np.array_equal(stored.sum_Cd, self._sum_Cd[:known]):
+            raise DataLossError("the stored memory is not the one that was set down; restart from the last commit")
+        return stored._lower_dd
 
     def _wait_for_none(self) -> None:
         self._waiting: list[tuple[QuantisedBd, npt.NDArray[np.intp]]] = []
@@ -363,15 +393,3 @@ class Sums:
 def _read_only(view: Array) -> Array:
     view.flags.writeable = False
     return view
-
-
-def _check_remainder(count_C: Count, sum_Cd: Float, diagonal_d: Float) -> None:
-    """Necessary conditions on sums of samples: what is left must be able to exist."""
-    if (count_C < 0).any():
-        raise InvalidError("cannot subtract: a class would have fewer than no samples", field="counts")
-    if sum_Cd[count_C == 0].any():
-        raise InvalidError("cannot subtract: a class without samples would have a sum", field="sums")
-    # Scatter within classes, G_jj - sum_c S_cj^2 / n_c, cannot be negative; the slack is float64's rounding.
-    between_d = np.einsum("cd,cd,c->d", sum_Cd, sum_Cd, 1.0 / np.maximum(count_C, 1))
-    if (diagonal_d < between_d * (1 - 1e-9)).any() or (not count_C.any() and diagonal_d.any()):
-        raise InvalidError("cannot subtract: the remaining sums belong to no set of samples", field="gram")

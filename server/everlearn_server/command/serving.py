@@ -32,6 +32,7 @@ def serve(
     device: Annotated[str | None, typer.Option(help="cpu or cuda. (default: cpu)")] = None,
     max_batch: Annotated[int | None, typer.Option(help="Images in one trunk pass. (default: cpu 1, cuda 32)")] = None,
     commit_share: Annotated[float | None, typer.Option(help="Share of time for commits. (default: 0.1)")] = None,
+    working_set_bytes: Annotated[int | None, typer.Option(help="Of models at rest, in RAM. (default: 1 GiB)")] = None,
     max_message_bytes: Annotated[int | None, typer.Option(help="Largest OIP request. (default: 16 MiB)")] = None,
     min_free_bytes: Annotated[int | None, typer.Option(help="Floor of free disk space. (default: 128 MiB)")] = None,
     hub_offline: Annotated[bool | None, typer.Option(help="Use only cached backbones.")] = None,

@@ -26,6 +26,7 @@ from everlearn_server.engine.live_model import LiveModel
 from everlearn_server.engine.publisher import Solved
 from everlearn_server.engine.students import LiveStudent, checkpoint_key, forget
 from everlearn_server.engine.trunks import LiveTrunk, TrunkPool
+from everlearn_server.engine.working_set import WorkingSet
 from everlearn_server.store.rows import ModelRow
 from everlearn_server.store.store import Store
 
@@ -50,6 +51,8 @@ class EngineSettings:
     """Where gradient steps are made."""
     image_decoding: str = "apart"
     """Where image files are read: `apart`, in confined processes, or `here`."""
+    working_set_bytes: int = 2**30
+    """Of what models have learned, kept in RAM while they rest."""
     commit_share: float = 0.08
     """Share of the time that group commits may keep the disk busy; below the promised tenth, because each pause is set
     by the commit before it."""
@@ -68,6 +71,7 @@ class Fleet:
         self._solvers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="heads")
         self.trunks = TrunkPool(self.open_session)
         self.damages = Damages()
+        self._working_set = WorkingSet(self.models, store.ledger, capacity_bytes=settings.working_set_bytes)
         self.ready_changed: Callable[[str, bool], None] = lambda model, ready: None
         """Called when a model begins or ceases to serve (health)."""
 
@@ -106,10 +110,13 @@ class Fleet:
                 # In memory only: what is stored is right, and the next start may well succeed (a GPU that is back).
                 self.tell_failure(model, error)
                 self.tell_ready(model)
+            await self._working_set.tend()
         self._applier.forget_loaded()
+        self._working_set.start()
 
     async def stop(self) -> None:
         """Every model commits what is staged and stops learning; what is published goes on serving."""
+        await self._working_set.close()
         await asyncio.gather(*(model.stop() for model in self.models()))
 
     def close(self) -> None:

@@ -45,9 +45,7 @@ MEMORY = [memory.c[field.name] for field in fields(MemoryRow)]
 REJECT = [reject.c[field.name] for field in fields(RejectRow)]
 SPEND = [privacy_spend.c[field.name] for field in fields(SpendRow)]
 STREAM = [field.name for field in fields(StreamRow)]
-COMMITS_KEPT = 1_000
-"""Per model."""
-REJECTS_KEPT = 10_000
+COMMITS_KEPT, REJECTS_KEPT = 1_000, 10_000
 """Per model."""
 
 
@@ -131,6 +129,10 @@ class Ledger:
     async def memory(self, model: str) -> bytes | None:
         """The memory of the last commit, verified; None before the first. Raises DataLossError."""
         return await self._database.run(self._memory, model)
+
+    def memory_now(self, model: str) -> bytes | None:
+        """As `memory`, for a worker thread, which waits."""
+        return self._database.call(self._memory, model)
 
     async def state(self, model: str) -> MemoryRow | None:
         """What stands beside the memory, without its bytes; None before the first commit of a lineage."""

@@ -6,7 +6,7 @@ Axes: B samples in a batch, C classes, d features (or values at the cut, where a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -206,6 +206,18 @@ class Learner(ABC):
     def settle(self) -> None:
         """The stream rests or ends: what waits for more samples goes on with those that came."""
         return
+
+    @property
+    def held_bytes(self) -> int:
+        """What `set_down` would free now."""
+        return 0
+
+    def set_down(self, recall: Callable[[], bytes]) -> int:
+        """Lets go of what is large until it is needed, and gives the bytes that this frees: for a learner at rest, of
+        which `recall` reads what `to_bytes` would write now. Whoever needs it waits for that. Not abstract, because
+        what learns by steps is never large here.
+        """
+        return 0
 
     def close(self) -> None:
         """Lets go of processes and sessions. Nothing is kept that `to_bytes` has not given."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import numpy as np
@@ -139,6 +139,15 @@ class ClosedForm(Learner):
     def expire(self, now_s: float) -> int:
         """See Learner."""
         return self.memory.expire(now_s)
+
+    @property
+    def held_bytes(self) -> int:
+        """See Learner."""
+        return self.memory.held_bytes
+
+    def set_down(self, recall: Callable[[], bytes]) -> int:
+        """See Learner."""
+        return self.memory.set_down(lambda: unseal(recall(), self._sealer))
 
     def learned(self) -> Learned:
         """See Learner."""

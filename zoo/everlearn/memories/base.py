@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -174,6 +174,17 @@ class Memory(ABC):
 
     def forget_client(self, client: str) -> int:
         """Drops the rows that came from a client, and says how many. Not abstract, because most keep no rows."""
+        return 0
+
+    @property
+    def held_bytes(self) -> int:
+        """What `set_down` would free now."""
+        return 0
+
+    def set_down(self, recall: Callable[[], bytes]) -> int:
+        """Lets go of what is large until it is needed, and gives the bytes that this frees. `recall` reads what
+        `to_bytes` would write now; whoever needs it calls that, on their thread. Not abstract, because few are large.
+        """
         return 0
 
     def digest(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Self
 
 import numpy as np
@@ -128,6 +128,15 @@ class Statistics(Memory):
     def merge(self, other: Memory) -> None:
         """See Memory."""
         self._sums.merge(_state.alike(other, type(self)).sums)
+
+    @property
+    def held_bytes(self) -> int:
+        """See Memory."""
+        return self._sums.held_bytes
+
+    def set_down(self, recall: Callable[[], bytes]) -> int:
+        """See Memory; the Gram matrix."""
+        return self._sums.set_down(lambda: type(self).from_bytes(recall()).sums)
 
     def configure(self, declared: Declared) -> None:
         """See Memory. Another decay holds from the next batch on; what has decayed never becomes exact again."""
