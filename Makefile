@@ -58,7 +58,7 @@ UV_LOCK = uv pip compile pyproject.toml --universal --python-version 3.11 --gene
 lock: ## Resolve the newest allowed dependencies into requirements/*.txt (needs uv).
 	$(UV_LOCK) requirements/build.in --extra demo --group dev --group protos -o requirements/dev.txt
 	for target in server server-gpu server-lite; do $(UV_LOCK) --extra $$target -o requirements/$$target.txt; done
-	$(UV_LOCK) --extra edge --extra cli -o requirements/edge.txt
+	$(UV_LOCK) --extra edge-run -o requirements/edge.txt
 
 protos: $(READY) ## Regenerate the committed gRPC code.
 	@$(BIN)/python protos/generate.py

@@ -15,6 +15,7 @@ from everlearn_client.cli.backbones import backbones
 from everlearn_client.cli.clients import clients, quarantine
 from everlearn_client.cli.declaring import apply, diff, lock, plan, schema
 from everlearn_client.cli.doctor import doctor
+from everlearn_client.cli.edge import edge
 from everlearn_client.cli.erasing import erase, verify_receipt
 from everlearn_client.cli.labelling import label
 from everlearn_client.cli.learning import learn
@@ -106,3 +107,4 @@ for _panel, _commands in _PANELS.items():
     for _command in _commands:
         app.command(rich_help_panel=_panel)(_command)
 app.add_typer(backbones, rich_help_panel="Declare")
+app.add_typer(edge, rich_help_panel="Learn and use")

@@ -147,6 +147,12 @@ class EdgeModel:
         return self._follower.version
 
     @property
+    def task(self) -> str:
+        """`classification`, `multilabel` or `regression`; empty before the first version was pulled."""
+        session = self._follower.session
+        return "" if session is None else session.task
+
+    @property
     def rolled_back(self) -> str:
         """Which version was given up since the start, and why; empty for none."""
         return self._follower.rolled_back
@@ -167,17 +173,26 @@ class EdgeModel:
 
     # -- teaching ----------------------------------------------------------------------------------------------------
 
-    def observe(self, sample: npt.NDArray[Any], label: Any, *, send: SampleInput | None = None, step: str = "") -> Why:
+    def observe(
+        self,
+        sample: npt.NDArray[Any],
+        label: Any,
+        *,
+        send: SampleInput | None = None,
+        step: str = "",
+        scores_C: npt.NDArray[np.floating] | None = None,
+    ) -> Why:
         """One labelled sample: kept for the server if the policy says so; returns what it said.
 
         `sample`: uint8 [H, W, 3], or float32 of a tensor model's shape. `send`: what is to be sent in its place, e.g.
-        `[jpeg]`, or a thumbnail. Raises InvalidArgument.
+        `[jpeg]`, or a thumbnail. `scores_C`: of `predict`, so that the model does not run twice.
+
+        Raises InvalidArgument.
         """
         array = np.asarray(sample)
         form: SampleInput = array[None] if array.dtype == np.uint8 else Tensors(array[None].astype(np.float32))
         session = self._follower.session
-        scores_C = None
-        if self._settings.policy.only_unsure and session is not None:
+        if scores_C is None and self._settings.policy.only_unsure and session is not None:
             scores_C = session.scores(session.array_of(form))[0]
         why = self._chooser.decide(scores_C=scores_C, sample=array, label=str(label))
         if why == "send":

@@ -1,0 +1,356 @@
+"""`edge run`: a device that predicts what appears in a folder, and teaches what it knows, without code of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from importlib.util import find_spec
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from everlearn_client.cli import exit_codes
+from everlearn_client.cli.connection import DEFAULT_SERVER, ModelArgument, ServerOption, connect
+from everlearn_client.cli.output import say
+from everlearn_client.errors import DeadlineExceeded, InvalidArgument, Overloaded, Unavailable
+
+if TYPE_CHECKING:
+    from everlearn_client.edge import EdgeModel, EdgeSettings, SendPolicy
+    from everlearn_client.edge.folder_source import FolderSource
+    from everlearn_client.edge.runtime import Runtime
+
+# Everything of `everlearn_client.edge` is imported where it is used: it loads ONNX Runtime, which other verbs need not
+# wait for, nor have.
+
+edge = typer.Typer(name="edge", help="Be a device.", no_args_is_help=True)
+POLL_S = 0.25
+"""Between two looks at the folder."""
+_PASSING = (Unavailable, Overloaded, DeadlineExceeded)
+
+
+class After(StrEnum):
+    """What becomes of a file that was read."""
+
+    MOVE = "move"
+    DELETE = "delete"
+    LEAVE = "leave"
+
+
+class Labels(StrEnum):
+    """Where a file's label stands."""
+
+    NONE = "none"
+    FOLDER = "folder"
+    SIDECAR = "sidecar"
+
+
+_E = "EVERLEARN_EDGE_"
+FolderOption = Annotated[
+    Path,
+    typer.Option(
+        "--folder", metavar="DIR", envvar=f"{_E}FOLDER", help="The device's own: versions, and what waits to be sent."
+    ),
+]
+SourceOption = Annotated[
+    Path,
+    typer.Option(
+        "--source",
+        metavar="PATH",
+        envvar=f"{_E}SOURCE",
+        help="Folder in which files appear: JPEG, PNG, WebP, or .npy (uint8 picture; float32 of a tensor model).",
+    ),
+]
+AfterOption = Annotated[
+    After,
+    typer.Option(
+        envvar=f"{_E}AFTER", help="A file that was read is moved to done/ (failed/ if it cannot be), deleted, or left."
+    ),
+]
+LabelsOption = Annotated[
+    Labels,
+    typer.Option(
+        envvar=f"{_E}LABELS",
+        help="Where the right answer stands, if the device knows it: the name of the subfolder, or a text file "
+        "NAME.label beside the file NAME, written before it.",
+    ),
+]
+LabelOption = Annotated[
+    str, typer.Option(metavar="NAME", envvar=f"{_E}LABEL", help="The right answer for files without one of their own.")
+]
+SettleOption = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        envvar=f"{_E}SETTLE",
+        help="Seconds without a change after which a file is whole; 0 where each is renamed into its name.",
+    ),
+]
+OnceOption = Annotated[bool, typer.Option("--once", help="End when what is there has been read and sent.")]
+ClientOption = Annotated[
+    str | None,
+    typer.Option(
+        "--client",
+        metavar="ID",
+        envvar=f"{_E}CLIENT",
+        help="The device's lasting identity; one is made and kept in DIR if left out.",
+    ),
+]
+VersionOption = Annotated[str, typer.Option(envvar=f"{_E}VERSION", help="To follow: a number, stable or latest.")]
+ServerKeyOption = Annotated[
+    str,
+    typer.Option(
+        metavar="HEX",
+        envvar=f"{_E}SERVER_KEY",
+        help="Only what this server signed runs here, as `everlearn info` shows it; the first one met if left out.",
+    ),
+]
+ThreadsOption = Annotated[int, typer.Option(min=1, envvar=f"{_E}THREADS", help="Of ONNX Runtime.")]
+WatchOption = Annotated[
+    float, typer.Option(min=0.1, envvar=f"{_E}WATCH_EVERY", help="Seconds between two questions for a new version.")
+]
+SpoolOption = Annotated[
+    float, typer.Option(min=0.1, envvar=f"{_E}SPOOL_MB", help="MB on the disk for what waits; the oldest gives way.")
+]
+UnsureOption = Annotated[
+    bool, typer.Option("--only-unsure", envvar=f"{_E}ONLY_UNSURE", help="Teach only what the model is unsure of.")
+]
+MarginOption = Annotated[
+    float,
+    typer.Option(min=0.001, max=1, envvar=f"{_E}MARGIN", help="Unsure: the best two probabilities are closer than it."),
+]
+TemperatureOption = Annotated[
+    float,
+    typer.Option(
+        min=0.001, envvar=f"{_E}TEMPERATURE", help="Divides scores before they are probabilities; 0.1 for ridge heads."
+    ),
+]
+PerHourOption = Annotated[
+    float | None, typer.Option(min=0.001, envvar=f"{_E}PER_HOUR", help="Samples to teach an hour, at most.")
+]
+PerDayOption = Annotated[
+    float | None, typer.Option(min=0.001, envvar=f"{_E}MB_PER_DAY", help="MB to send a day, at most.")
+]
+DuplicatesOption = Annotated[
+    bool, typer.Option("--duplicates", envvar=f"{_E}DUPLICATES", help="Teach pictures that look the same, too.")
+]
+MeteredOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--metered",
+        metavar="FILE",
+        envvar=f"{_E}METERED",
+        help="While this file exists the connection costs money, and nothing is sent.",
+    ),
+]
+StepOption = Annotated[
+    str, typer.Option("--step", metavar="NAME", envvar=f"{_E}STEP", help="The season or place that lessons are of.")
+]
+
+
+@edge.command()
+def run(
+    ctx: typer.Context,
+    model: ModelArgument,
+    folder: FolderOption,
+    source: SourceOption,
+    server: ServerOption = DEFAULT_SERVER,
+    client: ClientOption = None,
+    after: AfterOption = After.MOVE,
+    labels: LabelsOption = Labels.NONE,
+    label: LabelOption = "",
+    settle: SettleOption = 1.0,
+    once: OnceOption = False,
+    version: VersionOption = "stable",
+    server_key: ServerKeyOption = "",
+    threads: ThreadsOption = 1,
+    watch_every: WatchOption = 30.0,
+    spool_mb: SpoolOption = 64.0,
+    only_unsure: UnsureOption = False,
+    margin: MarginOption = 0.2,
+    temperature: TemperatureOption = 1.0,
+    per_hour: PerHourOption = None,
+    mb_per_day: PerDayOption = None,
+    duplicates: DuplicatesOption = False,
+    metered: MeteredOption = None,
+    step: StepOption = "",
+) -> None:
+    """Answer what appears in a folder by MODEL, here and offline too, and teach what has a label.
+
+    One JSON object a line on stdout for each file: file, label and score (or labels, or values), version, truth and
+    decision where it was taught, seconds since the start; or error: {code, field, message}. MODEL is followed: new
+    versions are pulled, checked and tried while the old one answers. SIGTERM ends it in order, with 0; what was not
+    sent waits in DIR. Every option but --once can stand in the environment: EVERLEARN_EDGE_SOURCE, and so on. With
+    --once, exit code 9 says that some files failed.
+    """
+    _check_extra()
+    from everlearn_client.edge import EdgeModel
+    from everlearn_client.edge.folder_source import FolderSource
+    from everlearn_client.edge.runtime import Runtime
+
+    policy = _policy(only_unsure, margin, temperature, per_hour, mb_per_day, duplicates)
+    settings = _settings(policy, watch_every, threads, spool_mb, server_key)
+    journal, number = folder / "read", int(version) if version.isdecimal() else version
+    files = FolderSource(
+        source, after=after.value, labels=labels.value, settle_s=settle, journal=journal, clock_s=time.monotonic
+    )
+    with _signals() as ended, connect(ctx, server, client_id=client or _identity(folder)) as connected:
+        device = EdgeModel(
+            model,
+            folder=folder,
+            client=connected,
+            version=number,
+            settings=settings,
+            metered=lambda: metered is not None and metered.exists(),
+            on_switch=lambda name, why: say(f"{name} answers: {why}"),
+        )
+        runtime = Runtime(device, files, _Lines(ended), step=step, label=label)
+        _work(device, runtime, files, ended, once=once)
+    raise typer.Exit(_code(runtime, ended, once=once))
+
+
+def _policy(
+    only_unsure: bool,
+    margin: float,
+    temperature: float,
+    per_hour: float | None,
+    mb_per_day: float | None,
+    duplicates: bool,
+) -> SendPolicy:
+    from everlearn_client.edge import SendPolicy
+
+    return SendPolicy(
+        only_unsure=only_unsure,
+        margin_below=margin,
+        temperature=temperature,
+        samples_per_hour=per_hour,
+        duplicate_bits=None if duplicates else SendPolicy.duplicate_bits,
+        bytes_per_day=None if mb_per_day is None else mb_per_day * 1e6,
+    )
+
+
+def _settings(policy: SendPolicy, watch_every: float, threads: int, spool_mb: float, server_key: str) -> EdgeSettings:
+    from everlearn_client.edge import EdgeSettings
+
+    return EdgeSettings(
+        policy=policy,
+        watch_every_s=watch_every,
+        threads=threads,
+        spool_bytes=int(spool_mb * 1e6),
+        server_key=server_key,
+    )
+
+
+def _work(device: EdgeModel, runtime: Runtime, files: FolderSource, ended: list[int], *, once: bool) -> None:
+    try:
+        _first_version(device, once=once)
+        if not once:
+            device.start()
+        while not ended:
+            count = runtime.step(lambda: bool(ended))
+            if once and not files.settling:
+                break
+            if not count:
+                time.sleep(POLL_S)
+        if once and not ended and device.spool.samples:
+            _send(device)
+    finally:
+        device.close()
+    say(f"{runtime.answered} files answered, {runtime.failed} failed; {device.spool.samples} samples wait")
+
+
+def _send(device: EdgeModel) -> None:
+    try:
+        device.flush()
+    except _PASSING as error:
+        say(f"not sent yet: {error.message}", style="yellow")
+
+
+def _first_version(device: EdgeModel, *, once: bool) -> None:
+    """Where nothing is installed yet, or nobody will ask later, the server is asked now. One that is away is waited for
+    if there is time; one that has no such model, or does not let the device in, ends it."""
+    if device.version and not once:
+        return
+    try:
+        device.pull()
+    except _PASSING as error:
+        if once and not device.version:
+            raise
+        say(f"no new version yet: {error.message}", style="yellow")
+
+
+def _code(runtime: Runtime, ended: list[int], *, once: bool) -> int:
+    if ended:
+        return exit_codes.OK if ended[0] == signal.SIGTERM else exit_codes.INTERRUPTED
+    return exit_codes.PARTLY if once and runtime.failed else exit_codes.OK
+
+
+class _Lines:
+    """Records as lines of JSON, each on its way at once. Where nobody reads them any more, it is time to end."""
+
+    def __init__(self, ended: list[int]) -> None:
+        self._ended = ended
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        try:
+            sys.stdout.write(json.dumps(record) + "\n")
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # What Python itself writes out at its end has to go somewhere.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            self._ended.append(signal.SIGPIPE)
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """The first SIGTERM or Ctrl-C is only noted here, for work to end in order; the second one ends at once."""
+    ended: list[int] = []
+    before: dict[int, Any] = {}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        # Nothing but this: a lock that is taken here may be held by whom the signal interrupted.
+        ended.append(number)
+        restore()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before[number] = signal.signal(number, note)
+    try:
+        yield ended
+    finally:
+        restore()
+
+
+def _identity(folder: Path) -> str:
+    """The device's own, made at the first start. Raises InvalidArgument where the folder cannot be written."""
+    from everlearn_client.edge.durable_files import read_twice, write_twice
+
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        told, _ = read_twice(folder, "identity")
+        if told is None:
+            told = {"generation": 1, "client_id": f"edge-{uuid.uuid4().hex[:16]}"}
+            write_twice(folder, "identity", told)
+    except OSError as error:
+        raise InvalidArgument(f"{folder} cannot be used: {error.strerror}", field="--folder") from error
+    return str(told["client_id"])
+
+
+def _check_extra() -> None:
+    """Raises InvalidArgument where what a device needs is not installed."""
+    missing = [name for name in ("onnxruntime", "zstandard", "PIL") if find_spec(name) is None]
+    if missing:
+        raise InvalidArgument(
+            f"a device needs {', '.join(missing)}, not installed here: pip install 'everlearn[edge-run]'"
+        )

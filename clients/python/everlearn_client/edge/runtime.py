@@ -1,0 +1,143 @@
+"""A device without code of its own: what a folder gives is predicted, and taught where its label is known.
+
+One record a file (`Record`), whose names are part of the interface:
+
+    file      its path within the source
+    label     the best class; of several labels `labels`, a list of {label, score}; of a regression `values`
+    score     of that class
+    version   `models/{model}/versions/{number}` that answered
+    truth     the label that the device knows, where it does
+    decision  what became of it as a lesson: send, sure, duplicate, rate
+    seconds   since the start, by a clock that does not jump
+    error     why there is no answer, or no lesson: {code, field, message}
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+
+from everlearn_client.edge.folder_source import FolderSource, Found
+from everlearn_client.edge.model import EdgeModel
+from everlearn_client.edge.pictures import Read, read
+from everlearn_client.errors import EverlearnClientError, InvalidArgument
+from everlearn_client.results import Predictions
+from everlearn_client.samples import SampleInput, Tensors
+
+Record = dict[str, Any]
+UNREADABLE: Final = "UNREADABLE"
+"""Code of a file that the disk does not give; others are names of gRPC's statuses."""
+
+logger = logging.getLogger(__name__)
+
+
+class Runtime:
+    """Connects a source to a model; whoever has it calls `step` again and again."""
+
+    def __init__(
+        self,
+        model: EdgeModel,
+        source: FolderSource,
+        put: Callable[[Record], None],
+        *,
+        step: str = "",
+        label: str = "",
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`put`: takes each record. `step`: the task, domain or season of what is taught. `label`: of files that have
+        none of their own."""
+        self._model, self._source, self._put = model, source, put
+        self._step, self._label, self._clock_s = step, label, clock_s
+        self._begun_s = clock_s()
+        self._source_fails = False
+        self.answered = self.failed = 0
+
+    def step(self, stopped: Callable[[], bool]) -> int:
+        """Reads what is whole, one file after the other, until nothing is left or `stopped`; returns how many.
+
+        Nothing is read before there is a model: files wait where they are. A power cut between a lesson and what
+        becomes of its file lets that one file be taught again.
+        """
+        if not self._model.version:
+            return 0
+        try:
+            found = self._source.whole()
+        except OSError as error:
+            if not self._source_fails:
+                logger.warning("the source cannot be read, and is tried again: %s", error)
+            self._source_fails = True
+            return 0
+        self._source_fails, count = False, 0
+        for each in found:
+            if stopped():
+                break
+            self._one(each)
+            count += 1
+        return count
+
+    def _one(self, found: Found) -> None:
+        record: Record = {"file": found.name}
+        try:
+            read_, answer = self._answer(found, record)
+            self._teach(found, read_, answer, record)
+        except EverlearnClientError as error:
+            record["error"] = {
+                "code": error.code or "INVALID_ARGUMENT",
+                "field": error.field,
+                "message": error.message,
+            }
+        except OSError as error:
+            record["error"] = {"code": UNREADABLE, "field": "file", "message": error.strerror or type(error).__name__}
+        failed = "error" in record
+        self._put({**record, "seconds": round(self._clock_s() - self._begun_s, 3)})
+        self.answered, self.failed = self.answered + (not failed), self.failed + failed
+        try:
+            self._source.done(found, failed=failed)
+        except OSError as error:
+            logger.warning("%s stays where it is: %s", found.name, error)
+
+    def _answer(self, found: Found, record: Record) -> tuple[Read, Predictions]:
+        read_ = read(found.path)
+        form: SampleInput = read_.array if read_.array.dtype == np.uint8 else Tensors(read_.array[None])
+        answer = self._model.predict(form, scores=True)
+        if answer.values_NK is not None:
+            record["values"] = dict(zip(answer.labels, map(float, answer.values_NK[0]), strict=True))
+        else:
+            scored = [{"label": each.label, "score": each.score} for each in answer.top[0]]
+            record.update({"labels": scored} if self._model.task == "multilabel" else scored[0])
+        record["version"] = answer.version
+        return read_, answer
+
+    def _teach(self, found: Found, read_: Read, answer: Predictions, record: Record) -> None:
+        lines = self._source.label_of(found)
+        if lines is None and self._label:
+            lines = [self._label]
+        if lines is None:
+            return
+        truth = _truth(lines, self._model.task)
+        record["truth"] = truth
+        record["decision"] = self._model.observe(
+            read_.array,
+            truth,
+            send=None if read_.encoded is None else [read_.encoded],
+            step=self._step,
+            scores_C=None if answer.scores_NC is None else answer.scores_NC[0],
+        )
+
+
+def _truth(lines: list[str], task: str) -> Any:
+    """One label; of several labels a list, which may be empty; of a regression a number a line."""
+    if task == "multilabel":
+        return lines
+    if task == "regression":
+        try:
+            return [float(line) for line in lines]
+        except ValueError:
+            raise InvalidArgument("the label is no number a line; the model learns values", field="label") from None
+    if len(lines) != 1:
+        raise InvalidArgument(f"the label has {len(lines)} lines; one is needed", field="label")
+    return lines[0]
