@@ -25,6 +25,7 @@ NAMES = (
     "head_swap",
     "export",
     "delta",
+    "precision",
     "serving",
     "memory",
     "heads",

@@ -29,13 +29,14 @@ from everlearn_client.client import DEFAULT_TARGET, EMBED_TIMEOUT_S, FIRST_POLL_
 from everlearn_client.errors import DeadlineExceeded, EverlearnClientError, Held, from_rpc_error
 from everlearn_client.events import LearnEvent, LearnReport
 from everlearn_client.receipts import ReceiptFile
-from everlearn_client.resource_names import model_name, version_name
+from everlearn_client.resource_names import model_name
 from everlearn_client.results import (
     Embeddings,
     ExportFile,
     ExportInfo,
     Predictions,
     embed_request,
+    export_request,
     operation_result,
     predict_request,
     stream_outcome,
@@ -303,10 +304,11 @@ class AsyncClient:
         version: str | int = "stable",
         *,
         student: bool = False,
+        precision: str = "fp32",
         timeout_s: float = PREPARE_TIMEOUT_S,
     ) -> ExportInfo:
         """As `Client.export`."""
-        request = export_pb2.CreateExportRequest(version=version_name(model, version), student=student)
+        request = export_request(model, version, student=student, precision=precision)
         operation = await self.call(self._export.CreateExport, request)
         return ExportInfo.of(cast(export_pb2.Export, await self.wait(operation, timeout_s=timeout_s)))
 
@@ -330,10 +332,7 @@ class AsyncClient:
         on_progress: DownloadCallback | None = None,
         retry_for_s: float = 120.0,
     ) -> list[Path]:
-        """Fetches all files of an export, going on where an earlier attempt stopped; files already there are kept.
-
-        Raises DataLoss where what arrives is not what the export announced.
-        """
+        """As `Client.download`, always whole files. Raises DataLoss where they are not what the export announced."""
         return [await self._fetch(export, file, Path(folder), on_progress, retry_for_s) for file in export.files]
 
     async def wait(

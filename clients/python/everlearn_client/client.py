@@ -27,12 +27,13 @@ from everlearn_client._retry import Retry
 from everlearn_client.errors import DeadlineExceeded, EverlearnClientError, Held, from_rpc_error
 from everlearn_client.events import LearnEvent, LearnReport
 from everlearn_client.receipts import ReceiptFile
-from everlearn_client.resource_names import model_name, version_name
+from everlearn_client.resource_names import model_name
 from everlearn_client.results import (
     Embeddings,
     ExportInfo,
     Predictions,
     embed_request,
+    export_request,
     operation_result,
     predict_request,
     stream_outcome,
@@ -301,14 +302,15 @@ class Client:
         version: str | int = "stable",
         *,
         student: bool = False,
+        precision: str = "fp32",
         timeout_s: float = PREPARE_TIMEOUT_S,
     ) -> ExportInfo:
         """Has a version turned into one ONNX file, checked against the server. The same version is the same export.
 
         `student`: the small network that imitates the model, as it is now, under that version's head; raises
-        FailedPrecondition where the two agree too little.
+        FailedPrecondition where the two agree too little. `precision`: `fp16` stores the weights in half the bytes.
         """
-        request = export_pb2.CreateExportRequest(version=version_name(model, version), student=student)
+        request = export_request(model, version, student=student, precision=precision)
         operation = self.call(self._export.CreateExport, request)
         return ExportInfo.of(cast(export_pb2.Export, self.wait(operation, timeout_s=timeout_s)))
 

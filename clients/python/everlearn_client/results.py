@@ -94,6 +94,8 @@ class ExportInfo:
     manifest: bytes = b""
     """What it is, as JSON; `signature` is the server's, Ed25519 (RFC 8032)."""
     signature: bytes = b""
+    precision: str = "fp32"
+    """Of the weights in the file; scores are float32 in any case."""
 
     @classmethod
     def of(cls, message: export_pb2.Export) -> ExportInfo:
@@ -107,6 +109,7 @@ class ExportInfo:
             message.probes,
             message.manifest,
             message.signature,
+            message.precision or "fp32",
         )
 
 
@@ -127,6 +130,11 @@ def predict_request(
     """Raises InvalidArgument."""
     name = model_name(model) if version is None else version_name(model, version)
     return predict_pb2.PredictRequest(name=name, samples=to_message(samples), top_k=top_k, scores=scores)
+
+
+def export_request(model: str, version: str | int, *, student: bool, precision: str) -> export_pb2.CreateExportRequest:
+    """Raises InvalidArgument."""
+    return export_pb2.CreateExportRequest(version=version_name(model, version), student=student, precision=precision)
 
 
 def embed_request(models: Sequence[str], samples: SampleInput) -> learn_pb2.EmbedRequest:

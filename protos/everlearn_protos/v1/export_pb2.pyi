@@ -25,19 +25,25 @@ class CreateExportRequest(google.protobuf.message.Message):
 
     VERSION_FIELD_NUMBER: builtins.int
     STUDENT_FIELD_NUMBER: builtins.int
+    PRECISION_FIELD_NUMBER: builtins.int
     version: builtins.str
     """`models/{model}/versions/{number|stable|latest}`."""
     student: builtins.bool
     """Exports the model's student as it is now, under the head of that version: a version of its own, which the export
     names. Refused where the model declares no distill_to, or the two agree less than it demands.
     """
+    precision: builtins.str
+    """`fp32` (also where it is empty) or `fp16`: of the weights in the file, which are half as many bytes. Another export,
+    with files of its own. What goes in (uint8 images) and comes out (float32 scores) is the same.
+    """
     def __init__(
         self,
         *,
         version: builtins.str = ...,
         student: builtins.bool = ...,
+        precision: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["student", b"student", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["precision", b"precision", "student", b"student", "version", b"version"]) -> None: ...
 
 Global___CreateExportRequest: typing_extensions.TypeAlias = CreateExportRequest
 
@@ -53,8 +59,9 @@ class Export(google.protobuf.message.Message):
     PROBES_FIELD_NUMBER: builtins.int
     MANIFEST_FIELD_NUMBER: builtins.int
     SIGNATURE_FIELD_NUMBER: builtins.int
+    PRECISION_FIELD_NUMBER: builtins.int
     name: builtins.str
-    """`models/{model}/exports/{version number}`."""
+    """`models/{model}/exports/{version number}`, and `-{precision}` where that is not fp32."""
     version: builtins.str
     parity_max_abs_diff: builtins.float
     """Largest difference between a score of the file and of the server over the probes."""
@@ -63,6 +70,8 @@ class Export(google.protobuf.message.Message):
     """JSON: what this is, and size and sha256 of each file."""
     signature: builtins.bytes
     """Ed25519 (RFC 8032) of `manifest`, by the key that GetServerInfo tells."""
+    precision: builtins.str
+    """Of the file. `export.json`, where there is one, says more of it."""
     @property
     def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ExportFile]: ...
     @property
@@ -78,9 +87,10 @@ class Export(google.protobuf.message.Message):
         probes: builtins.int = ...,
         manifest: builtins.bytes = ...,
         signature: builtins.bytes = ...,
+        precision: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["create_time", b"create_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["create_time", b"create_time", "files", b"files", "manifest", b"manifest", "name", b"name", "parity_max_abs_diff", b"parity_max_abs_diff", "probes", b"probes", "signature", b"signature", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["create_time", b"create_time", "files", b"files", "manifest", b"manifest", "name", b"name", "parity_max_abs_diff", b"parity_max_abs_diff", "precision", b"precision", "probes", b"probes", "signature", b"signature", "version", b"version"]) -> None: ...
 
 Global___Export: typing_extensions.TypeAlias = Export
 
@@ -93,7 +103,7 @@ class ExportFile(google.protobuf.message.Message):
     SHA256_FIELD_NUMBER: builtins.int
     file_name: builtins.str
     """`model.onnx`, `MODEL_CARD.md`, `probes.npz` (samples and the scores they must get: a device tries a new version with
-    them), or `tokenizer.json`.
+    them), `tokenizer.json`, or `export.json`.
     """
     size_bytes: builtins.int
     sha256: builtins.str

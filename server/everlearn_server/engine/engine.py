@@ -10,6 +10,7 @@ from functools import partial
 import structlog
 
 from everlearn.errors import DataLossError, PreconditionError
+from everlearn.export.precision import Precision, precision_of
 from everlearn.inputs.decoding import DecodingApart, DecodingHere, ImageDecoding
 from everlearn.inputs.samples import Features, Samples
 from everlearn_server.engine.applier import Applier
@@ -23,6 +24,7 @@ from everlearn_server.engine.fleet import EngineSettings, Fleet
 from everlearn_server.engine.live_model import LiveModel
 from everlearn_server.engine.manifest import manifest
 from everlearn_server.engine.operations import Operation, Operations
+from everlearn_server.engine.precisions import export_id, exports_of
 from everlearn_server.engine.probe import Probe, probe
 from everlearn_server.engine.serving import Scored, Snapshot, scores_of
 from everlearn_server.engine.student_release import release_student
@@ -213,7 +215,9 @@ class Engine:
         await model.point_stable(model.book.roll_back(number), "rolled back")
         return model
 
-    async def start_export(self, name: str, version: str, *, student: bool = False) -> Operation:
+    async def start_export(
+        self, name: str, version: str, *, student: bool = False, precision: Precision = "fp32"
+    ) -> Operation:
         """Begins an export; the version that the name means now is the one exported, or its student as it is now.
 
         Raises as `release_student`, and DiskFullError.
@@ -223,12 +227,12 @@ class Engine:
         if student:
             versioned = await release_student(self.model(name), versioned)
         await self.model(name).store_version(versioned)
-        request = {"version": str(versioned.record.number)}
+        request = {"version": str(versioned.record.number), "precision": precision}
         return await self.operations.start("export", name, request, self._run_export)
 
     async def exports(self, name: str) -> list[ExportRow]:
-        """Newest first. Raises NotFoundError."""
-        rows = await self._store.catalog.exports(self.model(name).name)
+        """Newest version first, each precision a row of its own. Raises NotFoundError."""
+        rows = await exports_of(await self._store.catalog.exports(self.model(name).name), self._store.blobs)
         return sorted(rows, key=lambda row: -row.version_number)
 
     async def verify_export(self, row: ExportRow, sha256: str) -> None:
@@ -258,8 +262,9 @@ class Engine:
         model = self.model(operation.model)
         versioned = model.book.find(operation.request["version"])
         operation.progress("compose")
-        row = await self._exporter.export(model, versioned)
-        return {"name": f"models/{row.model}/exports/{row.version_number}"}
+        # One that was asked for before this release names none.
+        row = await self._exporter.export(model, versioned, precision_of(operation.request.get("precision", "")))
+        return {"name": f"models/{row.model}/exports/{export_id(row)}"}
 
 
 def _decoding(settings: EngineSettings) -> ImageDecoding:

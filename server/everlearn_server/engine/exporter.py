@@ -1,4 +1,4 @@
-"""Releases a version as files: composed, compared with the server, stored by digest."""
+"""Releases a version as files, in the precision asked for: composed, compared with the server, stored by digest."""
 
 from __future__ import annotations
 
@@ -7,22 +7,26 @@ import hashlib
 import json
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from everlearn.errors import DataLossError
 from everlearn.export.card import CardFacts, StudentFacts, model_card
-from everlearn.export.compose import Composer
+from everlearn.export.card_precision import PrecisionFacts
+from everlearn.export.compose import Composer, score_output
 from everlearn.export.parity import ReleaseReport, check_release
+from everlearn.export.precision import TOLERANCE, Precision
 from everlearn.export.probes import Probes
 from everlearn.export.self_test import SelfTest
 from everlearn.values import FeaturesBd, Trunk, TrunkInput
 from everlearn_server.engine.damages import Damages
 from everlearn_server.engine.live_model import LiveModel
+from everlearn_server.engine.precisions import RECORD_FILE, exports_of, joined, record
 from everlearn_server.engine.serving import Snapshot
 from everlearn_server.engine.trunks import LiveTrunk
 from everlearn_server.engine.versions import Versioned
-from everlearn_server.store.rows import ExportFile, ExportRow
+from everlearn_server.store.rows import ExportFile, ExportRow, VersionRow
 from everlearn_server.store.store import Store
 
 MODEL_FILE, CARD_FILE, TOKENIZER_FILE, PROBES_FILE = "model.onnx", "MODEL_CARD.md", "tokenizer.json", "probes.npz"
@@ -54,11 +58,11 @@ class Exporter:
         # Two at once would compose one file twice, and delete one export twice.
         self._turn = asyncio.Lock()
 
-    async def export(self, model: LiveModel, versioned: Versioned) -> ExportRow:
+    async def export(self, model: LiveModel, versioned: Versioned, precision: Precision = "fp32") -> ExportRow:
         """The export of a version, made now unless it has been, or is damaged. Raises ParityError: then nothing is
-        released."""
+        released; InputError for a precision that this model has no file in."""
         async with self._turn:
-            return await self._export(model, versioned)
+            return await self._export(model, versioned, precision)
 
     async def verify(self, row: ExportRow, sha256: str) -> None:
         """Whether a file of an export is what it was. Raises DataLossError, which says how it is made anew."""
@@ -77,32 +81,34 @@ class Exporter:
         async with self._turn:
             await self._prune(model)
 
-    async def _export(self, model: LiveModel, versioned: Versioned) -> ExportRow:
+    async def _export(self, model: LiveModel, versioned: Versioned, precision: Precision) -> ExportRow:
         number = versioned.record.number
-        for row in await self._store.catalog.exports(model.name):
-            if row.version_number == number and await self._is_intact(row):
+        stored = [row for row in await self._store.catalog.exports(model.name) if row.version_number == number]
+        for row in await exports_of(stored, self._store.blobs):
+            if row.precision == precision and await self._is_intact(row):
                 return row
         await model.store_version(versioned)
         bench = await self._bench(versioned.snapshot)
         tolerance = model.spec.spec.gate.parity
-        onnx, report, card = await asyncio.to_thread(_release, bench, model.name, versioned, tolerance)
-        probes = bench.self_test.file(versioned.snapshot.scores, tolerance)
-        contents = {MODEL_FILE: onnx, CARD_FILE: card.encode(), PROBES_FILE: probes}
-        if bench.trunk.tokenizer:
-            contents[TOKENIZER_FILE] = bench.trunk.tokenizer
+        made = await asyncio.to_thread(_release, bench, model.name, versioned, tolerance, precision)
+        report, contents = made.report, dict(made.contents)
+        row = ExportRow(
+            model=model.name,
+            version_number=number,
+            files=(),
+            parity=report.served.max_abs_diff,
+            probes=report.served.probes,
+            create_time_s=time.time(),
+            precision=precision,
+        )
+        if precision != "fp32":
+            contents[RECORD_FILE] = record(row, _told(report, max(tolerance, TOLERANCE[precision])))
         files = [
             ExportFile(file_name=name, size=len(data), sha256=await self._store.blobs.put(data))
             for name, data in contents.items()
         ]
-        row = ExportRow(
-            model=model.name,
-            version_number=number,
-            files=tuple(files),
-            parity=report.served.max_abs_diff,
-            probes=report.served.probes,
-            create_time_s=time.time(),
-        )
-        await self._store.catalog.put_export(row)
+        row = replace(row, files=tuple(files))
+        await self._store.catalog.put_export(joined(stored[0] if stored else None, row))
         self._damages.gone(model.name, kind="export", name=str(number))
         await self._prune(model)
         return row
@@ -144,27 +150,67 @@ def _make_bench(trunk: Trunk, run: Callable[[TrunkInput], FeaturesBd]) -> _Bench
     return _Bench(trunk=trunk, composer=Composer(trunk), probes=probes, self_test=SelfTest.of(trunk, run, probes))
 
 
-def _release(bench: _Bench, model: str, versioned: Versioned, tolerance: float) -> tuple[bytes, ReleaseReport, str]:
-    record, head = versioned.record, versioned.snapshot.head
+@dataclass(frozen=True, kw_only=True)
+class _Released:
+    """What leaves, and why it may."""
+
+    contents: Mapping[str, bytes]
+    report: ReleaseReport
+
+
+def _told(report: ReleaseReport, tolerance: float) -> dict[str, Any]:
+    """For the record of an export: how close it is to the server's own precision."""
+    return {
+        "parity": {
+            "max_rel_diff": report.composed.max_rel_diff,
+            "tolerance": tolerance,
+            "label_agreement": report.composed.label_agreement,
+        }
+    }
+
+
+def _release(bench: _Bench, model: str, versioned: Versioned, declared: float, precision: Precision) -> _Released:
+    record, snapshot = versioned.record, versioned.snapshot
+    head, tolerance = snapshot.head, max(declared, TOLERANCE[precision])
     metrics = json.loads(record.metrics_json)
+    student = StudentFacts.of(metrics["student"]) if "student" in metrics else None
+    told = _metadata(model, record, metrics) | (student.told() if student is not None else {})
+    live = snapshot.tail
+    onnx = bench.composer.compose(head, told, live.tail if live is not None else None, precision=precision)
+    report = check_release(onnx, snapshot.scores, head.labels, bench.probes, task=head.task, tolerance=tolerance)
+    card = model_card(_facts(model, versioned, metrics, student, onnx, precision, tolerance), bench.trunk, head, report)
+    if precision == "fp32":
+        probes = bench.self_test.file(snapshot.scores, declared)
+    else:
+        probes = bench.self_test.file_of(onnx, score_output(head.task), declared)
+    contents = {MODEL_FILE: onnx, CARD_FILE: card.encode(), PROBES_FILE: probes}
+    if bench.trunk.tokenizer:
+        contents[TOKENIZER_FILE] = bench.trunk.tokenizer
+    return _Released(contents=contents, report=report)
+
+
+def _metadata(model: str, record: VersionRow, metrics: Mapping[str, Any]) -> dict[str, str]:
     told = {
         "model": model,
         "version": str(record.number),
         "head": metrics["head"],
         "samples": str(record.sample_count),
     }
-    if record.memory_digest:  # a head that was solved in a hurry has none
-        told["memory_digest"] = record.memory_digest
-    student = StudentFacts.of(metrics["student"]) if "student" in metrics else None
-    if student is not None:
-        told |= student.told()
-    live = versioned.snapshot.tail
-    onnx = bench.composer.compose(head, told, live.tail if live is not None else None)
-    report = check_release(
-        onnx, versioned.snapshot.scores, head.labels, bench.probes, task=head.task, tolerance=tolerance
-    )
-    tested = metrics["tested"] > 0
-    facts = CardFacts(
+    # A head that was solved in a hurry has no digest.
+    return told | ({"memory_digest": record.memory_digest} if record.memory_digest else {})
+
+
+def _facts(
+    model: str,
+    versioned: Versioned,
+    metrics: Mapping[str, Any],
+    student: StudentFacts | None,
+    onnx: bytes,
+    precision: Precision,
+    tolerance: float,
+) -> CardFacts:
+    record, tested = versioned.record, metrics["tested"] > 0
+    return CardFacts(
         model=model,
         version=record.number,
         head_kind=metrics["head"],
@@ -181,5 +227,5 @@ def _release(bench: _Bench, model: str, versioned: Versioned, tolerance: float) 
         axes=tuple(metrics.get("axes", ())),
         privacy=tuple(metrics.get("privacy", ())),
         steps={} if student else metrics.get("report", {}).get("steps", {}),  # a student's record is its own
+        precision=None if precision == "fp32" else PrecisionFacts(precision=precision, tolerance=tolerance),
     )
-    return onnx, report, model_card(facts, bench.trunk, head, report)

@@ -6,6 +6,7 @@ import json
 from datetime import UTC, datetime
 from typing import Final
 
+from everlearn_server.engine.precisions import export_id
 from everlearn_server.store.rows import ExportRow
 
 KIND: Final = "everlearn export manifest 1"
@@ -16,8 +17,9 @@ def manifest(row: ExportRow) -> bytes:
     """JSON; equal for equal rows."""
     told = {
         "kind": KIND,
-        "export": f"models/{row.model}/exports/{row.version_number}",
+        "export": f"models/{row.model}/exports/{export_id(row)}",
         "version": f"models/{row.model}/versions/{row.version_number}",
+        "precision": row.precision,
         "create_time": datetime.fromtimestamp(row.create_time_s, UTC).isoformat(timespec="seconds"),
         "files": {file.file_name: {"size_bytes": file.size, "sha256": file.sha256} for file in row.files},
     }

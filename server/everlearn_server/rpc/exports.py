@@ -9,8 +9,10 @@ import grpc
 from google.protobuf.message import Message
 
 from everlearn.errors import InvalidError, NotFoundError
+from everlearn.export.precision import precision_of
 from everlearn_protos.v1 import export_pb2
 from everlearn_server.engine.engine import Engine
+from everlearn_server.engine.precisions import sizes
 from everlearn_server.rpc import names, wire
 from everlearn_server.rpc.caller import client_of
 from everlearn_server.rpc.messages import export_message, operation_message
@@ -49,7 +51,9 @@ class ExportService:
         """Begins; the operation's response is the Export."""
         client_of(context)
         name, version = names.version_of(request.version, field="version")
-        operation = await self._engine.start_export(name, version, student=request.student)
+        operation = await self._engine.start_export(
+            name, version, student=request.student, precision=precision_of(request.precision)
+        )
         message: Message = operation_message(operation)
         return message
 
@@ -98,6 +102,11 @@ class ExportService:
         if request.have_sha256 and not DIGEST.fullmatch(request.have_sha256):
             raise InvalidError("not a digest; it has 64 lower-case hexadecimal digits", field="have_sha256")
         stored = await self._stored(row.model, file.file_name)
+        of_another_precision = [
+            each for each in await self._engine.exports(row.model) if each.precision != row.precision
+        ]
+        if request.have_sha256 in sizes(of_another_precision, file.file_name):
+            return export_pb2.PlanUpdateResponse()  # no weight of one is near a weight of the other
         steps = await self._engine.updates.plan(row.model, stored, request.have_sha256, file.sha256)
         return export_pb2.PlanUpdateResponse(
             steps=[
@@ -133,15 +142,14 @@ class ExportService:
             sha256 = ""  # the first tells it
 
     async def _stored(self, model: str, file_name: str) -> dict[str, int]:
-        rows = await self._engine.exports(model)
-        return {file.sha256: file.size for row in rows for file in row.files if file.file_name == file_name}
+        return sizes(await self._engine.exports(model), file_name)
 
     async def _find(self, name: str) -> ExportRow:
-        model, number = names.export_of(name)
+        model, number, precision = names.export_of(name)
         for row in await self._engine.exports(model):
-            if row.version_number == number:
+            if (row.version_number, row.precision) == (number, precision):
                 return row
-        raise NotFoundError(f"model {model!r} has no export of version {number}; create one", field="name")
+        raise NotFoundError(f"model {model!r} has no {precision} export of version {number}; create one", field="name")
 
 
 def _file(row: ExportRow, file_name: str) -> ExportFile:

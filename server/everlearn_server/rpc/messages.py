@@ -24,6 +24,7 @@ from everlearn_server.engine.budget import Spent
 from everlearn_server.engine.engine import Engine
 from everlearn_server.engine.live_model import LiveModel
 from everlearn_server.engine.operations import Operation
+from everlearn_server.engine.precisions import export_id
 from everlearn_server.engine.probe import Probe
 from everlearn_server.engine.students import LiveStudent
 from everlearn_server.engine.truth_check import MAX_BATCH_SAMPLES
@@ -311,9 +312,9 @@ async def finished_message(operation: Operation, engine: Engine) -> Any:
 
 async def _result(operation: Operation, engine: Engine) -> Message:
     if operation.kind == "export":
-        _, number = names.export_of(operation.result["name"])
+        _, number, precision = names.export_of(operation.result["name"])
         for row in await engine.exports(operation.model):
-            if row.version_number == number:
+            if (row.version_number, row.precision) == (number, precision):
                 return export_message(row, engine)
         raise NotFoundError(
             f"the export of version {number} has been deleted since, as retention.exports demands; create it again",
@@ -326,7 +327,7 @@ def export_message(row: ExportRow, engine: Engine) -> export_pb2.Export:
     """An export as callers see it."""
     manifest, signature = engine.signed_manifest(row)
     return export_pb2.Export(
-        name=f"models/{row.model}/exports/{row.version_number}",
+        name=f"models/{row.model}/exports/{export_id(row)}",
         version=f"models/{row.model}/versions/{row.version_number}",
         files=[
             export_pb2.ExportFile(file_name=file.file_name, size_bytes=file.size, sha256=file.sha256)
@@ -337,4 +338,5 @@ def export_message(row: ExportRow, engine: Engine) -> export_pb2.Export:
         probes=row.probes,
         manifest=manifest,
         signature=signature,
+        precision=row.precision,
     )

@@ -1,4 +1,4 @@
-"""Resource names (AIP-122): `models/{m}`, `models/{m}/versions/{version}`, `models/{m}/exports/{number}`; paging."""
+"""Resource names (AIP-122): `models/{m}`, `models/{m}/versions/{version}`, `models/{m}/exports/{export}`; paging."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from everlearn.errors import InvalidError, NotFoundError
+from everlearn.export.precision import PRECISIONS, Precision, precision_of
 from everlearn.spec.model import NAME
 
 T = TypeVar("T")
@@ -32,13 +33,14 @@ def version_of(name: str, *, field: str = "name") -> tuple[str, str]:
     return model_of("/".join(parts[:2]), field=field), parts[3]
 
 
-def export_of(name: str, *, field: str = "name") -> tuple[str, int]:
-    """`models/{model}/exports/{number}` -> model, version number. Raises InvalidError."""
+def export_of(name: str, *, field: str = "name") -> tuple[str, int, Precision]:
+    """`models/{model}/exports/{number}[-{precision}]` -> model, version number, precision. Raises InvalidError."""
     parts = name.split("/")
     # Digits are counted first: Python refuses to make an int of thousands.
-    if len(parts) != 4 or parts[2] != "exports" or not re.fullmatch("[0-9]{1,18}", parts[3]):
-        raise InvalidError(unlike(name, "models/{model}/exports/{version number}"), field=field)
-    return model_of("/".join(parts[:2]), field=field), int(parts[3])
+    found = re.fullmatch("([0-9]{1,18})(?:-([a-z0-9]{1,8}))?", parts[3]) if len(parts) == 4 else None
+    if found is None or parts[2] != "exports" or found[2] not in (None, *PRECISIONS[1:]):
+        raise InvalidError(unlike(name, "models/{model}/exports/{version number}[-{precision}]"), field=field)
+    return model_of("/".join(parts[:2]), field=field), int(found[1]), precision_of(found[2] or "")
 
 
 def unlike(name: str, form: str) -> str:

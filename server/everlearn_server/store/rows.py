@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from everlearn.export.precision import Precision
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRow:
@@ -122,6 +124,8 @@ class ExportRow:
     """Largest difference of a score from the server's, on the probes."""
     probes: int
     create_time_s: float
+    precision: Precision = "fp32"
+    """Of a row from the catalog this says nothing: its files are of all precisions (`engine.precisions`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 
 from everlearn.errors import InputError
-from everlearn.export import card_tasks
+from everlearn.export import card_precision, card_tasks
+from everlearn.export.card_precision import PrecisionFacts
 from everlearn.export.compose import input_contract, public_source
 from everlearn.export.parity import ReleaseReport
 from everlearn.spec.composition import GRADIENT_HEADS
@@ -155,6 +156,9 @@ class CardFacts:
     steps: Mapping[str, float] = field(default_factory=dict)
     """What was forgotten of the stream's steps (`metrics.steps.Steps.summary`); empty where it named none."""
 
+    precision: PrecisionFacts | None = None
+    """Where the file is in another precision than the server's."""
+
     def axis(self, name: str) -> str:
         """What the recipe chose for an axis, in words; empty where that is not known."""
         return next((line.removeprefix(f"{name}: ") for line in self.axes if line.startswith(f"{name}: ")), "")
@@ -178,6 +182,7 @@ def model_card(facts: CardFacts, trunk: Trunk, head: LinearHead, parity: Release
         _learning(facts, trunk.front, head),
         *_privacy(facts.privacy),
         _checks(trunk.front, parity),
+        *card_precision.section(facts.precision, parity),
         _origin(facts, trunk),
     ]
     return "\n\n".join(parts) + "\n"

@@ -8,6 +8,8 @@
 A plain tensor needs no front: there the input is `tensor` float32 [N, *shape]. Of a text it is `input_ids` int64
 [N, L], which the tokenizer.json that is exported beside the file makes of it.
 
+All of that is the same in every precision that a file may be made in (`export.precision`).
+
 Of several labels a sample the scores are probabilities, and instead of one label there is `present` bool [N, C], where
 they are at least 0.5. A regression has one output, `values` float32 [N, K], whose columns the metadata names.
 
@@ -17,6 +19,7 @@ bytes, so an export is known by its sha256 and the same version again is the sam
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -32,6 +35,7 @@ from everlearn.backbones.tail import Tail, fill
 from everlearn.errors import BackboneError, InputError
 from everlearn.export.front import front_graph
 from everlearn.export.graphs import IR_VERSION, LOWEST_OPSET, TAIL_FEATURES, alone, join, with_tail
+from everlearn.export.precision import Precision, halve
 from everlearn.metrics.label_sets import THRESHOLD
 from everlearn.values import Front, FrontConfig, LinearHead, Task, TextFront, Trunk
 
@@ -72,11 +76,18 @@ class Composer:
         self._dim = trunk.feature_dim
         self._metadata = _provenance(trunk)
 
-    def compose(self, head: LinearHead, metadata: Mapping[str, str], tail: Tail | None = None) -> bytes:
+    def compose(
+        self,
+        head: LinearHead,
+        metadata: Mapping[str, str],
+        tail: Tail | None = None,
+        *,
+        precision: Precision = "fp32",
+    ) -> bytes:
         """The file. `metadata`: what the caller knows (model, version, head, samples, ...), keys without the prefix.
 
         `tail`: what is between trunk and head, where a part of the backbone has learned. Raises InputError for a head
-        that does not fit what is below it, and for a metadata key that the composer fills in.
+        that does not fit what is below it, for a metadata key that the composer fills in, and as `halve`.
         """
         model = onnx.ModelProto()
         if tail is None:
@@ -86,12 +97,19 @@ class Composer:
             check_head(head, tail.feature_dim)
             model = with_tail(self._skeleton, onnx.load_model_from_string(fill(tail.graph, tail.arrays)))
         model.producer_name, model.producer_version = "everlearn", __version__
+        if precision == "fp16":
+            halve(model)
         del model.graph.output[:]
         _add_head(model.graph, head, features="features" if tail is None else TAIL_FEATURES)
         _add_answers(model.graph, head)
         model.graph.name = "everlearn"
         learned = _learned(head) | ({"tail_digest": tail.digest} if tail is not None else {})
-        _add_metadata(model, self._metadata | learned, metadata)
+        known = self._metadata
+        if precision != "fp32":
+            # Its features are not quite the server's: nobody is to send them as such.
+            features = hashlib.sha256(f"{known['feature_digest']} in {precision}".encode()).hexdigest()
+            known = known | {"feature_digest": features, "precision": precision}
+        _add_metadata(model, known | learned, metadata)
         return bytes(model.SerializeToString(deterministic=True))
 
 

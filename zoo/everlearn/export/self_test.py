@@ -50,8 +50,18 @@ class SelfTest:
 
     def file(self, scores_of: Callable[[FeaturesBd], npt.NDArray[np.float32]], tolerance: float) -> bytes:
         """For a version whose head gives `scores_of`. `tolerance`: of its parity check. The same for the same."""
+        return self._file(scores_of(self.features_Bd), tolerance)
+
+    def file_of(self, onnx: bytes, output: str, tolerance: float) -> bytes:
+        """For a file of another precision than the server's: held to what the file itself gives here in `output`, for
+        its distance to the server is of its precision, and a wrong head would hide in it. `tolerance`: as `file`."""
+        session = plain_session(onnx)
+        name = session.get_inputs()[0].name
+        return self._file(np.concatenate([session.run([output], {name: each})[0] for each in self.samples]), tolerance)
+
+    def _file(self, expected_BC: npt.NDArray[np.float32], tolerance: float) -> bytes:
         arrays: dict[str, npt.NDArray[Any]] = {f"sample_{row}": each for row, each in enumerate(self.samples)}
-        arrays["expected"] = np.asarray(scores_of(self.features_Bd), np.float32)
+        arrays["expected"] = np.asarray(expected_BC, np.float32)
         arrays["tolerance"] = np.array(max(LEAST_TOLERANCE, SLACK * tolerance), np.float64)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, **arrays)

@@ -69,6 +69,9 @@ def export(
     student: Annotated[
         bool, typer.Option("--student", help="The small network that imitates it, as declared by distill_to.")
     ] = False,
+    precision: Annotated[
+        str, typer.Option(metavar="fp32|fp16", help="Of the weights: fp16 halves the file and is as fast.")
+    ] = "fp32",
     base: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="With an earlier version's files: only the differences are downloaded."),
@@ -84,12 +87,13 @@ def export(
 ) -> None:
     """Take a version along as one ONNX file, checked against the server. An interrupted download is resumed."""
     with connect(ctx, server, client_id=name) as client:
-        made = client.export(model, version, student=student)
+        made = client.export(model, version, student=student, precision=precision)
         with _DownloadDisplay() as display:
             paths = client.download(made, folder, base=base, on_progress=display.update)
     if output is not Output.TABLE:
         parity = {"max_abs_diff": made.parity_max_abs_diff, "probes": made.probes}
-        put_data({"version": made.version, "parity": parity, "files": [str(path) for path in paths]}, output)
+        told = {"version": made.version, "precision": made.precision, "parity": parity}
+        put_data({**told, "files": [str(path) for path in paths]}, output)
         return
     put_fields({"version": made.version, "parity": f"{made.parity_max_abs_diff:.2g} over {made.probes} probes"})
     rows = [(path, file.size_bytes, file.sha256) for path, file in zip(paths, made.files, strict=True)]

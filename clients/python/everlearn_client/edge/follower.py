@@ -35,12 +35,14 @@ class Follower:
         max_starts: int = 3,
         threads: int = 1,
         retry_for_s: float = 60.0,
+        precision: str = "fp32",
         server_key: str = "",
         on_switch: Callable[[str, str], None] | None = None,
     ) -> None:
         """Takes up what lies there; offline, too. `server_key`: as Trust. `on_switch` hears of a version that runs from
         now on, and why."""
         self._model, self._version, self._threads = model, version, threads
+        self._precision = precision
         self._retry_for_s = retry_for_s
         self._on_switch = on_switch or (lambda version, why: None)
         self._trust = Trust(folder, key=server_key)
@@ -68,6 +70,12 @@ class Follower:
         session = self.session  # not of the record, which is written a moment before the session is exchanged
         return "" if session is None else version_name(session.model, session.version)
 
+    @property
+    def precision(self) -> str:
+        """Of the version that runs; empty where none does."""
+        session = self.session
+        return "" if session is None else session.precision
+
     def confirm(self) -> None:
         """The version that runs has proved itself."""
         self._slots.confirm()
@@ -81,7 +89,7 @@ class Follower:
         """
         if self.on_trial or not self._is_new(client):
             return False
-        export = client.export(self._model, self._version)
+        export = client.export(self._model, self._version, precision=self._precision)
         self._trust.check(export, client)
         wanted = _needed(export)
         slot = Slot.of(wanted)
@@ -107,6 +115,9 @@ class Follower:
         if isinstance(number, str):
             number = client.models.get(self._model).status.aliases.get(number, 0)
         wanted = version_name(self._model, number) if number else ""
+        session = self.session
+        if session is not None and session.precision != self._precision and wanted != self._passed_over:
+            return True  # of the same version, maybe
         return not wanted or wanted not in (self.version, self._passed_over)
 
     def _tried(self, slot: Slot, folder: Path) -> EdgeSession:

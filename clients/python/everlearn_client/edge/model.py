@@ -53,6 +53,9 @@ class EdgeSettings:
     """On the disk, for what waits; the oldest gives way."""
     spool_age_s: float | None = None
     """Older samples are dropped; None for never."""
+    precision: str = "fp32"
+    """Of the model that runs here, `fp32` or `fp16`: the latter is half as many bytes to download and to keep, and as
+    fast."""
     server_key: str = ""
     """64 hexadecimal digits, as `everlearn info` shows them: only what this server signed runs here. Where it is empty,
     the first server that a model is pulled from is the one, for good."""
@@ -98,6 +101,7 @@ class EdgeModel:
                 version=version,
                 max_starts=self._settings.max_starts,
                 threads=self._settings.threads,
+                precision=self._settings.precision,
                 server_key=self._settings.server_key,
                 on_switch=on_switch,
             )
@@ -151,6 +155,11 @@ class EdgeModel:
         """`classification`, `multilabel` or `regression`; empty before the first version was pulled."""
         session = self._follower.session
         return "" if session is None else session.task
+
+    @property
+    def precision(self) -> str:
+        """Of the weights of the version that answers; empty before the first was pulled."""
+        return self._follower.precision
 
     @property
     def rolled_back(self) -> str:

@@ -44,6 +44,7 @@ class EdgeSession:
             self.task = told[f"{_PREFIX}task"]
             self.labels = tuple(json.loads(told[f"{_PREFIX}{'outputs' if self.task == 'regression' else 'labels'}"]))
             self.feature_digest = told[f"{_PREFIX}feature_digest"]
+            self.precision = told.get(f"{_PREFIX}precision", "fp32")
         except (KeyError, ValueError) as error:
             raise DataLoss(f"{path.name} is no export of everlearn: {error} is not in its metadata") from None
         self.input_name = str(self._session.get_inputs()[0].name)
