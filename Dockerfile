@@ -2,7 +2,7 @@
 # Three images from one lock:
 #   server       learns with torch, runs trunks on an NVIDIA GPU      docker build --target server .
 #   server-lite  no torch: trunks that are ONNX files, on the CPU     docker build --target server-lite .
-#   edge         the client, its command, and ONNX Runtime            docker build --target edge .
+#   edge         `everlearn edge run`: a device without code          docker build --target edge .
 #
 #   docker run --ulimit core=0 -v everlearn:/var/lib/everlearn -p 127.0.0.1:8470:8470 IMAGE
 #
@@ -49,7 +49,7 @@ FROM environment AS edge-environment
 COPY requirements/edge.txt requirements.txt
 RUN pip install --require-hashes -r requirements.txt
 COPY --from=wheel /dist /dist
-RUN pip install --no-deps /dist/*.whl && everlearn --help > /dev/null
+RUN pip install --no-deps /dist/*.whl && everlearn edge run --help > /dev/null
 
 # What every image has when it runs: no root, no pip cache, no compiler.
 FROM base AS runtime
@@ -80,9 +80,14 @@ ENV LD_LIBRARY_PATH=/opt/everlearn/lib/python3.12/site-packages/nvidia/cu13/lib:
 FROM serving AS server-lite
 COPY --from=server-lite-environment /opt/everlearn /opt/everlearn
 
+# docker run -v shelf:/var/lib/everlearn -v /var/spool/camera:/camera IMAGE shelf --server gateway:8470
+# The camera's folder is writable by uid 10001, or read with `--after leave`; other verbs: --entrypoint everlearn.
 FROM runtime AS edge
 COPY --from=edge-environment /opt/everlearn /opt/everlearn
+ENV EVERLEARN_EDGE_FOLDER=/var/lib/everlearn/device EVERLEARN_EDGE_SOURCE=/camera
+VOLUME /var/lib/everlearn
 USER everlearn
 WORKDIR /var/lib/everlearn
-ENTRYPOINT ["everlearn"]
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["everlearn", "edge", "run"]
 CMD ["--help"]

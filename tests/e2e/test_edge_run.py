@@ -290,6 +290,26 @@ def test_a_reader_that_goes_away_ends_it_in_order(server: RealServer, backbone: 
     assert "Exception" not in done.stderr
 
 
+def test_it_needs_no_memory_that_can_be_written_and_run(server: RealServer, backbone: Path, tmp_path: Path) -> None:
+    """As the systemd unit has it (MemoryDenyWriteExecute)."""
+    declare(server, backbone, "wxorx")
+    (tmp_path / "camera").mkdir()
+    (tmp_path / "camera" / "a.png").write_bytes(png(0, 1))
+    refused = (
+        "import ctypes, mmap, sys\n"
+        "if ctypes.CDLL(None).prctl(65, 1, 0, 0, 0): sys.exit(77)\n"  # PR_SET_MDWE
+        "try: mmap.mmap(-1, 4096, prot=7)\n"
+        "except PermissionError: sys.stderr.write('it is refused\\n')\n"
+    )
+    command = [sys.executable, "-c", refused + MAIN, "edge", "run", "wxorx", "--folder", str(tmp_path / "device")]
+    command += ["--source", str(tmp_path / "camera"), "--server", server.address, "--once", "--label", "ash"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False)
+    if done.returncode == 77:
+        pytest.skip("the kernel has no PR_SET_MDWE")
+    assert (done.returncode, "it is refused" in done.stderr) == (exit_codes.OK, True), done.stderr
+    assert json.loads(done.stdout)["label"] == "ash"
+
+
 def test_other_verbs_do_not_load_what_a_device_needs() -> None:
     code = (
         "import sys; import everlearn_client.cli.app; "

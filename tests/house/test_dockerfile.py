@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
 from tests.house.rules import ROOT
+from tests.house.test_systemd_unit import edge_run_variables
+from typer.testing import CliRunner
+
+from everlearn_client.cli.app import app
 
 LINES = (ROOT / "Dockerfile").read_text("utf-8").replace("\\\n", " ").splitlines()
 
@@ -60,3 +65,13 @@ def test_the_gpu_libraries_are_looked_for_in_the_python_that_the_image_has() -> 
     python = next(re.search(r"python:(\d+\.\d+)", line)[1] for line in LINES if line.startswith("ARG PYTHON_IMAGE"))  # type: ignore[index]
     named = {found for line in LINES for found in re.findall(r"/lib/python(\d+\.\d+)/", line)}
     assert named == {python}
+
+
+def test_the_edge_image_starts_a_device_and_tells_it_its_folders() -> None:
+    instructions = _inherited("edge")
+    (entry,) = (json.loads(line.removeprefix("ENTRYPOINT ")) for line in instructions if line.startswith("ENTRYPOINT"))
+    (rest,) = (json.loads(line.removeprefix("CMD ")) for line in instructions if line.startswith("CMD"))
+    assert (entry[0], CliRunner().invoke(app, [*entry[1:], *rest]).exit_code) == ("everlearn", 0)
+    told = {name for line in instructions if line.startswith("ENV ") for name in re.findall(r"\bEVERLEARN_\w+", line)}
+    assert told == {"EVERLEARN_EDGE_FOLDER", "EVERLEARN_EDGE_SOURCE"}
+    assert told <= edge_run_variables()
