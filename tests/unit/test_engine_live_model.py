@@ -18,6 +18,7 @@ from everlearn.runtime.session import TrunkSession
 from everlearn.spec.load import parse
 from everlearn.values import Trunk
 from everlearn_server.engine.batches import Derived
+from everlearn_server.engine.head_pages import HeadPages
 from everlearn_server.engine.live_model import LiveModel
 from everlearn_server.engine.trunks import LiveTrunk, TrunkPool
 from everlearn_server.store.store import Store
@@ -46,7 +47,10 @@ async def live_model(
     trunk: Trunk = tiny.trunk_of(backbone)
     rows = await store.catalog.models()
     row = rows[0] if rows else await store.catalog.put_model(replace(MODEL, trunk_digest=None), expected_etag=None)
-    model = LiveModel(row=row, spec=spec, store=store, executor=EXECUTOR, solvers=SOLVERS, commit_share=1.0)
+    pages = HeadPages(lambda model, number: store.catalog.version_now(model, number).head)
+    model = LiveModel(
+        row=row, spec=spec, store=store, executor=EXECUTOR, solvers=SOLVERS, pages=pages, commit_share=1.0
+    )
     live = TrunkPool(lambda onnx: TrunkSession(onnx)).acquire(trunk)
 
     async def none(*digests: str) -> LiveTrunk | None:

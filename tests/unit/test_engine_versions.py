@@ -69,13 +69,13 @@ def book(*, first: int = 1, numbers: int = 1000) -> VersionBook:
 
 
 def publish(versions: VersionBook, model: Model | None = None, *, accuracy: float = 0.9, **options: float) -> Versioned:
-    def snapshot(number: int, made: LinearHead) -> Snapshot:
+    def snapshot(number: int, made: Solved) -> Snapshot:
         return Snapshot(
             model="m",
             version=number,
             trunk=TRUNK,
             front=TRUNK.front,
-            head=made,
+            head=made.head,
             input=(model or spec()).spec.input,
             feature_digest=TRUNK.feature_digest,
             create_time_s=0.0,
@@ -127,7 +127,8 @@ def test_a_version_that_passes_becomes_stable_and_one_that_does_not_becomes_late
     assert versions.aliases_of(2) == ["latest"]
     with pytest.raises(GateError, match=r"fell from 0\.900 to 0\.700"):
         versions.promote("2")
-    assert versions.stable is first
+    assert versions.stable is not None
+    assert versions.stable.snapshot is first.snapshot
 
 
 def test_with_manual_promotion_only_promoting_moves_stable() -> None:
@@ -144,11 +145,12 @@ def test_with_manual_promotion_only_promoting_moves_stable() -> None:
 def test_rolling_back_pauses_promotion_until_somebody_promotes() -> None:
     versions = book()
     first, second = stored(versions, 2)
-    assert versions.roll_back(0) is first
+    assert versions.roll_back(0).snapshot is first.snapshot
     assert versions.promotion_paused
     publish(versions)
-    assert versions.stable is first
-    assert versions.promote("2") is second
+    assert versions.stable is not None
+    assert versions.stable.snapshot is first.snapshot
+    assert versions.promote("2").snapshot is second.snapshot
     assert not versions.promotion_paused
     assert publish(versions) is versions.stable
 
@@ -186,7 +188,7 @@ def test_heads_superseded_before_they_were_stored_are_forgotten_after_eight_more
     for _ in range(20):
         publish(versions)
     assert versions.numbers() == [1, *range(13, 22)]
-    assert versions.find("1") is kept
+    assert versions.find("1").snapshot is kept.snapshot
     with pytest.raises(NotFoundError, match="no version '12'"):
         versions.find("12")
 

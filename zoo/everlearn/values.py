@@ -210,6 +210,11 @@ class LinearHead:
     task: Task = "classification"
     """What a score means."""
 
+    @property
+    def is_loaded(self) -> bool:
+        """Whether its weights are in RAM; a server reads those of some when they are needed."""
+        return True
+
     def scores(self, features_Bd: FeaturesBd) -> npt.NDArray[np.float32]:
         """float32 [B, C]."""
         if self.normalise:

@@ -31,6 +31,7 @@ from everlearn_server.engine.student_release import release_student
 from everlearn_server.engine.trunks import LiveTrunk
 from everlearn_server.engine.updates import Updates
 from everlearn_server.engine.upgrade import Upgrades
+from everlearn_server.engine.versions import Versioned
 from everlearn_server.engine.waiting_room import best_labels
 from everlearn_server.engine.work_queue import WorkQueue
 from everlearn_server.store.rows import DownloadRow, ExportRow
@@ -194,7 +195,7 @@ class Engine:
         exports = await self._store.catalog.exports(name)
         return {
             **await self._store.ledger.sizes(name),
-            "versions": sum(len(record.head) for record in self.model(name).book.records()),
+            "versions": self.model(name).book.stored_bytes,
             "exports": sum(file.size for row in exports for file in row.files),
         }
 
@@ -204,7 +205,7 @@ class Engine:
         """Points `stable` at a version. Raises GateError, NotFoundError, ConflictError."""
         model = self.model(name)
         check_etag(model, etag)
-        await model.point_stable(model.book.promote(version), "promoted")
+        await self._point_stable(model, lambda: model.book.promote(version), "promoted")
         self._fleet.tell_ready(model)
         return model
 
@@ -212,8 +213,18 @@ class Engine:
         """Points `stable` back and pauses automatic promotion. Raises NotFoundError, PreconditionError."""
         model = self.model(name)
         check_etag(model, etag)
-        await model.point_stable(model.book.roll_back(number), "rolled back")
+        await self._point_stable(model, lambda: model.book.roll_back(number), "rolled back")
         return model
+
+    async def _point_stable(self, model: LiveModel, point: Callable[[], Versioned], reason: str) -> None:
+        before = model.book.stable, model.book.promotion_paused
+        versioned = point()
+        try:
+            await model.point_stable(versioned, reason)
+        except DataLossError as error:  # its weights were read only now: what served before goes on
+            model.book.stable, model.book.promotion_paused = before
+            self.damages.found("version", model.name, error, name=str(versioned.record.number))
+            raise
 
     async def start_export(
         self, name: str, version: str, *, student: bool = False, precision: Precision = "fp32"

@@ -22,6 +22,7 @@ from everlearn.values import Trunk
 from everlearn_server.engine.applier import Applier
 from everlearn_server.engine.conditions import conditions_json
 from everlearn_server.engine.damages import Damages
+from everlearn_server.engine.head_pages import HeadPages
 from everlearn_server.engine.live_model import LiveModel
 from everlearn_server.engine.publisher import Solved
 from everlearn_server.engine.students import LiveStudent, checkpoint_key, forget
@@ -71,6 +72,7 @@ class Fleet:
         self._solvers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="heads")
         self.trunks = TrunkPool(self.open_session)
         self.damages = Damages()
+        self._pages = HeadPages(lambda model, number: store.catalog.version_now(model, number).head)
         self._working_set = WorkingSet(self.models, store.ledger, capacity_bytes=settings.working_set_bytes)
         self.ready_changed: Callable[[str, bool], None] = lambda model, ready: None
         """Called when a model begins or ceases to serve (health)."""
@@ -146,6 +148,7 @@ class Fleet:
             executor=self._executor,
             solvers=self._solvers,
             release_trunk=self.trunks.release,
+            pages=self._pages,
             commit_share=self._settings.commit_share,
             trainer=self._settings.trainer,
             on_first_stable=lambda name: self.tell_ready(self.get(name)),

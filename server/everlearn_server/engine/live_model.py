@@ -20,6 +20,7 @@ from everlearn_server.engine.budget import Budget
 from everlearn_server.engine.client_parts import accounts_of, drop_parts
 from everlearn_server.engine.conditions import conditions_json, not_ready
 from everlearn_server.engine.damages import Damages
+from everlearn_server.engine.head_pages import HeadPages
 from everlearn_server.engine.hold import Hold
 from everlearn_server.engine.integration import Integration
 from everlearn_server.engine.learners import make_learner, make_records, sealer_of
@@ -51,41 +52,38 @@ class LiveModel:
         store: Store,
         executor: Executor,
         solvers: Executor,
+        pages: HeadPages,
         commit_share: float,
         trainer: TrainerSettings = TrainerSettings(),  # noqa: B008  # frozen
         release_trunk: Callable[[LiveTrunk], None] = lambda trunk: None,
         on_first_stable: Callable[[str], None] = lambda name: None,
         damages: Damages | None = None,
     ) -> None:
-        self.row = row
-        self.spec = spec
-        self.unloaded = False
+        self.row, self.spec = row, spec
+        self.unloaded = self._closed = False
         self.trunk: LiveTrunk | None = None
         self.student: LiveStudent | None = None
         self.earlier_trunks: dict[str, LiveTrunk] = {}
         """Of versions from earlier lineages, by feature digest."""
         self.book = VersionBook(model=row.name, lineage=row.lineage, first_number=0)
+        self.book.paged = pages.paged
         self.book.promotion_paused = row.promotion_paused
         self.book.class_samples = spec.spec.privacy.min_class_samples or 0
         self._store = store
-        self._executor = executor
-        self.solvers = solvers
-        self._release_trunk = release_trunk
-        self._commit_share = commit_share
-        self._trainer = trainer
+        self._executor, self.solvers = executor, solvers
+        self._release_trunk, self._pages = release_trunk, pages
+        self._commit_share, self._trainer = commit_share, trainer
         self._own_threads: ThreadPoolExecutor | None = None
-        self._row_lock = asyncio.Lock()
+        self._row_lock, self._store_lock = asyncio.Lock(), asyncio.Lock()
         self._on_first_stable = on_first_stable
         self.damages = damages or Damages()
         self._writer: ModelWriter | None = None
         self._publisher: Publisher | None = None
         self._storing: asyncio.Task[None] | None = None
         self._reserving: asyncio.Task[None] | None = None
-        self._store_lock = asyncio.Lock()
         self._stored_at_s = 0.0
         self._pointed: dict[str, int] = {}
         """Aliases as they are stored."""
-        self._closed = False
 
     @property
     def name(self) -> str:
@@ -302,8 +300,7 @@ class LiveModel:
             await self._store_latest()
 
     def _is_stored(self, latest: Versioned) -> bool:
-        number = latest.record.number
-        return number in self.book.stored and self._pointed.get("latest") == number
+        return latest.record.number in self.book.stored and self._pointed.get("latest") == latest.record.number
 
     async def _store_latest(self) -> None:
         async with self._store_lock:
@@ -373,11 +370,13 @@ class LiveModel:
         return receipt
 
     async def point_stable(self, versioned: Versioned, reason: str) -> None:
-        """Stores the alias `stable` and whether promotion is paused."""
+        """Stores the alias `stable` and whether promotion is paused. Raises DataLossError where its head is damaged."""
         async with self._store_lock:
+            number, head = versioned.record.number, versioned.snapshot.head
+            self.book.take_head(number, await asyncio.to_thread(self._pages.whole, head))
             await self._put_version(versioned, {})
-            await self._store.catalog.set_alias(self.name, "stable", versioned.record.number, reason)
-            self._pointed["stable"] = versioned.record.number
+            await self._store.catalog.set_alias(self.name, "stable", number, reason)
+            self._pointed["stable"] = number
         await self.update_row(promotion_paused=self.book.promotion_paused)
 
     async def _reserve_numbers(self) -> None:
@@ -395,6 +394,7 @@ class LiveModel:
         self.book.stable, latest = await aliased(catalog, self.name, versions, self._pointed)
         if latest is not None and latest.record.lineage == self.row.lineage:
             self.book.latest = latest
+        self.book.page()
 
     def _not_ready(self) -> EverlearnError:
         return not_ready(self.row, self.damages.of(self.name))

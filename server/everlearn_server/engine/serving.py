@@ -75,8 +75,8 @@ class Scored:
 
 async def scores_of(snapshot: Snapshot, features_Bd: FeaturesBd) -> npt.NDArray[np.float32]:
     """A version's scores, [B, C], without holding up others on the event loop."""
-    products = len(features_Bd) * snapshot.head.weight_dC.size
-    if snapshot.tail is not None or products > _PRODUCTS_ON_THE_LOOP:
+    products = features_Bd.size * len(snapshot.head.labels)
+    if snapshot.tail is not None or products > _PRODUCTS_ON_THE_LOOP or not snapshot.head.is_loaded:
         return await asyncio.to_thread(snapshot.scores, features_Bd)
     return snapshot.scores(features_Bd)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections import OrderedDict
@@ -14,6 +15,7 @@ from everlearn.spec.input import Input
 from everlearn.spec.model import Gate, Model
 from everlearn.spec.promises import promises
 from everlearn.spec.telling import axes
+from everlearn.values import LinearHead
 from everlearn_server.engine.publisher import NO_NUMBERS, Solved
 from everlearn_server.engine.serving import Snapshot
 from everlearn_server.engine.trunks import LiveTrunk
@@ -70,6 +72,19 @@ class Versioned:
     tails: Mapping[str, int]
     fewest: int = 0
     """Samples of the smallest class that it shows."""
+    head_sha256: bytes = b""
+    """Of its weights as they are stored, and how many bytes they are: once they are, they are not kept here too."""
+    head_bytes: int = 0
+
+    def stored(self) -> Versioned:
+        """The same without the bytes that have been stored."""
+        head = self.record.head
+        return replace(
+            self,
+            record=replace(self.record, head=b""),
+            head_sha256=hashlib.sha256(head).digest(),
+            head_bytes=len(head),
+        )
 
     def of_commit(self, commit_id: int) -> Versioned:
         """The same with the last commit that it may know of."""
@@ -92,6 +107,8 @@ class VersionBook:
         self.class_samples = 0
         """Versions that show a smaller class than this are as good as not there."""
         self._withdrawn_below = 0
+        self.paged: Callable[[Versioned], Versioned] = lambda versioned: versioned
+        """Gives a stored version whose weights are read when they are needed."""
 
     # -- numbers ------------------------------------------------------------------------------------------------
 
@@ -111,7 +128,7 @@ class VersionBook:
     def restore(self, row: VersionRow, snapshot: Snapshot) -> Versioned:
         """Takes up a stored version."""
         fewest = _fewest(json.loads(row.metrics_json).get("samples_per_class", ()))
-        versioned = Versioned(snapshot=snapshot, record=row, tails={}, fewest=fewest)
+        versioned = Versioned(snapshot=snapshot, record=row, tails={}, fewest=fewest).stored()
         self._versions[row.number] = versioned
         self.stored.add(row.number)
         return versioned
@@ -232,6 +249,11 @@ class VersionBook:
         for number, versioned in list(self._versions.items()):
             self._exchange(number, replace(versioned, snapshot=replace(versioned.snapshot, input=declared)))
 
+    def take_head(self, number: int, head: LinearHead) -> None:
+        """The head of a version with its weights, for `stable` is not to wait for them."""
+        if (versioned := self._versions.get(number)) is not None:
+            self._exchange(number, replace(versioned, snapshot=replace(versioned.snapshot, head=head)))
+
     def _exchange(self, number: int, versioned: Versioned) -> None:
         """Wherever it is named: an alias is not to go on with what was there before."""
         self._versions[number] = versioned
@@ -264,8 +286,19 @@ class VersionBook:
         present = self._versions.get(number)
         if present is not None and present.snapshot is not versioned.snapshot:
             versioned = replace(present, record=versioned.record)
-        self._exchange(number, versioned)
+        self._exchange(number, versioned.stored())
         self.stored.add(number)
+        self.page()
+
+    def page(self) -> None:
+        """Lets go of the weights of stored versions that no alias names."""
+        for number in self.stored.difference(each.record.number for each in (self.stable, self.latest) if each):
+            self._versions[number] = self.paged(self._versions[number])
+
+    @property
+    def stored_bytes(self) -> int:
+        """Of all stored versions' weights."""
+        return sum(self._versions[number].head_bytes for number in self.stored)
 
     def forget(self, numbers: Iterable[int]) -> None:
         """Drops stored versions that the store has pruned."""

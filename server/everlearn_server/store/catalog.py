@@ -79,6 +79,10 @@ class Catalog:
         """One version with its head, verified. Raises NotFoundError, DataLossError."""
         return await self._database.run(self._version, model, number)
 
+    def version_now(self, model: str, number: int) -> VersionRow:
+        """As `version`, for a worker thread, which waits."""
+        return self._database.call(self._version, model, number)
+
     async def prune_versions(self, model: str, keep: int) -> tuple[int, ...]:
         """Deletes all versions but the newest `keep`, the aliased and the exported; returns what went, ascending."""
         if keep < 0:
