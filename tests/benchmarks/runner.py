@@ -32,6 +32,7 @@ NAMES = (
     "commits",
     "client_sums",
     "late_labels",
+    "novelty",
     "gradient_step",
     "upgrade",
     "student",

@@ -48,6 +48,17 @@ def solve_cholesky(factor_dd: Float, target_dK: Float) -> Float:
     return solution_dK
 
 
+def solve_triangular(factor_dd: Float, target_dK: Float, *, transposed: bool = False) -> Float:
+    """L^-1 target, or L^-T target, from A's Cholesky factor L (dtrtrs)."""
+    solution_dK = np.array(target_dK, np.float64, order="F")
+    (dim, count), info = solution_dK.shape, _int(0)
+    if count:
+        matrix = (dim, count, _column_major(factor_dd), dim, solution_dK, dim, info)
+        _call(cython_lapack, "dtrtrs", "L", "T" if transposed else "N", "N", *matrix)
+        _check(info, "dtrtrs")
+    return solution_dK
+
+
 class Tridiagonal:
     """A = H T H^T with H orthogonal (as Householder reflectors) and T tridiagonal; overwrites A (dsytrd)."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Final, Literal
@@ -192,6 +192,43 @@ NEVER: Final = -1e30
 
 
 @dataclass(frozen=True, kw_only=True)
+class Novelty:
+    """How unlike all learned classes a sample is: the squared distance to the nearest class's mean in a few directions
+    (`everlearn.heads._novelty`), in units of where that class ends. Beyond 1 the sample is unknown.
+
+    Served by NumPy, exported as a few ONNX nodes; both use exactly these numbers. Axes: k directions.
+    """
+
+    basis_dk: npt.NDArray[np.float32]
+    offset_k: npt.NDArray[np.float32]
+    weight_kC: npt.NDArray[np.float32]
+    bias_C: npt.NDArray[np.float32]
+    scale_C: npt.NDArray[np.float32]
+    """1 / the squared distance at which a class ends; 0 of one without samples."""
+
+    def of(self, features_Bd: FeaturesBd) -> npt.NDArray[np.float32]:
+        """float32 [B], at least 0."""
+        z_Bk = features_Bd @ self.basis_dk + self.offset_k
+        apart_BC = z_Bk @ self.weight_kC + self.bias_C
+        apart_BC += np.sum(z_Bk * z_Bk, axis=1, keepdims=True) * self.scale_C
+        nearest_B: npt.NDArray[np.float32] = np.maximum(apart_BC.min(axis=1), np.float32(0))
+        return nearest_B
+
+    def over(self, columns_K: npt.NDArray[np.intp]) -> Novelty:
+        """Of these classes alone."""
+        return replace(
+            self,
+            weight_kC=np.ascontiguousarray(self.weight_kC[:, columns_K]),
+            bias_C=self.bias_C[columns_K],
+            scale_C=self.scale_C[columns_K],
+        )
+
+
+UNKNOWN: Final = -1
+"""Index in place of a label's, where a sample is unknown; the label is empty then, which no label can be."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LinearHead:
     """What every closed-form head comes down to: scores = x W + b, with x optionally scaled to unit length.
 
@@ -209,6 +246,13 @@ class LinearHead:
     """Ridge penalty relative to the mean eigenvalue (GCV), or shrinkage (OAS); 0 where the head has none."""
     task: Task = "classification"
     """What a score means."""
+    novelty: Novelty | None = None
+    """What tells samples unlike all classes, where the declaration asks for it."""
+
+    @property
+    def tells_novelty(self) -> bool:
+        """Whether there is one; asking that reads no weights."""
+        return self.novelty is not None
 
     @property
     def is_loaded(self) -> bool:

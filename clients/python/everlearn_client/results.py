@@ -43,6 +43,14 @@ class Predictions:
     """Of a regression; columns are `labels`, and `top` is empty."""
     sample_ids: tuple[str, ...] = ()
     """For each sample, of a model that declares late_labels: what `Client.label` takes, once the label is known."""
+    novelty: tuple[float, ...] = ()
+    """For each sample, of a model that declares unknown: abstain: how unlike all learned classes it is. Beyond 1 the
+    model abstains, and `top` is a guess."""
+
+    @property
+    def abstained(self) -> tuple[bool, ...]:
+        """For each sample, whether the model knows nothing like it; empty of a model that answers all alike."""
+        return tuple(not novelty <= 1 for novelty in self.novelty)  # not `>`: what is no number is unknown
 
     @classmethod
     def of(cls, response: predict_pb2.PredictResponse) -> Predictions:
@@ -50,8 +58,17 @@ class Predictions:
         scores = from_tensor(response.scores).astype(np.float32) if response.HasField("scores") else None
         top = tuple(tuple(ScoredLabel(s.label, s.index, s.score) for s in p.top) for p in response.predictions)
         values = from_tensor(response.values).astype(np.float32) if response.HasField("values") else None
-        labels, ids = tuple(response.labels), tuple(response.sample_ids)
-        return cls(response.version, top, labels, scores, response.queue_ms, response.trunk_ms, values, ids)
+        return cls(
+            response.version,
+            top,
+            tuple(response.labels),
+            scores,
+            response.queue_ms,
+            response.trunk_ms,
+            values,
+            tuple(response.sample_ids),
+            tuple(response.novelty),
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from everlearn_protos.v1 import tensor_pb2 as everlearn__protos_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!everlearn_protos/v1/predict.proto\x12\x0c\x65verlearn.v1\x1a everlearn_protos/v1/tensor.proto\"e\n\x0ePredictRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x07samples\x18\x02 \x01(\x0b\x32\x15.everlearn.v1.Samples\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\x0e\n\x06scores\x18\x04 \x01(\x08\"\xe5\x01\n\x0fPredictResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12-\n\x0bpredictions\x18\x02 \x03(\x0b\x32\x18.everlearn.v1.Prediction\x12$\n\x06scores\x18\x03 \x01(\x0b\x32\x14.everlearn.v1.Tensor\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12\x10\n\x08queue_ms\x18\x05 \x01(\x01\x12\x10\n\x08trunk_ms\x18\x06 \x01(\x01\x12$\n\x06values\x18\x14 \x01(\x0b\x32\x14.everlearn.v1.Tensor\x12\x12\n\nsample_ids\x18\x15 \x03(\t\"4\n\nPrediction\x12&\n\x03top\x18\x01 \x03(\x0b\x32\x19.everlearn.v1.ScoredLabel\":\n\x0bScoredLabel\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x05\x12\r\n\x05score\x18\x03 \x01(\x02\"\x82\x01\n\x15PredictStreamResponse\x12\x31\n\x08response\x18\x01 \x01(\x0b\x32\x1d.everlearn.v1.PredictResponseH\x00\x12+\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x1a.everlearn.v1.PredictErrorH\x00\x42\t\n\x07outcome\"<\n\x0cPredictError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t2\xb0\x01\n\x0ePredictService\x12\x46\n\x07Predict\x12\x1c.everlearn.v1.PredictRequest\x1a\x1d.everlearn.v1.PredictResponse\x12V\n\rPredictStream\x12\x1c.everlearn.v1.PredictRequest\x1a#.everlearn.v1.PredictStreamResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!everlearn_protos/v1/predict.proto\x12\x0c\x65verlearn.v1\x1a everlearn_protos/v1/tensor.proto\"e\n\x0ePredictRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x07samples\x18\x02 \x01(\x0b\x32\x15.everlearn.v1.Samples\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\x0e\n\x06scores\x18\x04 \x01(\x08\"\xf6\x01\n\x0fPredictResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12-\n\x0bpredictions\x18\x02 \x03(\x0b\x32\x18.everlearn.v1.Prediction\x12$\n\x06scores\x18\x03 \x01(\x0b\x32\x14.everlearn.v1.Tensor\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12\x10\n\x08queue_ms\x18\x05 \x01(\x01\x12\x10\n\x08trunk_ms\x18\x06 \x01(\x01\x12$\n\x06values\x18\x14 \x01(\x0b\x32\x14.everlearn.v1.Tensor\x12\x12\n\nsample_ids\x18\x15 \x03(\t\x12\x0f\n\x07novelty\x18\x16 \x03(\x02\"4\n\nPrediction\x12&\n\x03top\x18\x01 \x03(\x0b\x32\x19.everlearn.v1.ScoredLabel\":\n\x0bScoredLabel\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x05\x12\r\n\x05score\x18\x03 \x01(\x02\"\x82\x01\n\x15PredictStreamResponse\x12\x31\n\x08response\x18\x01 \x01(\x0b\x32\x1d.everlearn.v1.PredictResponseH\x00\x12+\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x1a.everlearn.v1.PredictErrorH\x00\x42\t\n\x07outcome\"<\n\x0cPredictError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t2\xb0\x01\n\x0ePredictService\x12\x46\n\x07Predict\x12\x1c.everlearn.v1.PredictRequest\x1a\x1d.everlearn.v1.PredictResponse\x12V\n\rPredictStream\x12\x1c.everlearn.v1.PredictRequest\x1a#.everlearn.v1.PredictStreamResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,15 +35,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREDICTREQUEST']._serialized_start=85
   _globals['_PREDICTREQUEST']._serialized_end=186
   _globals['_PREDICTRESPONSE']._serialized_start=189
-  _globals['_PREDICTRESPONSE']._serialized_end=418
-  _globals['_PREDICTION']._serialized_start=420
-  _globals['_PREDICTION']._serialized_end=472
-  _globals['_SCOREDLABEL']._serialized_start=474
-  _globals['_SCOREDLABEL']._serialized_end=532
-  _globals['_PREDICTSTREAMRESPONSE']._serialized_start=535
-  _globals['_PREDICTSTREAMRESPONSE']._serialized_end=665
-  _globals['_PREDICTERROR']._serialized_start=667
-  _globals['_PREDICTERROR']._serialized_end=727
-  _globals['_PREDICTSERVICE']._serialized_start=730
-  _globals['_PREDICTSERVICE']._serialized_end=906
+  _globals['_PREDICTRESPONSE']._serialized_end=435
+  _globals['_PREDICTION']._serialized_start=437
+  _globals['_PREDICTION']._serialized_end=489
+  _globals['_SCOREDLABEL']._serialized_start=491
+  _globals['_SCOREDLABEL']._serialized_end=549
+  _globals['_PREDICTSTREAMRESPONSE']._serialized_start=552
+  _globals['_PREDICTSTREAMRESPONSE']._serialized_end=682
+  _globals['_PREDICTERROR']._serialized_start=684
+  _globals['_PREDICTERROR']._serialized_end=744
+  _globals['_PREDICTSERVICE']._serialized_start=747
+  _globals['_PREDICTSERVICE']._serialized_end=923
 # @@protoc_insertion_point(module_scope)

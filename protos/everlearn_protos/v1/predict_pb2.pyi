@@ -62,6 +62,7 @@ class PredictResponse(google.protobuf.message.Message):
     TRUNK_MS_FIELD_NUMBER: builtins.int
     VALUES_FIELD_NUMBER: builtins.int
     SAMPLE_IDS_FIELD_NUMBER: builtins.int
+    NOVELTY_FIELD_NUMBER: builtins.int
     version: builtins.str
     """`models/{model}/versions/{number}` that answered."""
     queue_ms: builtins.float
@@ -85,6 +86,12 @@ class PredictResponse(google.protobuf.message.Message):
         its label; nobody can guess one, and it says nothing. None where the version is on an earlier backbone.
         """
 
+    @property
+    def novelty(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """Of a model that declares unknown: abstain, one a sample: how unlike all learned classes it is. Beyond 1 (`> 1`, or
+        not a number) it is unknown; its prediction still ranks the classes by their scores, and is a guess.
+        """
+
     def __init__(
         self,
         *,
@@ -96,9 +103,10 @@ class PredictResponse(google.protobuf.message.Message):
         trunk_ms: builtins.float = ...,
         values: everlearn_protos.v1.tensor_pb2.Tensor | None = ...,
         sample_ids: collections.abc.Iterable[builtins.str] | None = ...,
+        novelty: collections.abc.Iterable[builtins.float] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["scores", b"scores", "values", b"values"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["labels", b"labels", "predictions", b"predictions", "queue_ms", b"queue_ms", "sample_ids", b"sample_ids", "scores", b"scores", "trunk_ms", b"trunk_ms", "values", b"values", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["labels", b"labels", "novelty", b"novelty", "predictions", b"predictions", "queue_ms", b"queue_ms", "sample_ids", b"sample_ids", "scores", b"scores", "trunk_ms", b"trunk_ms", "values", b"values", "version", b"version"]) -> None: ...
 
 Global___PredictResponse: typing_extensions.TypeAlias = PredictResponse
 

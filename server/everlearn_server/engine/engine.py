@@ -26,7 +26,7 @@ from everlearn_server.engine.manifest import manifest
 from everlearn_server.engine.operations import Operation, Operations
 from everlearn_server.engine.precisions import export_id, exports_of
 from everlearn_server.engine.probe import Probe, probe
-from everlearn_server.engine.serving import Scored, Snapshot, scores_of
+from everlearn_server.engine.serving import Scored, Snapshot, answers_of
 from everlearn_server.engine.student_release import release_student
 from everlearn_server.engine.trunks import LiveTrunk
 from everlearn_server.engine.updates import Updates
@@ -157,9 +157,10 @@ class Engine:
             queue_ms = max(0.0, work.started_s - work.enqueued_s) * 1e3
         decoder.check_features(features_Bd, samples, field="samples")
         begun_s = time.perf_counter()
-        scores_BC = await scores_of(snapshot, features_Bd)
+        answers = await answers_of(snapshot, features_Bd)
         return Scored(
-            scores_BC=scores_BC,
+            scores_BC=answers.scores_BC,
+            novelty_B=answers.novelty_B,
             features_Bd=features_Bd,
             decode_ms=decode_ms,
             queue_ms=queue_ms,

@@ -177,12 +177,20 @@ def _release(bench: _Bench, model: str, versioned: Versioned, declared: float, p
     told = _metadata(model, record, metrics) | (student.told() if student is not None else {})
     live = snapshot.tail
     onnx = bench.composer.compose(head, told, live.tail if live is not None else None, precision=precision)
-    report = check_release(onnx, snapshot.scores, head.labels, bench.probes, task=head.task, tolerance=tolerance)
+    report = check_release(
+        onnx,
+        snapshot.scores,
+        head.labels,
+        bench.probes,
+        task=head.task,
+        tolerance=tolerance,
+        novelty_of=snapshot.novelty,
+    )
     card = model_card(_facts(model, versioned, metrics, student, onnx, precision, tolerance), bench.trunk, head, report)
     if precision == "fp32":
-        probes = bench.self_test.file(snapshot.scores, declared)
+        probes = bench.self_test.file(snapshot.scores, declared, snapshot.novelty)
     else:
-        probes = bench.self_test.file_of(onnx, score_output(head.task), declared)
+        probes = bench.self_test.file_of(onnx, score_output(head.task), declared, tells_novelty=head.novelty is not None)
     contents = {MODEL_FILE: onnx, CARD_FILE: card.encode(), PROBES_FILE: probes}
     if bench.trunk.tokenizer:
         contents[TOKENIZER_FILE] = bench.trunk.tokenizer

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from everlearn.backbones.tail import Tail
 from everlearn.errors import DataLossError
 from everlearn.learners.base import Solution
-from everlearn.values import LinearHead
+from everlearn.values import LinearHead, Novelty
 
 
 def dump_solution(solution: Solution) -> bytes:
@@ -23,6 +25,8 @@ def dump_solution(solution: Solution) -> bytes:
         "regularization": head.regularization,
         "task": head.task,
     }
+    if head.novelty is not None:
+        header["directions"] = len(head.novelty.offset_k)
     if tail is not None:
         header["tail_graph"] = tail.graph_digest
     return b"".join(
@@ -30,6 +34,7 @@ def dump_solution(solution: Solution) -> bytes:
             json.dumps(header).encode() + b"\n",
             np.ascontiguousarray(head.weight_dC, "<f4").tobytes(),
             head.bias_C.astype("<f4").tobytes(),
+            *(part.astype("<f4").tobytes() for part in _parts(head.novelty)),
             tail.weights if tail is not None else b"",
         )
     )
@@ -66,6 +71,7 @@ def load_head(data: bytes) -> StoredHead:
         classes, dim = len(header["labels"]), header["dim"]
         size = 4 * (dim + 1) * classes
         numbers = np.frombuffer(body[:size], "<f4")
+        novelty, rest = _novelty(body[size:], dim, classes, header.get("directions", 0))
         head = LinearHead(
             weight_dC=numbers[: dim * classes].reshape(dim, classes),
             bias_C=numbers[dim * classes :],
@@ -73,9 +79,29 @@ def load_head(data: bytes) -> StoredHead:
             labels=tuple(header["labels"]),
             regularization=header["regularization"],
             task=header.get("task", "classification"),  # heads of earlier releases knew no other
+            novelty=novelty,
         )
         if head.bias_C.shape != (classes,):
             raise ValueError(f"{head.bias_C.size} biases for {classes} classes")
     except (ValueError, KeyError, TypeError) as error:
         raise DataLossError(f"these bytes are not a head: {error}") from error
-    return StoredHead(head=head, tail_graph=header.get("tail_graph"), tail_weights=body[size:])
+    return StoredHead(head=head, tail_graph=header.get("tail_graph"), tail_weights=rest)
+
+
+def _parts(novelty: Novelty | None) -> tuple[npt.NDArray[np.float32], ...]:
+    if novelty is None:
+        return ()
+    return novelty.basis_dk, novelty.offset_k, novelty.weight_kC, novelty.bias_C, novelty.scale_C
+
+
+def _novelty(body: bytes, dim: int, classes: int, directions: int) -> tuple[Novelty | None, bytes]:
+    """What stands behind a head, and what stands behind that."""
+    if not directions:
+        return None, body
+    shapes = ((dim, directions), (directions,), (directions, classes), (classes,), (classes,))
+    parts = []
+    for shape in shapes:
+        size = 4 * math.prod(shape)
+        parts.append(np.frombuffer(body[:size], "<f4").reshape(shape))
+        body = body[size:]
+    return Novelty(**dict(zip(("basis_dk", "offset_k", "weight_kC", "bias_C", "scale_C"), parts, strict=True))), body

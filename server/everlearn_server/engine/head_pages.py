@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from everlearn.errors import NotFoundError
-from everlearn.values import LinearHead
+from everlearn.values import LinearHead, Novelty
 from everlearn_server.engine.head_file import load_head
 from everlearn_server.engine.versions import Versioned
 
@@ -38,6 +38,17 @@ class PagedHead(LinearHead):
 
     _pages: HeadPages
     _page: _Page
+    _tells_novelty: bool
+
+    @property
+    def tells_novelty(self) -> bool:
+        """Whether there is one."""
+        return self._tells_novelty
+
+    @property
+    def novelty(self) -> Novelty | None:  # type: ignore[override]  # it is read, never set
+        """Read as the weights are."""
+        return self._pages.head(self._page).novelty if self._tells_novelty else None
 
     @property
     def is_loaded(self) -> bool:
@@ -68,9 +79,10 @@ class HeadPages:
             return versioned
         head = PagedHead.__new__(PagedHead)
         for field in fields(LinearHead):
-            if field.name not in _WEIGHTS:
+            if field.name not in (*_WEIGHTS, "novelty"):
                 object.__setattr__(head, field.name, getattr(snapshot.head, field.name))
         page = _Page(model=snapshot.model, number=snapshot.version, sha256=versioned.head_sha256)
+        object.__setattr__(head, "_tells_novelty", snapshot.head.tells_novelty)
         object.__setattr__(head, "_pages", self)
         object.__setattr__(head, "_page", page)
         return replace(versioned, snapshot=replace(snapshot, head=head))
@@ -103,4 +115,5 @@ class HeadPages:
 
 
 def _bytes(head: LinearHead) -> int:
-    return int(head.weight_dC.nbytes + head.bias_C.nbytes)
+    novelty = sum(part.nbytes for part in vars(head.novelty).values()) if head.novelty is not None else 0
+    return int(head.weight_dC.nbytes + head.bias_C.nbytes + novelty)

@@ -200,8 +200,8 @@ class LiveModel:
         if now.head != before.head:
             self.publisher.close()
             self._publisher = self._make_publisher(None)
-        judged = (before.head, before.labels, before.gate, before.serving.promotion, before.privacy)
-        if judged != (now.head, now.labels, now.gate, now.serving.promotion, now.privacy):
+        judged = (before.head, before.labels, before.gate, before.serving.promotion, before.privacy, before.unknown)
+        if judged != (now.head, now.labels, now.gate, now.serving.promotion, now.privacy, now.unknown):
             self.publisher.touch()
 
     async def update_row(self, *, memory: Commit | None = None, **changes: Any) -> ModelRow:

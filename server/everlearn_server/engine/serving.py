@@ -17,6 +17,8 @@ from everlearn_server.engine.tails import LiveTail
 
 _PRODUCTS_ON_THE_LOOP = 2**24
 """Multiplications of a head that are done where everyone waits; more go to a thread."""
+_DIRECTIONS = 128
+"""In which a novelty looks, at most."""
 
 
 class TrunkHandle(Protocol):
@@ -38,6 +40,14 @@ class TrunkHandle(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What a version says of some samples."""
+
+    scores_BC: npt.NDArray[np.float32]
+    novelty_B: npt.NDArray[np.float32] | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
     """Everything one prediction needs; a request keeps the snapshot it began with."""
@@ -56,9 +66,21 @@ class Snapshot:
 
     def scores(self, features_Bd: FeaturesBd) -> npt.NDArray[np.float32]:
         """[B, C] of what the trunk gives. Raises BackboneError, UnavailableError where the tail fails."""
-        if self.tail is not None:
-            features_Bd = self.tail.run(features_Bd, self.trunk.provider)
-        return self.head.scores(features_Bd)
+        return self.head.scores(self._through(features_Bd))
+
+    def novelty(self, features_Bd: FeaturesBd) -> npt.NDArray[np.float32] | None:
+        """[B] of what the trunk gives: how unlike all learned classes a sample is; beyond 1 it is unknown. None where
+        the declaration asks for none. Raises as `scores`."""
+        return self.head.novelty.of(self._through(features_Bd)) if self.head.novelty is not None else None
+
+    def answers(self, features_Bd: FeaturesBd) -> Answers:
+        """Both, through the tail once. Raises as `scores`."""
+        features_Bd = self._through(features_Bd)
+        novelty = self.head.novelty
+        return Answers(self.head.scores(features_Bd), novelty.of(features_Bd) if novelty is not None else None)
+
+    def _through(self, features_Bd: FeaturesBd) -> FeaturesBd:
+        return features_Bd if self.tail is None else self.tail.run(features_Bd, self.trunk.provider)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,14 +93,17 @@ class Scored:
     queue_ms: float
     trunk_ms: float
     head_ms: float
+    novelty_B: npt.NDArray[np.float32] | None = None
+    """Where samples may be unknown."""
 
 
-async def scores_of(snapshot: Snapshot, features_Bd: FeaturesBd) -> npt.NDArray[np.float32]:
-    """A version's scores, [B, C], without holding up others on the event loop."""
-    products = features_Bd.size * len(snapshot.head.labels)
-    if snapshot.tail is not None or products > _PRODUCTS_ON_THE_LOOP or not snapshot.head.is_loaded:
-        return await asyncio.to_thread(snapshot.scores, features_Bd)
-    return snapshot.scores(features_Bd)
+async def answers_of(snapshot: Snapshot, features_Bd: FeaturesBd) -> Answers:
+    """What a version says, without holding up others on the event loop."""
+    head = snapshot.head
+    products = features_Bd.size * (len(head.labels) + (_DIRECTIONS if head.tells_novelty else 0))
+    if snapshot.tail is not None or products > _PRODUCTS_ON_THE_LOOP or not head.is_loaded:
+        return await asyncio.to_thread(snapshot.answers, features_Bd)
+    return snapshot.answers(features_Bd)
 
 
 class Serving(Protocol):

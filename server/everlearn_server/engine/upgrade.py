@@ -282,7 +282,8 @@ class Upgrade:
         sums = move(memory.sums, judged.to, self._before.scale, scale)
         told = story(judged, memory.seen, self._before.provenance)
         head = head_for(spec.head.kind, spec.head.regularization)
-        return ClosedForm(memory.moved_to(sums, spec.memory, story=told), head, scale)
+        moved = memory.moved_to(sums, spec.memory, story=told)
+        return ClosedForm(moved, head, scale, false_alarms=spec.unknown.level)
 
     async def _revive(self) -> None:
         """Nothing was written: the old model goes on as it was."""

@@ -202,7 +202,7 @@ class InferenceService:
             samples = read_samples(request, raw, snapshot)
             scored = await self._score(snapshot, samples, timeout_s)
             timing.scored(scored)
-            return build_response(request.id, snapshot, outputs, scored.scores_BC)
+            return build_response(request.id, snapshot, outputs, scored.scores_BC, scored.novelty_B)
 
     async def _score(self, snapshot: Snapshot, samples: Any, timeout_s: float | None) -> Scored:
         try:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from everlearn.errors import InputError
 from everlearn.metrics.label_sets import THRESHOLD
+from everlearn.values import UNKNOWN
 from everlearn_protos.oip import message
 from everlearn_server.engine.serving import Snapshot
 from everlearn_server.rpc.oip_tensors import output_specs, pack_bytes, refuse_shared_memory
@@ -69,7 +70,11 @@ def read_timeout_s(request: Any) -> float | None:
 
 
 def build_response(
-    request_id: str, snapshot: Snapshot, outputs: list[Output], scores_BC: npt.NDArray[np.float32]
+    request_id: str,
+    snapshot: Snapshot,
+    outputs: list[Output],
+    scores_BC: npt.NDArray[np.float32],
+    novelty_B: npt.NDArray[np.float32] | None = None,
 ) -> Any:
     """The ModelInferResponse. All tensors are raw: tritonclient's as_numpy reads nothing else.
 
@@ -80,6 +85,8 @@ def build_response(
     )
     batch = len(scores_BC)
     best_B = scores_BC.argmax(axis=1)
+    if novelty_B is not None:  # as the exported file has it
+        best_B = np.where(novelty_B <= 1, best_B, UNKNOWN)
     for output in outputs:
         if output.name == "present":
             _add(response, "present", "BOOL", list(scores_BC.shape), (scores_BC >= THRESHOLD).tobytes())
@@ -89,10 +96,12 @@ def build_response(
         elif output.name in ("scores", "values"):
             raw = np.ascontiguousarray(scores_BC, "<f4").tobytes()
             _add(response, output.name, "FP32", list(scores_BC.shape), raw)
+        elif output.name == "novelty" and novelty_B is not None:
+            _add(response, "novelty", "FP32", [batch], np.ascontiguousarray(novelty_B, "<f4").tobytes())
         elif output.name == "label_index":
             _add(response, "label_index", "INT64", [batch], best_B.astype("<i8").tobytes())
         else:
-            labels = snapshot.head.labels
+            labels = (*snapshot.head.labels, "")  # the last, at -1, of what is unknown
             _add(response, "label", "BYTES", [batch], pack_bytes(labels[index].encode() for index in best_B))
     return response
 

@@ -46,7 +46,8 @@ def input_specs(snapshot: Snapshot) -> Mapping[str, TensorSpec]:
 
 def output_specs(snapshot: Snapshot) -> Mapping[str, TensorSpec]:
     """The outputs of a model version."""
-    return _output_specs(len(snapshot.head.labels), snapshot.head.task)
+    head = snapshot.head
+    return _output_specs(len(head.labels), head.task, tells_novelty=head.tells_novelty)
 
 
 @lru_cache(maxsize=1024)
@@ -67,14 +68,15 @@ def _input_specs(front: Front, feature_dim: int) -> Mapping[str, TensorSpec]:
 
 
 @lru_cache(maxsize=1024)
-def _output_specs(classes: int, task: Task) -> Mapping[str, TensorSpec]:
+def _output_specs(classes: int, task: Task, *, tells_novelty: bool) -> Mapping[str, TensorSpec]:
     scores = TensorSpec("values" if task == "regression" else "scores", "FP32", (-1, classes))
     answers = {
         "classification": [TensorSpec("label", "BYTES", (-1,)), TensorSpec("label_index", "INT64", (-1,))],
         "multilabel": [TensorSpec("present", "BOOL", (-1, classes))],
         "regression": [],
     }
-    specs = (scores, *answers[task])
+    novelty = (TensorSpec("novelty", "FP32", (-1,)),) if tells_novelty else ()
+    specs = (scores, *answers[task], *novelty)
     return {spec.name: spec for spec in specs}
 
 

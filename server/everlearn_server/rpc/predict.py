@@ -142,6 +142,8 @@ def _response(
     else:
         least = THRESHOLD if snapshot.head.task == "multilabel" and request.top_k == 0 else -np.inf
         _rank(response, scored.scores_BC, labels, count, least)
+    if scored.novelty_B is not None:
+        response.novelty.extend(scored.novelty_B.tolist())
     if request.scores:
         response.scores.CopyFrom(to_tensor(scored.scores_BC))
         if not response.labels:

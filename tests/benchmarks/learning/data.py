@@ -54,7 +54,7 @@ def digits(scene: Scene, count: int | None = None) -> Dataset:
     images, labels_N = images[:count], labels_N[:count]
     return Dataset(
         name="digits",
-        features_Nd=_features(scene, f"digits-{len(images)}", images),
+        features_Nd=features_of(scene, f"digits-{len(images)}", images),
         labels_N=labels_N,
         domain_N=np.zeros(len(images), np.int64),
     )
@@ -65,7 +65,7 @@ def digits_in_domains(scene: Scene) -> Dataset:
     plain, labels_N = scene.digits
     random = np.random.default_rng(0)
     features = [
-        _features(scene, f"digits-domain-{domain}", [shifted(image, domain, random) for image in plain])
+        features_of(scene, f"digits-domain-{domain}", [shifted(image, domain, random) for image in plain])
         for domain in range(len(DOMAINS))
     ]
     return Dataset(
@@ -95,7 +95,7 @@ def mnist(scene: Scene) -> Dataset | None:
             labels += [label] * len(shades_NHW)
     return Dataset(
         name="MNIST",
-        features_Nd=_features(scene, "mnist", images),
+        features_Nd=features_of(scene, "mnist", images),
         labels_N=np.array(labels, np.int64),
         domain_N=np.zeros(len(labels), np.int64),
     )
@@ -128,7 +128,7 @@ def shifted(image: ImageHWC, domain: int, random: np.random.Generator) -> ImageH
     return image
 
 
-def _features(scene: Scene, name: str, images: Sequence[ImageHWC]) -> FeaturesBd:
+def features_of(scene: Scene, name: str, images: Sequence[ImageHWC]) -> FeaturesBd:
     """At 96 px, one image a pass, as the server computes them on a CPU; kept in the scene's folder."""
 
     def compute() -> FeaturesBd:

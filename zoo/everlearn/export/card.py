@@ -211,9 +211,15 @@ def _usage(front: Front) -> str:
 
 
 def _outputs(head: LinearHead) -> str:
-    return (
+    told = (
         f"Outputs `scores` float32 [N, {len(head.labels)}] (the highest wins; not probabilities), `label_index` int64 "
         "[N], `label` string [N], `labels` the table."
+    )
+    if head.novelty is None:
+        return told
+    return (
+        f"{told} And `novelty` float32 [N], how unlike all learned labels the sample is: beyond 1 it is unknown, "
+        "`label_index` is -1 and `label` empty, and the scores are a guess."
     )
 
 

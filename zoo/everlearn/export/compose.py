@@ -5,6 +5,9 @@
                                                           label       string  [N]
                                                           labels      string  [C]   (the table)
 
+Where samples may be unknown (`LinearHead.novelty`) there is one output more, `novelty` float32 [N]: how unlike all
+learned classes the sample is. Beyond 1 its `label_index` is -1 and its `label` empty; the scores stay what they are.
+
 A plain tensor needs no front: there the input is `tensor` float32 [N, *shape]. Of a text it is `input_ids` int64
 [N, L], which the tokenizer.json that is exported beside the file makes of it.
 
@@ -26,7 +29,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
@@ -35,6 +37,8 @@ from everlearn.backbones.tail import Tail, fill
 from everlearn.errors import BackboneError, InputError
 from everlearn.export.front import front_graph
 from everlearn.export.graphs import IR_VERSION, LOWEST_OPSET, TAIL_FEATURES, alone, join, with_tail
+from everlearn.export.head_nodes import node, tensor, text_tensor
+from everlearn.export.novelty import BEST, add_novelty, add_unknown, tell_novelty
 from everlearn.export.precision import Precision, halve
 from everlearn.metrics.label_sets import THRESHOLD
 from everlearn.values import Front, FrontConfig, LinearHead, Task, TextFront, Trunk
@@ -100,21 +104,27 @@ class Composer:
         if precision == "fp16":
             halve(model)
         del model.graph.output[:]
-        _add_head(model.graph, head, features="features" if tail is None else TAIL_FEATURES)
+        features = "features" if tail is None else TAIL_FEATURES
+        _add_head(model.graph, head, features)
+        if head.novelty is not None:
+            add_novelty(model.graph, head.novelty, features)
         _add_answers(model.graph, head)
+        if head.novelty is not None:
+            tell_novelty(model.graph)
         model.graph.name = "everlearn"
         learned = _learned(head) | ({"tail_digest": tail.digest} if tail is not None else {})
         known = self._metadata
         if precision != "fp32":
             # Its features are not quite the server's: nobody is to send them as such.
-            features = hashlib.sha256(f"{known['feature_digest']} in {precision}".encode()).hexdigest()
-            known = known | {"feature_digest": features, "precision": precision}
+            digest = hashlib.sha256(f"{known['feature_digest']} in {precision}".encode()).hexdigest()
+            known = known | {"feature_digest": digest, "precision": precision}
         _add_metadata(model, known | learned, metadata)
         return bytes(model.SerializeToString(deterministic=True))
 
 
 def head_graph(head: LinearHead, dim: int) -> bytes:
-    """The head alone: `features` float32 [N, dim] -> `scores` float32 [N, C], or `values` of a regression.
+    """The head alone: `features` float32 [N, dim] -> `scores` float32 [N, C], or `values` of a regression; and
+    `novelty` where it has that.
 
     For the gate, which checks a head on features before any file is made, and for devices that already have the trunk.
     Raises InputError for a head of another dimension.
@@ -124,6 +134,9 @@ def head_graph(head: LinearHead, dim: int) -> bytes:
         [], "everlearn-head", [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["N", dim])], []
     )
     _add_head(graph, head)
+    if head.novelty is not None:
+        add_novelty(graph, head.novelty, "features")
+        tell_novelty(graph)
     model = helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", LOWEST_OPSET)], ir_version=IR_VERSION, producer_name="everlearn"
     )
@@ -148,22 +161,22 @@ def check_head(head: LinearHead, dim: int) -> None:
 def _add_head(graph: onnx.GraphProto, head: LinearHead, features: str = "features") -> None:
     # Node for node what LinearHead.scores does.
     if head.normalise:
-        graph.initializer.append(_tensor("head/floor", np.array([1e-12], np.float32)))
-        graph.initializer.append(_tensor("head/axis", np.array([1], np.int64)))
+        graph.initializer.append(tensor("head/floor", np.array([1e-12], np.float32)))
+        graph.initializer.append(tensor("head/axis", np.array([1], np.int64)))
         graph.node.extend(
             [
-                _node("ReduceL2", [features, "head/axis"], "head/length", keepdims=1),
-                _node("Max", ["head/length", "head/floor"], "head/divisor"),
-                _node("Div", [features, "head/divisor"], "head/unit"),
+                node("ReduceL2", [features, "head/axis"], "head/length", keepdims=1),
+                node("Max", ["head/length", "head/floor"], "head/divisor"),
+                node("Div", [features, "head/divisor"], "head/unit"),
             ]
         )
         features = "head/unit"
-    graph.initializer.append(_tensor("head/weight", head.weight_dC.astype(np.float32, copy=False)))
-    graph.initializer.append(_tensor("head/bias", head.bias_C.astype(np.float32, copy=False)))
+    graph.initializer.append(tensor("head/weight", head.weight_dC.astype(np.float32, copy=False)))
+    graph.initializer.append(tensor("head/bias", head.bias_C.astype(np.float32, copy=False)))
     linear = "head/logits" if head.task == "multilabel" else score_output(head.task)
-    graph.node.append(_node("Gemm", [features, "head/weight", "head/bias"], linear))
+    graph.node.append(node("Gemm", [features, "head/weight", "head/bias"], linear))
     if head.task == "multilabel":
-        graph.node.append(_node("Sigmoid", [linear], "scores"))
+        graph.node.append(node("Sigmoid", [linear], "scores"))
     shape = ["N", len(head.labels)]
     graph.output.append(helper.make_tensor_value_info(score_output(head.task), TensorProto.FLOAT, shape))
 
@@ -178,42 +191,29 @@ def _add_answers(graph: onnx.GraphProto, head: LinearHead) -> None:
         return
     _add_table(graph, head.labels)
     if head.task == "classification":
-        graph.node.extend(
-            [
-                # The first of equal scores wins, as in numpy.argmax.
-                _node("ArgMax", ["scores"], "label_index", axis=1, keepdims=0, select_last_index=0),
-                _node("Gather", ["head/labels", "label_index"], "label", axis=0),
-            ]
+        best = "label_index" if head.novelty is None else BEST
+        graph.node.append(
+            # The first of equal scores wins, as in numpy.argmax.
+            node("ArgMax", ["scores"], best, axis=1, keepdims=0, select_last_index=0)
         )
+        answers = "head/labels" if head.novelty is None else add_unknown(graph, head.labels)
+        graph.node.append(node("Gather", [answers, "label_index"], "label", axis=0))
         outputs: list[tuple[str, int, list[str | int]]] = [
             ("label_index", TensorProto.INT64, ["N"]),
             ("label", TensorProto.STRING, ["N"]),
         ]
     else:
-        graph.initializer.append(_tensor("head/threshold", np.array([THRESHOLD], np.float32)))
-        graph.node.append(_node("GreaterOrEqual", ["scores", "head/threshold"], "present"))
+        graph.initializer.append(tensor("head/threshold", np.array([THRESHOLD], np.float32)))
+        graph.node.append(node("GreaterOrEqual", ["scores", "head/threshold"], "present"))
         outputs = [("present", TensorProto.BOOL, ["N", len(head.labels)])]
     # A graph's output has to come from a node.
-    graph.node.append(_node("Identity", ["head/labels"], "labels"))
+    graph.node.append(node("Identity", ["head/labels"], "labels"))
     outputs.append(("labels", TensorProto.STRING, [len(head.labels)]))
     graph.output.extend(helper.make_tensor_value_info(*output) for output in outputs)
 
 
 def _add_table(graph: onnx.GraphProto, labels: Sequence[str]) -> None:
-    table = TensorProto(name="head/labels", data_type=TensorProto.STRING, dims=[len(labels)])
-    table.string_data.extend(label.encode() for label in labels)
-    graph.initializer.append(table)
-
-
-def _node(op_type: str, inputs: Sequence[str], output: str, **attributes: int) -> onnx.NodeProto:
-    return helper.make_node(op_type, inputs, [output], name=f"head/{op_type}", **attributes)
-
-
-def _tensor(name: str, values: npt.NDArray[np.float32] | npt.NDArray[np.int64]) -> TensorProto:
-    # raw_data: field by field, a head of many classes takes far longer.
-    kind = TensorProto.FLOAT if values.dtype == np.float32 else TensorProto.INT64
-    little = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
-    return TensorProto(name=name, data_type=kind, dims=values.shape, raw_data=little.tobytes())
+    graph.initializer.append(text_tensor("head/labels", labels))
 
 
 def _provenance(trunk: Trunk) -> dict[str, str]:

@@ -21,9 +21,10 @@ import numpy.typing as npt
 
 from everlearn.errors import InputError, ParityError
 from everlearn.export.compose import head_graph, score_output
+from everlearn.export.novelty import NOVELTY
 from everlearn.export.probes import Probes, plain_session
 from everlearn.metrics.label_sets import THRESHOLD
-from everlearn.values import FeaturesBd, ImageHWC, LinearHead, Task
+from everlearn.values import UNKNOWN, FeaturesBd, ImageHWC, LinearHead, Task
 
 Scores = npt.NDArray[np.float32]
 
@@ -65,23 +66,27 @@ def check_release(
     *,
     task: Task = "classification",
     tolerance: float,
+    novelty_of: Callable[[FeaturesBd], Scores | None] = lambda features_Bd: None,
     threads: int = 1,
 ) -> ReleaseReport:
     """Raises ParityError unless the file predicts what the server predicts; see the module's text.
 
     `scores_of`: the server's own, of the trunk's features. `tolerance`: the declared one (`gate.parity`), relative to
-    max(1, largest magnitude among an image's scores).
+    max(1, largest magnitude among an image's scores). `novelty_of`: as `scores_of`; None of what knows no
+    unknown samples.
     """
-    outputs = _run(onnx, probes.name, probes.samples, threads, task)
+    tells_novelty = novelty_of(probes.features_Bd) is not None
+    outputs = _run(onnx, probes.name, probes.samples, threads, task, tells_novelty=tells_novelty)
     composed, served = (
-        _compare(outputs, scores_of(features_Bd), limit, labels, task)
+        _compare(outputs, scores_of(features_Bd), limit, labels, task, served_novelty_B=novelty_of(features_Bd))
         for features_Bd, limit in ((probes.features_Bd, tolerance), (probes.served_Bd, FRONT_TOLERANCE))
     )
     return ReleaseReport(composed=composed, served=served, front_grey_levels=probes.front_grey_levels)
 
 
 def head_parity(head: LinearHead, features_Bd: FeaturesBd) -> float:
-    """Largest difference between the exported head and this one, relative to max(1, largest score's magnitude).
+    """Largest difference between the exported head and this one, relative to max(1, largest score's magnitude); of the
+    novelty, relative to max(1, novelty).
 
     Raises InputError for features that do not fit the head.
     """
@@ -92,11 +97,16 @@ def head_parity(head: LinearHead, features_Bd: FeaturesBd) -> float:
         )
     session = plain_session(head_graph(head, features_Bd.shape[1]))
     given = {"features": np.ascontiguousarray(features_Bd, np.float32)}
-    (exported_BC,) = session.run([score_output(head.task)], given)
+    if head.novelty is not None:
+        exported_BC, exported_B = session.run(["scores", NOVELTY], given)
+        apart = _novelty_apart(exported_B, head.novelty.of(features_Bd))
+    else:
+        (exported_BC,) = session.run([score_output(head.task)], given)
+        apart = 0.0
     served_BC = head.scores(features_Bd)
     if head.task == "regression":  # each output has a unit of its own
         return float((np.abs(exported_BC - served_BC) / _sizes(served_BC, head.task)).max())
-    return float(np.abs(exported_BC - served_BC).max() / max(1.0, float(np.abs(served_BC).max())))
+    return max(apart, float(np.abs(exported_BC - served_BC).max() / max(1.0, float(np.abs(served_BC).max()))))
 
 
 def check_export(
@@ -138,6 +148,8 @@ class _Outputs:
     """Columns of the label, or of the labels that are present; of values, none."""
     label: str | None
     table: Sequence[str] | None
+    novelty: float | None = None
+    """Where samples may be unknown."""
 
 
 _ANSWERS: Mapping[Task, tuple[str, ...]] = {
@@ -149,10 +161,16 @@ _ANSWERS: Mapping[Task, tuple[str, ...]] = {
 
 
 def _run(
-    onnx: bytes, name: str, samples: Sequence[npt.NDArray[np.generic]], threads: int, task: Task
+    onnx: bytes,
+    name: str,
+    samples: Sequence[npt.NDArray[np.generic]],
+    threads: int,
+    task: Task,
+    *,
+    tells_novelty: bool = False,
 ) -> list[_Outputs]:
     session = plain_session(onnx, threads)
-    wanted = [score_output(task), *_ANSWERS[task]]
+    wanted = [score_output(task), *_ANSWERS[task], *([NOVELTY] if tells_novelty else [])]
     return [_outputs(dict(zip(wanted, session.run(wanted, {name: each}), strict=True)), task) for each in samples]
 
 
@@ -165,15 +183,24 @@ def _outputs(given: Mapping[str, npt.NDArray[Any]], task: Task) -> _Outputs:
         chosen = tuple(int(column) for column in np.flatnonzero(given["present"][0]))
         return _Outputs(scores_C=scores_C, chosen=chosen, label=None, table=table)
     chosen = (int(given["label_index"][0]),)
-    return _Outputs(scores_C=scores_C, chosen=chosen, label=str(given["label"][0]), table=table)
+    novelty = float(given[NOVELTY][0]) if NOVELTY in given else None
+    return _Outputs(scores_C=scores_C, chosen=chosen, label=str(given["label"][0]), table=table, novelty=novelty)
 
 
 def _compare(
-    outputs: Sequence[_Outputs], served_BC: Scores, tolerance: float, labels: Sequence[str], task: Task
+    outputs: Sequence[_Outputs],
+    served_BC: Scores,
+    tolerance: float,
+    labels: Sequence[str],
+    task: Task,
+    *,
+    served_novelty_B: Scores | None = None,
 ) -> ParityReport:
     absolute, relative, same = [], [], 0
     size_BC = _sizes(served_BC, task)
-    for number, (ours, served_C, size_C) in enumerate(zip(outputs, served_BC, size_BC, strict=True)):
+    novelty_B = [None] * len(outputs) if served_novelty_B is None else served_novelty_B.tolist()
+    rows = zip(outputs, served_BC, size_BC, novelty_B, strict=True)
+    for number, (ours, served_C, size_C, novelty) in enumerate(rows):
         _check_labels(ours, labels, number, task)
         apart_C = np.abs(ours.scores_C - served_C)
         absolute.append(float(apart_C.max()))
@@ -183,9 +210,11 @@ def _compare(
             raise ParityError(
                 f"scores of probe {number} differ by {relative[-1]:.3g} of their size; at most {tolerance:g} is allowed"
             )
-        served = _chosen(served_C, task)
+        is_edge = _check_novelty(ours.novelty, novelty, tolerance, number)
+        served = _chosen(served_C, task, novelty)
         same += ours.chosen == served
-        if ours.chosen != served and not _is_near(ours, served_C, task, 2 * tolerance * float(size_C[0])):
+        is_near = is_edge or _is_near(ours, served_C, task, 2 * tolerance * float(size_C[0]))
+        if ours.chosen != served and not is_near:
             raise ParityError(f"the file labels probe {number} {ours.chosen}, the server {served}")
     return ParityReport(
         max_abs_diff=max(absolute), max_rel_diff=max(relative), probes=len(outputs), label_agreement=same / len(outputs)
@@ -201,11 +230,30 @@ def _sizes(served_BC: Scores, task: Task) -> npt.NDArray[np.float64]:
     return np.broadcast_to(largest_B1, served_BC.shape)
 
 
-def _chosen(scores_C: Scores, task: Task) -> tuple[int, ...]:
+def _check_novelty(ours: float | None, served: float | None, tolerance: float, number: int) -> bool:
+    """Whether a sample is so near to where it becomes unknown that rounding decides. Raises ParityError."""
+    if ours is None or served is None:
+        return False
+    # Twice: it is a squared length, and so are its differences.
+    apart = _novelty_apart(np.array([ours]), np.array([served]))
+    if not apart <= 2 * tolerance:
+        raise ParityError(
+            f"the novelty of probe {number} differs by {apart:.3g} of its size; at most {2 * tolerance:g} is allowed"
+        )
+    return abs(served - 1) <= 2 * tolerance
+
+
+def _novelty_apart(ours_B: npt.NDArray[np.floating], served_B: npt.NDArray[np.floating]) -> float:
+    return float((np.abs(ours_B - served_B) / np.maximum(1.0, served_B)).max())
+
+
+def _chosen(scores_C: Scores, task: Task, novelty: float | None = None) -> tuple[int, ...]:
     if task == "regression":
         return ()
     if task == "multilabel":
         return tuple(int(column) for column in np.flatnonzero(scores_C >= THRESHOLD))
+    if novelty is not None and not novelty <= 1:
+        return (UNKNOWN,)
     return (int(scores_C.argmax()),)
 
 
@@ -223,9 +271,9 @@ def _check_labels(ours: _Outputs, labels: Sequence[str], number: int, task: Task
             f"the file has {len(ours.table or ())} labels and {ours.scores_C.size} scores that are not "
             f"the server's {len(labels)} labels in their order"
         )
-    if ours.chosen != _chosen(ours.scores_C, task):
+    if ours.chosen != _chosen(ours.scores_C, task, ours.novelty):
         raise ParityError(f"the file labels probe {number} {ours.label!r}, which its own scores do not say")
-    if ours.label is not None and ours.label != labels[ours.chosen[0]]:
+    if ours.label is not None and ours.label != (labels[ours.chosen[0]] if ours.chosen[0] != UNKNOWN else ""):
         raise ParityError(f"the file labels probe {number} {ours.label!r}, which does not have its highest score")
 
 

@@ -1,8 +1,9 @@
 """A few tiny samples with the scores they must get, beside the file: a device tries a new version before it uses it.
 
 An `.npz` of arrays, no pickle: `sample_0`, `sample_1`, ... as the file takes them, [1, ...] each; `expected` float32
-[B, C], what the server gives; `tolerance`, relative to max(1, largest expected score of a sample). About 3 KB and 4 C B
-bytes: an update of a head has a few KB, so the probes of the parity check, half a megabyte of pixels, would not do.
+[B, C], what the server gives; `novelty` float32 [B] where samples may be unknown; `tolerance`, relative to max(1,
+largest expected score of a sample). About 3 KB and 4 C B bytes: an update of a head has a few KB, so the probes of the
+parity check, half a megabyte of pixels, would not do.
 
 Axes: B probes, C classes or outputs, d features.
 """
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from everlearn.export.front import front_graph
+from everlearn.export.novelty import NOVELTY
 from everlearn.export.probes import Probes, plain_session
 from everlearn.values import FeaturesBd, FrontConfig, Trunk, TrunkInput
 
@@ -48,20 +50,33 @@ class SelfTest:
         pixels = [front.run(["pixels"], {"image": sample})[0] for sample in samples]
         return cls(samples=samples, features_Bd=np.concatenate([run_trunk(each) for each in pixels]))
 
-    def file(self, scores_of: Callable[[FeaturesBd], npt.NDArray[np.float32]], tolerance: float) -> bytes:
-        """For a version whose head gives `scores_of`. `tolerance`: of its parity check. The same for the same."""
-        return self._file(scores_of(self.features_Bd), tolerance)
+    def file(
+        self,
+        scores_of: Callable[[FeaturesBd], npt.NDArray[np.float32]],
+        tolerance: float,
+        novelty_of: Callable[[FeaturesBd], npt.NDArray[np.float32] | None] = lambda features_Bd: None,
+    ) -> bytes:
+        """For a version whose head gives `scores_of`, and `novelty_of` where samples may be unknown. `tolerance`: of
+        its parity check. The same for the same."""
+        return self._file(scores_of(self.features_Bd), novelty_of(self.features_Bd), tolerance)
 
-    def file_of(self, onnx: bytes, output: str, tolerance: float) -> bytes:
+    def file_of(self, onnx: bytes, output: str, tolerance: float, *, tells_novelty: bool = False) -> bytes:
         """For a file of another precision than the server's: held to what the file itself gives here in `output`, for
         its distance to the server is of its precision, and a wrong head would hide in it. `tolerance`: as `file`."""
         session = plain_session(onnx)
         name = session.get_inputs()[0].name
-        return self._file(np.concatenate([session.run([output], {name: each})[0] for each in self.samples]), tolerance)
+        outputs = [output, NOVELTY] if tells_novelty else [output]
+        found = [session.run(outputs, {name: each}) for each in self.samples]
+        novelty_B = np.concatenate([each[1] for each in found]) if tells_novelty else None
+        return self._file(np.concatenate([each[0] for each in found]), novelty_B, tolerance)
 
-    def _file(self, expected_BC: npt.NDArray[np.float32], tolerance: float) -> bytes:
+    def _file(
+        self, expected_BC: npt.NDArray[np.float32], novelty_B: npt.NDArray[np.float32] | None, tolerance: float
+    ) -> bytes:
         arrays: dict[str, npt.NDArray[Any]] = {f"sample_{row}": each for row, each in enumerate(self.samples)}
         arrays["expected"] = np.asarray(expected_BC, np.float32)
+        if novelty_B is not None:
+            arrays["novelty"] = np.asarray(novelty_B, np.float32)
         arrays["tolerance"] = np.array(max(LEAST_TOLERANCE, SLACK * tolerance), np.float64)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, **arrays)

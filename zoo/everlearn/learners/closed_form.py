@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Self
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from everlearn.errors import DataLossError, InputError, InvalidError
 from everlearn.heads import head_for
+from everlearn.heads._novelty import solve_novelty
 from everlearn.heads.base import Head
 from everlearn.learners.base import Learned, Learner, Solution, not_separable
 from everlearn.memories import memory_for
@@ -34,9 +36,19 @@ class ClosedForm(Learner):
     ['cat', 'dog']
     """
 
-    def __init__(self, memory: Memory, head: Head, scale: FeatureScale, *, sealer: Sealer | None = None) -> None:
-        """`sealer`: what features of single samples are sealed with at rest; without one they are not."""
+    def __init__(
+        self,
+        memory: Memory,
+        head: Head,
+        scale: FeatureScale,
+        *,
+        sealer: Sealer | None = None,
+        false_alarms: float | None = None,
+    ) -> None:
+        """`sealer`: what features of single samples are sealed with at rest; without one they are not. `false_alarms`:
+        share of samples of learned classes that may be taken for unknown; None where nothing is to be (see Unknown)."""
         self.memory = memory
+        self._false_alarms = false_alarms
         self._sealer = sealer
         self.scale = scale
         self._head = head
@@ -55,7 +67,8 @@ class ClosedForm(Learner):
             raise DataLossError(f"the stored memory has {memory.dim} features, its trunk {dim}")
         if data:
             memory.configure(spec.memory)
-        learner = cls(memory, head_for(spec.head.kind, spec.head.regularization), scale, sealer=sealer)
+        head = head_for(spec.head.kind, spec.head.regularization)
+        learner = cls(memory, head, scale, sealer=sealer, false_alarms=spec.unknown.level)
         learner.declare(spec.labels)
         return learner
 
@@ -151,17 +164,18 @@ class ClosedForm(Learner):
 
     def learned(self) -> Learned:
         """See Learner."""
-        return LearnedSums(self.memory.sums.copy(), self._head, self.scale, self.memory.seen_C.copy())
+        return self._solving(self.memory.sums.copy(), self.memory.seen_C.copy())
 
     def configure(self, spec: ModelSpec) -> None:
         """See Learner."""
         self._head = head_for(spec.head.kind, spec.head.regularization)
+        self._false_alarms = spec.unknown.level
         self.memory.configure(spec.memory)
 
     def revised(self, learned: Learned) -> Learned:
         """See Learner."""
         assert isinstance(learned, LearnedSums), "it was made here"
-        return LearnedSums(learned.sums, self._head, self.scale, learned.count_C)
+        return self._solving(learned.sums, learned.count_C)
 
     def to_bytes(self) -> bytes:
         """See Learner."""
@@ -188,6 +202,9 @@ class ClosedForm(Learner):
         head = self.head()
         return [head.labels[index] for index in head.scores(self._checked(features_Bd)).argmax(axis=1)]
 
+    def _solving(self, sums: Sums, seen_C: npt.NDArray[np.int64]) -> LearnedSums:
+        return LearnedSums(sums, self._head, self.scale, seen_C, false_alarms=self._false_alarms)
+
     def _alike(self, other: Learner) -> ClosedForm:
         if self.inseparable_because:
             raise not_separable(self)
@@ -208,8 +225,17 @@ class ClosedForm(Learner):
 class LearnedSums(Learned):
     """Sums of one moment, and the head that is solved from them."""
 
-    def __init__(self, sums: Sums, head: Head, scale: FeatureScale, seen_C: npt.NDArray[np.int64]) -> None:
+    def __init__(
+        self,
+        sums: Sums,
+        head: Head,
+        scale: FeatureScale,
+        seen_C: npt.NDArray[np.int64],
+        *,
+        false_alarms: float | None = None,
+    ) -> None:
         self.sums = sums
+        self._false_alarms = false_alarms
         self._seen_C = seen_C
         self._head = head
         self._scale = scale
@@ -230,4 +256,8 @@ class LearnedSums(Learned):
 
     def solve(self, *, hint: float | None = None) -> Solution:
         """See Learned."""
-        return Solution(head=self._head.solve(self.sums, self._scale, hint=hint))
+        head = self._head.solve(self.sums, self._scale, hint=hint)
+        if self._false_alarms is None:
+            return Solution(head=head)
+        novelty = solve_novelty(self.sums, self._scale, false_alarms=self._false_alarms)
+        return Solution(head=replace(head, novelty=novelty))

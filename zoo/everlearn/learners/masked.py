@@ -73,5 +73,6 @@ class Masked(Learned):
             weight_dC=np.ascontiguousarray(head.weight_dC[:, shown_K]),
             bias_C=head.bias_C[shown_K],
             labels=tuple(head.labels[index] for index in shown_K),
+            novelty=head.novelty.over(shown_K) if head.novelty is not None else None,
         )
         return replace(solution, head=shown)

@@ -130,6 +130,8 @@ CLASS_OF = {
     "spec.limits.client_floor": _LIVE,
     "spec.limits.client_gate": _LIVE,
     "spec.limits.client_labels": _LIVE,
+    "spec.unknown.kind": _REVISION,
+    "spec.unknown.false_alarms": _REVISION,
     "spec.late_labels": _RETENTION,
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from everlearn.spec import dp
+from everlearn.spec import dp, unknown
 from everlearn.values import Task
 
 if TYPE_CHECKING:
@@ -82,7 +82,8 @@ def contradictions(spec: ModelSpec) -> str | None:
         return f"projection is for a frozen backbone, and adapt is {spec.adapt.kind}; leave one of them out"
     problem = _of_gradients(spec) if learns_by_gradient(spec) else _of_solved_heads(spec)
     problem = problem or _of_student(spec) or _of_aggregate(spec) or dp.contradiction(spec)
-    return problem or _of_limits(spec) or _of_client_sums(spec) or _of_late_labels(spec)
+    problem = problem or _of_limits(spec) or _of_client_sums(spec) or _of_late_labels(spec)
+    return problem or unknown.contradiction(spec)
 
 
 def _of_aggregate(spec: ModelSpec) -> str | None:

@@ -19,6 +19,7 @@ from everlearn.spec.outputs import MAX_OUTPUTS, DeclaredOutput
 from everlearn.spec.privacy import Limits, Privacy, Retention
 from everlearn.spec.recipe import Adapt, Loss, Optimizer, Projection, Regularizer, Schedule, Training, filled
 from everlearn.spec.strict import Strict
+from everlearn.spec.unknown import Unknown
 from everlearn.values import Task
 
 NAME = rules.NAME
@@ -306,6 +307,8 @@ class ModelSpec(Strict):
     """What may be guessed from what is at rest."""
     limits: Limits = Field(default_factory=Limits)
     """How far one client can move the model."""
+    unknown: Unknown = Field(default_factory=Unknown)
+    """What is answered to a sample unlike all learned classes; by default the best of them."""
     late_labels: LateLabels | None = None
     """Predicted samples that wait in RAM for labels that come later; none by default."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from everlearn.spec import presets
+from everlearn.spec import presets, unknown
 from everlearn.spec.composition import learns_again
 from everlearn.spec.model import ModelSpec
 from everlearn.spec.promises import promises
@@ -25,6 +25,8 @@ def told(spec: ModelSpec) -> tuple[str, ...]:
     lines.append(f"kept on disk: {_kept(spec)}{student}; raw inputs never")
     lines += [f"privacy, {line}" for line in promises(spec)]
     lines.append(_limits(spec))
+    if spec.unknown.kind != "answer":
+        lines.append(unknown.told(spec.unknown))
     if preset.advice:
         lines.append(f"use it: {preset.advice}")
     return tuple(lines)

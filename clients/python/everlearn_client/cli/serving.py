@@ -153,12 +153,24 @@ def _put_answers(names: list[str], answers: list[Predictions | EverlearnClientEr
         return
     rows: list[list[object]] = []
     width = max((len(a.top[0]) for a in answers if isinstance(a, Predictions)), default=0)
+    abstains = any(isinstance(a, Predictions) and a.novelty for a in answers)
     for name, answer in zip(names, answers, strict=True):
         best = answer.top[0] if isinstance(answer, Predictions) else ()
         cells: list[object] = [cell for scored in best for cell in (scored.label, f"{scored.score:.4f}")]
-        rows.append([name, *cells, *[""] * (2 * width - len(cells))])
-    columns = ["file", *[name for rank in range(width) for name in (f"top {rank + 1}", "score")]]
+        novelty = [_novelty(answer)] if abstains else []
+        rows.append([name, *novelty, *cells, *[""] * (2 * width - len(cells))])
+    columns = [
+        "file",
+        *(["novelty"] if abstains else []),
+        *[name for rank in range(width) for name in (f"top {rank + 1}", "score")],
+    ]
     put_table(columns, rows)
+
+
+def _novelty(answer: Predictions | EverlearnClientError) -> str:
+    if isinstance(answer, EverlearnClientError) or not answer.novelty:
+        return ""
+    return f"{answer.novelty[0]:.2f}{' unknown' if answer.abstained[0] else ''}"
 
 
 def _values(answer: Predictions | EverlearnClientError) -> list[str]:
@@ -174,7 +186,12 @@ def _plain_answer(name: str, answer: Predictions | EverlearnClientError) -> dict
         values = dict(zip(answer.labels, map(float, answer.values_NK[0]), strict=True))
         return {"file": name, "version": answer.version, "values": values, **_id(answer)}
     top = [{"label": scored.label, "index": scored.index, "score": scored.score} for scored in answer.top[0]]
-    return {"file": name, "version": answer.version, "top": top, **_id(answer)}
+    return {"file": name, "version": answer.version, "top": top, **_id(answer), **_told_novelty(answer)}
+
+
+def _told_novelty(answer: Predictions) -> dict[str, object]:
+    """Of a model that declares unknown: abstain."""
+    return {"novelty": answer.novelty[0], "abstained": answer.abstained[0]} if answer.novelty else {}
 
 
 def _id(answer: Predictions) -> dict[str, str]:

@@ -194,7 +194,8 @@ class EdgeModel:
         """One labelled sample: kept for the server if the policy says so; returns what it said.
 
         `sample`: uint8 [H, W, 3], or float32 of a tensor model's shape. `send`: what is to be sent in its place, e.g.
-        `[jpeg]`, or a thumbnail. `scores_C`: of `predict`, so that the model does not run twice.
+        `[jpeg]`, or a thumbnail. `scores_C`: of `predict`, so that the model does not run twice; not where it
+        abstained.
 
         Raises InvalidArgument.
         """
@@ -202,7 +203,9 @@ class EdgeModel:
         form: SampleInput = array[None] if array.dtype == np.uint8 else Tensors(array[None].astype(np.float32))
         session = self._follower.session
         if scores_C is None and self._settings.policy.only_unsure and session is not None:
-            scores_C = session.scores(session.array_of(form))[0]
+            scores_NC, novelty = session.answers(session.array_of(form))
+            # What is like nothing that was learned is worth sending, however sure the scores are.
+            scores_C = None if novelty and not novelty[0] <= 1 else scores_NC[0]
         why = self._chooser.decide(scores_C=scores_C, sample=array, label=str(label))
         if why == "send":
             self._spool.put(Batch(form if send is None else send, [label], step))

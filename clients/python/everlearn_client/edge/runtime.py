@@ -109,6 +109,8 @@ class Runtime:
         else:
             scored = [{"label": each.label, "score": each.score} for each in answer.top[0]]
             record.update({"labels": scored} if self._model.task == "multilabel" else scored[0])
+        if answer.novelty:
+            record.update({"novelty": answer.novelty[0], "abstained": answer.abstained[0]})
         record["version"] = answer.version
         return read_, answer
 
@@ -125,7 +127,7 @@ class Runtime:
             truth,
             send=None if read_.encoded is None else [read_.encoded],
             step=self._step,
-            scores_C=None if answer.scores_NC is None else answer.scores_NC[0],
+            scores_C=None if answer.scores_NC is None or any(answer.abstained) else answer.scores_NC[0],
         )
 
 

@@ -24,6 +24,8 @@ import onnxruntime
 
 PROBES_FILE: Final = "probes.npz"
 _PREFIX: Final = "everlearn."
+_NOVELTY: Final = "novelty"
+"""Output of files that abstain; in the probes, what it must be."""
 
 
 class EdgeSession:
@@ -49,23 +51,35 @@ class EdgeSession:
             raise DataLoss(f"{path.name} is no export of everlearn: {error} is not in its metadata") from None
         self.input_name = str(self._session.get_inputs()[0].name)
         self._output = "values" if self.task == "regression" else "scores"
+        self.tells_novelty = any(output.name == _NOVELTY for output in self._session.get_outputs())
+        """Whether it abstains from what is unlike all that was learned."""
 
     def scores(self, given: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """[N, C], or of a regression values [N, K]. Raises InvalidArgument for an array that the file does not take."""
+        return self._run([self._output], given)[0]
+
+    def answers(self, given: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], tuple[float, ...]]:
+        """Scores as above, and each sample's novelty, where the file tells it. Raises InvalidArgument."""
+        if not self.tells_novelty:
+            return self.scores(given), ()
+        scores_NC, novelty_N = self._run([self._output, _NOVELTY], given)
+        return scores_NC, tuple(novelty_N.tolist())
+
+    def _run(self, outputs: list[str], given: npt.NDArray[Any]) -> list[npt.NDArray[np.float32]]:
         try:
-            (scores,) = self._session.run([self._output], {self.input_name: given})
+            found = self._session.run(outputs, {self.input_name: given})
         except Exception as error:  # as above
             raise InvalidArgument(f"the model does not take {given.dtype} {list(given.shape)}: {error}") from error
-        return np.asarray(scores, np.float32)
+        return [np.asarray(each, np.float32) for each in found]
 
     def predict(self, samples: SampleInput, *, top_k: int = 0, scores: bool = False) -> Predictions:
         """As Client.predict, answered here. Raises InvalidArgument."""
-        scores_NC = self.scores(self.array_of(samples))
+        scores_NC, novelty = self.answers(self.array_of(samples))
         name = f"models/{self.model}/versions/{self.version}"
         if self.task == "regression":
             return Predictions(name, (), self.labels, None, 0.0, 0.0, scores_NC)
         top = tuple(self._top(scores_C, top_k) for scores_C in scores_NC)
-        return Predictions(name, top, self.labels, scores_NC if scores else None, 0.0, 0.0)
+        return Predictions(name, top, self.labels, scores_NC if scores else None, 0.0, 0.0, novelty=novelty)
 
     def array_of(self, samples: SampleInput) -> npt.NDArray[Any]:
         """Samples as the file takes them. Raises InvalidArgument for what only the server can read."""
@@ -80,7 +94,8 @@ class EdgeSession:
         raise InvalidArgument(f"here the model takes {wanted}, not {type(samples).__name__}", field="samples")
 
     def self_test(self, path: Path) -> float:
-        """Runs the stored probes; returns the largest difference of a score, relative to max(1, the largest score).
+        """Runs the stored probes; returns the largest difference of a score, relative to max(1, the largest score), or
+        of the novelty, relative to max(1, novelty).
 
         Raises DataLoss where it is above what the file allows, or the file is none.
         """
@@ -89,14 +104,17 @@ class EdgeSession:
                 arrays = {name: archive[name] for name in archive.files}
             expected_BC, tolerance = arrays["expected"], float(arrays["tolerance"])
             samples = [arrays[f"sample_{row}"] for row in range(len(expected_BC))]
+            novelty_B = arrays[_NOVELTY].tolist() if self.tells_novelty else [None] * len(samples)
         except (OSError, ValueError, KeyError, EOFError) as error:
             raise DataLoss(f"{path.name} cannot be read: {error}") from error
         worst = 0.0
-        for sample, expected_C in zip(samples, expected_BC, strict=True):
-            (scores_C,) = self.scores(sample)
+        for sample, expected_C, novelty in zip(samples, expected_BC, novelty_B, strict=True):
+            (scores_C,), told = self.answers(sample)
             if scores_C.shape != expected_C.shape:
                 raise DataLoss(f"the model gives {len(scores_C)} scores where {len(expected_C)} were expected")
             apart = float((np.abs(scores_C - expected_C) / np.maximum(1.0, np.abs(expected_C).max())).max())
+            if novelty is not None:  # a squared length: twice as far off as what it is of
+                apart = float(np.maximum(apart, abs(told[0] - novelty) / (2 * max(1.0, novelty))))
             # Not `>`: a score that is not a number differs from everything.
             if not apart <= tolerance:
                 raise DataLoss(f"scores of a probe differ by {apart:.3g} of their size; {tolerance:g} is allowed")
