@@ -10,7 +10,7 @@ from tests.unit.test_engine_versions import book, publish, solved, spec
 
 from everlearn.errors import DataLossError, NotFoundError
 from everlearn.learners.base import Solution
-from everlearn.values import LinearHead
+from everlearn.values import LinearHead, Novelty
 from everlearn_server.engine.head_file import dump_solution
 from everlearn_server.engine.head_pages import HeadPages, PagedHead
 from everlearn_server.engine.versions import Versioned
@@ -32,9 +32,9 @@ class Disk:
             raise DataLossError("rotten")
         return self.heads[number]
 
-    def stored(self, number: int) -> Versioned:
+    def stored(self, number: int, novelty: Novelty | None = None) -> Versioned:
         """A version with a head of its own."""
-        head = head_of(number)
+        head = replace(head_of(number), novelty=novelty)
         self.heads[number] = dump_solution(Solution(head=head))
         made = publish(book(first=number), spec())
         return replace(
@@ -119,3 +119,19 @@ def test_a_book_keeps_the_weights_of_what_its_aliases_name_alone() -> None:
     assert type(made.stable.snapshot.head) is LinearHead
     made.page()
     assert type(made.find(str(versions[1].record.number)).snapshot.head) is LinearHead
+
+
+def test_what_tells_the_unknown_is_read_with_the_weights_and_that_there_is_something_is_known_before() -> None:
+    disk = Disk()
+    random = np.random.default_rng(0)
+    shapes = {"basis_dk": (DIM, 3), "offset_k": 3, "weight_kC": (3, CLASSES), "bias_C": CLASSES, "scale_C": CLASSES}
+    novelty = Novelty(**{name: random.uniform(0, 1, shape).astype(np.float32) for name, shape in shapes.items()})
+    pages = HeadPages(disk.read)
+    with_it, without = (pages.paged(disk.stored(1, novelty)).snapshot, pages.paged(disk.stored(2)).snapshot)
+    assert (with_it.head.tells_novelty, without.head.tells_novelty) == (True, False)
+    assert without.novelty(FEATURES) is None
+    assert disk.reads == []
+    told = with_it.novelty(FEATURES)
+    assert told is not None
+    assert np.array_equal(told, novelty.of(FEATURES))
+    assert disk.reads == [1]

@@ -190,7 +190,9 @@ def _release(bench: _Bench, model: str, versioned: Versioned, declared: float, p
     if precision == "fp32":
         probes = bench.self_test.file(snapshot.scores, declared, snapshot.novelty)
     else:
-        probes = bench.self_test.file_of(onnx, score_output(head.task), declared, tells_novelty=head.novelty is not None)
+        probes = bench.self_test.file_of(
+            onnx, score_output(head.task), declared, tells_novelty=head.novelty is not None
+        )
     contents = {MODEL_FILE: onnx, CARD_FILE: card.encode(), PROBES_FILE: probes}
     if bench.trunk.tokenizer:
         contents[TOKENIZER_FILE] = bench.trunk.tokenizer

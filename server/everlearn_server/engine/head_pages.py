@@ -46,7 +46,7 @@ class PagedHead(LinearHead):
         return self._tells_novelty
 
     @property
-    def novelty(self) -> Novelty | None:  # type: ignore[override]  # it is read, never set
+    def novelty(self) -> Novelty | None:
         """Read as the weights are."""
         return self._pages.head(self._page).novelty if self._tells_novelty else None
 

@@ -24,7 +24,7 @@ class Unknown(Strict):
     is (`novelty`), and beyond 1 it has no label; in the exported file too."""
     false_alarms: Annotated[float, Field(ge=0.0001, le=0.5)] | None = None
     """abstain: share of samples of learned classes that may be taken for unknown; by default 0.01. It is worked out
-    from the sums alone, and measured at a third to three times what is declared."""
+    from the sums alone; up to three times as many were measured, and more of a class of few samples."""
 
     @model_validator(mode="before")
     @classmethod
