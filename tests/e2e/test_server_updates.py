@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +14,7 @@ from tests.e2e.server_calls import Stubs, refused
 from tests.faults.proxy import Proxy
 from tests.real_server import RealServer
 
-from everlearn_client import Client
+from everlearn_client import AsyncClient, Client
 from everlearn_client._download import DownloadProgress
 from everlearn_client.edge.follower import Follower
 from everlearn_client.results import ExportInfo
@@ -66,6 +67,36 @@ def test_a_new_head_travels_as_its_difference_and_is_the_file_to_the_byte(
     (model,) = (told for name, told in seen.items() if name.startswith("model.onnx."))
     assert "model.onnx" not in seen
     assert model.bytes_total < 0.5 * sizes["model.onnx"]
+
+
+def test_the_asyncio_client_takes_differences_as_the_other_one_does(
+    server: RealServer, client: Client, wide: Path, tmp_path: Path
+) -> None:
+    declare(server, wide, "awaited")
+    first = next_version(client, "awaited", 1)
+    seen: dict[str, DownloadProgress] = {}
+
+    async def both() -> ExportInfo:
+        async with AsyncClient(server.address) as awaited:
+            await awaited.download(first, tmp_path / "first")
+            second = await asyncio.to_thread(next_version, client, "awaited", 2)
+
+            def note(told: DownloadProgress) -> None:
+                seen[told.file_name] = told
+
+            await awaited.download(second, tmp_path / "second", base=tmp_path / "first", on_progress=note)
+            (tmp_path / "other").mkdir()
+            (tmp_path / "other" / "model.onnx").write_bytes(b"something else")
+            await awaited.download(second, tmp_path / "whole", base=tmp_path / "other")
+            return second
+
+    second = asyncio.run(both())
+    digests(tmp_path / "second", second)
+    digests(tmp_path / "whole", second)
+    assert sorted(each.name for each in (tmp_path / "second").iterdir()) == sorted(f.file_name for f in second.files)
+    (model,) = (told for name, told in seen.items() if name.startswith("model.onnx."))
+    assert "model.onnx" not in seen
+    assert model.bytes_total < 0.5 * {file.file_name: file.size_bytes for file in second.files}["model.onnx"]
 
 
 def test_with_a_base_that_the_server_does_not_know_the_file_comes_whole(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from everlearn_client.client import Client
 
 MAX_STEPS: Final = 3
-_PLANS: Final = 3
+PLANS: Final = 3
 """Asked for, where the server forgets a difference between two questions."""
 
 logger = logging.getLogger(__name__)
@@ -82,20 +82,20 @@ class Downloads:
     ) -> bytes | None:
         """The file, made from what was there before; None where it is to be downloaded whole."""
         wanted, name = export_pb2.PlanUpdateRequest(name=export.name, file_name=file.file_name), file.file_name
-        delta, wanted.have_sha256 = _codec(), hashlib.sha256(have).hexdigest()
-        for _ in range(_PLANS):
+        delta, wanted.have_sha256 = codec(), hashlib.sha256(have).hexdigest()
+        for _ in range(PLANS):
             steps = self._client.call(self._stub.PlanUpdate, wanted).steps
             if not steps:
                 return None
-            _check(steps, wanted.have_sha256, file)
-            parts = [_part_of(step, file, folder, number) for number, step in enumerate(steps)]
+            check_plan(steps, wanted.have_sha256, file)
+            parts = [part_of(step, file, folder, number) for number, step in enumerate(steps)]
             try:
                 for step, part in zip(steps, parts, strict=True):
                     _received(part, self._stream_of(export, name, step), on_progress, retry_for_s)
             except NotFound:  # forgotten since it was planned
                 continue
             try:
-                return _applied(delta, have, steps, parts)
+                return applied(delta, have, steps, parts)
             except DataLoss as error:
                 logger.warning("%s is downloaded whole: %s", name, error)
                 return None
@@ -105,9 +105,7 @@ class Downloads:
         return None
 
     def _stream_of(self, export: ExportInfo, name: str, step: export_pb2.DeltaStep) -> Callable[[int], Any]:
-        request = export_pb2.DownloadDeltaRequest(
-            name=export.name, file_name=name, base_sha256=step.base_sha256, target_sha256=step.target_sha256
-        )
+        request = delta_request(export, name, step)
 
         def stream(offset: int) -> Any:
             request.offset = offset
@@ -149,12 +147,20 @@ def _chunks(call: Any) -> Generator[export_pb2.DownloadExportResponse, None, Non
         call.cancel()
 
 
-def _part_of(step: export_pb2.DeltaStep, file: ExportFile, folder: Path, number: int) -> PartFile:
+def delta_request(export: ExportInfo, name: str, step: export_pb2.DeltaStep) -> export_pb2.DownloadDeltaRequest:
+    """Asks for one step of a plan for the file of this name."""
+    return export_pb2.DownloadDeltaRequest(
+        name=export.name, file_name=name, base_sha256=step.base_sha256, target_sha256=step.target_sha256
+    )
+
+
+def part_of(step: export_pb2.DeltaStep, file: ExportFile, folder: Path, number: int) -> PartFile:
+    """Where a step of a plan arrives, beside its file."""
     name = f"{file.file_name}.{file.sha256[:16]}.{number}.delta"
     return PartFile(ExportFile(name, step.size_bytes, step.sha256), folder)
 
 
-def _check(steps: Iterable[export_pb2.DeltaStep], have: str, file: ExportFile) -> None:
+def check_plan(steps: Iterable[export_pb2.DeltaStep], have: str, file: ExportFile) -> None:
     """Raises DataLoss where a plan does not lead from what is there to what is wanted, or costs more than the file."""
     told, at, size = list(steps), have, 0
     for step in told:
@@ -167,7 +173,8 @@ def _check(steps: Iterable[export_pb2.DeltaStep], have: str, file: ExportFile) -
         )
 
 
-def _applied(delta: Any, have: bytes, steps: Iterable[export_pb2.DeltaStep], parts: Iterable[PartFile]) -> bytes:
+def applied(delta: Any, have: bytes, steps: Iterable[export_pb2.DeltaStep], parts: Iterable[PartFile]) -> bytes:
+    """The file at the end of a plan whose steps have arrived. Raises DataLoss."""
     for step, part in zip(steps, parts, strict=True):
         try:
             have = delta.apply(have, part.path.read_bytes(), max_bytes=step.target_size_bytes)
@@ -176,7 +183,7 @@ def _applied(delta: Any, have: bytes, steps: Iterable[export_pb2.DeltaStep], par
     return have
 
 
-def _codec() -> Any:
+def codec() -> Any:
     """Loaded where it is needed: a client that takes files whole needs no zstandard."""
     try:
         from everlearn_protos import delta

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar, cast
@@ -17,14 +16,15 @@ from google.protobuf.message import Message
 
 from everlearn_client import _learn_async
 from everlearn_client._channel import OPTIONS, Tls, call_metadata, keep_grpc_aio
-from everlearn_client._download import DownloadCallback, PartFile
+from everlearn_client._download import DownloadCallback
+from everlearn_client._downloading_async import AsyncDownloads
 from everlearn_client._erasing import ERASE_TIMEOUT_S, EraseSession
 from everlearn_client._inputs import BatchInput
 from everlearn_client._late import Labelled, LabelReport, LateSession
 from everlearn_client._learn import LearnSession, unheard
 from everlearn_client._models import PREPARE_TIMEOUT_S, ProgressCallback
 from everlearn_client._models_async import AsyncModels
-from everlearn_client._retry import Retry, is_passing
+from everlearn_client._retry import Retry
 from everlearn_client.client import DEFAULT_TARGET, EMBED_TIMEOUT_S, FIRST_POLL_S, LONGEST_POLL_S
 from everlearn_client.errors import DeadlineExceeded, EverlearnClientError, Held, from_rpc_error
 from everlearn_client.events import LearnEvent, LearnReport
@@ -32,7 +32,6 @@ from everlearn_client.receipts import ReceiptFile
 from everlearn_client.resource_names import model_name
 from everlearn_client.results import (
     Embeddings,
-    ExportFile,
     ExportInfo,
     Predictions,
     embed_request,
@@ -107,6 +106,7 @@ class AsyncClient:
         """By model and learner: what was to be kept at the end of the last call."""
         self._predict = predict_pb2_grpc.PredictServiceStub(self.channel)
         self._export = export_pb2_grpc.ExportServiceStub(self.channel)
+        self._downloads = AsyncDownloads(self, self._export)
         self._erasure = erasure_pb2_grpc.ErasureServiceStub(self.channel)
         self._info = server_info_pb2_grpc.ServerInfoServiceStub(self.channel)
         self._operations = operations_grpc_pb2.OperationsStub(self.channel)
@@ -329,11 +329,15 @@ class AsyncClient:
         export: ExportInfo,
         folder: str | Path,
         *,
+        base: str | Path | None = None,
         on_progress: DownloadCallback | None = None,
         retry_for_s: float = 120.0,
     ) -> list[Path]:
-        """As `Client.download`, always whole files. Raises DataLoss where they are not what the export announced."""
-        return [await self._fetch(export, file, Path(folder), on_progress, retry_for_s) for file in export.files]
+        """As `Client.download`; with `base` only the differences to an earlier version travel where that is cheaper."""
+        known = None if base is None else Path(base)
+        return await self._downloads.fetch(
+            export, Path(folder), base=known, on_progress=on_progress, retry_for_s=retry_for_s
+        )
 
     async def wait(
         self,
@@ -356,44 +360,3 @@ class AsyncClient:
             delay_s = min(LONGEST_POLL_S, delay_s * 1.5)
             request = operations_proto_pb2.GetOperationRequest(name=operation.name)
             operation = await self.call(self._operations.GetOperation, request)
-
-    async def _fetch(
-        self,
-        export: ExportInfo,
-        file: ExportFile,
-        folder: Path,
-        on_progress: DownloadCallback | None,
-        retry_for_s: float,
-    ) -> Path:
-        part = await asyncio.to_thread(PartFile, file, folder)
-        retry = Retry(give_up_after_s=retry_for_s)
-        if await asyncio.to_thread(lambda: part.is_here):
-            return part.path
-        while not part.is_complete:
-            try:
-                async with aclosing(self._chunks(export, file, part.offset)) as chunks:
-                    async for chunk in chunks:
-                        await asyncio.to_thread(part.append, chunk)
-                        retry.progress()
-                        if on_progress is not None:
-                            on_progress(part.progress)
-                if not part.is_complete:
-                    raise part.ended_early()
-            except EverlearnClientError as error:
-                if not is_passing(error):
-                    raise
-                await asyncio.sleep(retry.delay_s(error))
-        return await asyncio.to_thread(part.finish)
-
-    async def _chunks(
-        self, export: ExportInfo, file: ExportFile, offset: int
-    ) -> AsyncGenerator[export_pb2.DownloadExportResponse, None]:
-        request = export_pb2.DownloadExportRequest(name=export.name, file_name=file.file_name, offset=offset)
-        call = self._export.DownloadExport(request, metadata=self.metadata)
-        try:
-            async for chunk in call:
-                yield chunk
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from None
-        finally:
-            call.cancel()
