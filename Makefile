@@ -49,6 +49,9 @@ check: $(READY) ## Lint, types, import contracts.
 bench: $(READY) ## Measure, and write a dated table to tests/benchmarks/results.
 	@$(BIN)/python -m tests.benchmarks
 
+bench-serving: $(READY) ## everlearn beside KServe, Triton, MLServer, BentoML and LitServe (fetched once), into tests/benchmarks/results.
+	@$(BIN)/python -m tests.benchmarks peer_serving --output tests/benchmarks/results/$$(date -u +%F)_peers.md
+
 bench-learning: $(READY) ## Every recipe and its peers on the same streams, into tests/benchmarks/results/learning.
 	@$(BIN)/python -m tests.benchmarks.learning
 

@@ -26,7 +26,7 @@ LEARNERS = 64
 
 def measure(scene: Scene, *, quick: bool) -> list[Row]:
     """Of a fresh server, which is then restarted."""
-    count = 40 if quick else 1000
+    count = 6 if quick else 1000
     arguments = ("--working-set-bytes", str(WORKING_SET_BYTES))
     with scene.server("heads", *arguments) as server, server.client() as client:
         digest = _declare(scene, client, "site-0")

@@ -41,25 +41,26 @@ class Cell:
 def measure(scene: Scene, *, quick: bool) -> list[Row]:
     """Requests a second and latencies at each concurrency."""
     repetitions, seconds = (1, 1.0) if quick else (5, 3.0)
-    raw_session = _raw_session(scene.trunk(SIZE).onnx)
+    session = raw_session(scene.trunk(SIZE).onnx)
     with scene.server("serving") as server:
-        _teach(scene, server)
+        teach(scene, server)
         with child("oip_load", server.address, "lite0", str(SIZE)) as load:
             scene.tell("warming up")
             _through_server(server, load, 8, 1.0)
-            _raw(raw_session, 2, 1.0)
+            _raw(session, 2, 1.0)
             rows = []
             for concurrency in CONCURRENCIES:
                 cells: list[tuple[Cell, Cell]] = []
                 for repetition in range(repetitions):
                     scene.tell(f"{concurrency} at a time, {repetition + 1} of {repetitions}")
-                    raw = _raw(raw_session, concurrency, seconds)
+                    raw = _raw(session, concurrency, seconds)
                     cells.append((raw, _through_server(server, load, concurrency, seconds)))
                 rows.append(_row(concurrency, cells))
     return rows
 
 
-def _teach(scene: Scene, server: ServerProcess) -> None:
+def teach(scene: Scene, server: ServerProcess) -> None:
+    """A model `lite0` that has learned ten classes."""
     labels = [row % 10 for row in range(320)]
     features = clustered_features(np.random.default_rng(0), labels, DIM)
     with server.client() as client:
@@ -68,7 +69,8 @@ def _teach(scene: Scene, server: ServerProcess) -> None:
         client.learn("lite0", [(Features(features), [str(label) for label in labels])], feature_digest=digest)
 
 
-def _raw_session(onnx: bytes) -> ort.InferenceSession:
+def raw_session(onnx: bytes) -> ort.InferenceSession:
+    """One thread a call."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     return ort.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
@@ -91,6 +93,11 @@ def _raw(session: ort.InferenceSession, concurrency: int, seconds: float) -> Cel
         thread.join()
     took_s, cpu_s = time.perf_counter() - begun_s, time.process_time() - begun_cpu_s
     return Cell(len(latencies_ms) / took_s, latencies_ms, cpu_s * 1e3 / len(latencies_ms))
+
+
+def raw_rate(session: ort.InferenceSession, concurrency: int, seconds: float) -> float:
+    """Requests a second of so many threads in this process."""
+    return _raw(session, concurrency, seconds).per_s
 
 
 def _through_server(server: ServerProcess, load: subprocess.Popen[str], concurrency: int, seconds: float) -> Cell:
