@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import grpc
 import numpy as np
 import onnxruntime as ort
 from tests.benchmarks.peer_servers import PEERS, Peer, PeerError, family_cpu_s, family_mb, running
 from tests.benchmarks.scene import Scene, child
 from tests.benchmarks.serving import CONCURRENCIES, SIZE, raw_rate, raw_session, teach
 from tests.benchmarks.table import Row, quantiles
+
+from everlearn_protos.oip import SERVICE, message
 
 TARGET = 0.85
 TARGET_AT = 8
@@ -79,7 +83,10 @@ def _beside(
     seconds: float,
 ) -> None:
     peer, address, pid = other
-    arguments = (address, "lite0", str(SIZE)) if peer.speaks == "oip" else (address, str(SIZE))
+    arguments = (address, str(SIZE))
+    if peer.speaks == "oip":
+        _await_model(address)
+        arguments = (address, "lite0", str(SIZE))
     with child(f"{peer.speaks}_load", *arguments) as load:
         _warm(load, pid)
         for concurrency in CONCURRENCIES:
@@ -94,6 +101,25 @@ def _beside(
                     cell.latencies_ms += latencies_ms
                     cell.cpu_ms.append(cpu_ms)
         table.memory_mb[peer.shown] = family_mb(pid)
+
+
+def _await_model(address: str) -> None:
+    """Servers listen before their model is there."""
+    give_up_s, told = time.monotonic() + 120, "it says no more"
+    with grpc.insecure_channel(address) as channel:
+        ready = channel.unary_unary(
+            f"/{SERVICE}/ModelReady",
+            request_serializer=message("ModelReadyRequest").SerializeToString,
+            response_deserializer=message("ModelReadyResponse").FromString,
+        )
+        while time.monotonic() < give_up_s:
+            try:
+                if ready(message("ModelReadyRequest")(name="lite0"), timeout=10).ready:
+                    return
+            except grpc.RpcError as error:
+                told = str(error.code())
+            time.sleep(0.5)
+    raise PeerError(f"its model is not ready: {told}")
 
 
 def _warm(load: subprocess.Popen[str], pid: int) -> None:
