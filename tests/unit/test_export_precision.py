@@ -13,10 +13,10 @@ from tests.unit.test_export_card import REPORT, _facts
 
 from everlearn.errors import InputError, ParityError
 from everlearn.export.card import model_card
-from everlearn.export.card_precision import PrecisionFacts
+from everlearn.export.card_precision import Evidence, PrecisionFacts
 from everlearn.export.compose import Composer
 from everlearn.export.parity import check_release
-from everlearn.export.precision import PRECISIONS, TOLERANCE, halve, precision_of
+from everlearn.export.precision import TOLERANCE, Precision, halve, precision_of
 from everlearn.export.probes import Probes, plain_session
 from everlearn.values import FeatureScale, Trunk
 from everlearn_protos.delta import apply
@@ -24,6 +24,7 @@ from everlearn_protos.delta.encoding import encode
 
 METADATA = {"model": "flowers", "version": "7"}
 WIDE = 512
+FLOATS: tuple[Precision, ...] = ("fp32", "fp16")
 
 
 def wide_trunk(largest: float = 1.0) -> Trunk:
@@ -51,7 +52,7 @@ def tensors(onnx_file: bytes) -> dict[str, TensorProto]:
 
 def test_half_the_bytes_and_the_same_inputs_and_outputs() -> None:
     composer, head = Composer(wide_trunk()), random_head(4, dim=WIDE)
-    files = {precision: composer.compose(head, METADATA, precision=precision) for precision in PRECISIONS}
+    files = {precision: composer.compose(head, METADATA, precision=precision) for precision in FLOATS}
     assert len(files["fp16"]) < 0.55 * len(files["fp32"])
     assert composer.compose(head, METADATA, precision="fp16") == files["fp16"]
     sessions = {precision: plain_session(file) for precision, file in files.items()}
@@ -67,7 +68,7 @@ def test_half_the_bytes_and_the_same_inputs_and_outputs() -> None:
 
 def test_weights_are_halves_and_front_and_head_are_as_they_were() -> None:
     composer, head = Composer(conv_trunk()), random_head(100)
-    fp32, fp16 = (tensors(composer.compose(head, METADATA, precision=precision)) for precision in PRECISIONS)
+    fp32, fp16 = (tensors(composer.compose(head, METADATA, precision=precision)) for precision in FLOATS)
     assert [tensor.data_type for name, tensor in fp16.items() if name.endswith("/fp16")] == [TensorProto.FLOAT16]
     ours = [name for name in fp32 if name.startswith(("front.", "head/"))]
     assert "head/weight" in ours
@@ -124,7 +125,7 @@ def test_a_new_head_on_halves_is_a_small_difference() -> None:
 
 
 def test_precisions_are_known_by_name_and_others_are_refused_with_those_that_are() -> None:
-    assert [precision_of(name) for name in ("", "fp32", "fp16")] == ["fp32", "fp32", "fp16"]
+    assert [precision_of(name) for name in ("", "fp32", "fp16", "int8")] == ["fp32", "fp32", "fp16", "int8"]
     with pytest.raises(InputError, match="fp16") as refused:
         precision_of("fp8")
     assert refused.value.field == "precision"
@@ -132,9 +133,20 @@ def test_precisions_are_known_by_name_and_others_are_refused_with_those_that_are
 
 def test_the_card_says_what_precision_the_file_has_and_how_far_it_is_from_the_server() -> None:
     plain = _facts((3, 4))
-    told = dataclasses.replace(plain, precision=PrecisionFacts(precision="fp16", tolerance=0.02))
+    told = dataclasses.replace(
+        plain, precision=PrecisionFacts(precision="fp16", tolerance=0.02, distance=REPORT.composed)
+    )
     trunk, head = conv_trunk(), random_head(2)
     assert "Precision" not in model_card(plain, trunk, head, REPORT)
     card = model_card(told, trunk, head, REPORT)
     for words in ("## Precision: fp16", "1.0e-06", "0.02 is allowed", "100.0 %"):
         assert words in card
+
+
+def test_the_card_says_what_eight_bits_have_shown() -> None:
+    evidence = Evidence(tested=400, accuracy=0.97, fp32_accuracy=0.98, max_drop=0.02, observed=128)
+    facts = PrecisionFacts(precision="int8", distance=REPORT.composed, evidence=evidence)
+    card = model_card(dataclasses.replace(_facts((3, 4)), precision=facts), conv_trunk(), random_head(2), REPORT)
+    for words in ("## Precision: int8", "400 labelled samples", "97.0 %", "98.0 %", "2.0 points", "128 images"):
+        assert words in card
+    assert facts.told()["accuracy"]["fp32_accuracy"] == 0.98

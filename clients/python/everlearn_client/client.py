@@ -308,7 +308,8 @@ class Client:
         """Has a version turned into one ONNX file, checked against the server. The same version is the same export.
 
         `student`: the small network that imitates the model, as it is now, under that version's head; raises
-        FailedPrecondition where the two agree too little. `precision`: `fp16` stores the weights in half the bytes.
+        FailedPrecondition where the two agree too little. `precision`: `fp16` stores the weights in half the bytes;
+        `int8` computes in 8 bits, and raises FailedPrecondition where the model has not shown enough for that yet.
         """
         request = export_request(model, version, student=student, precision=precision)
         operation = self.call(self._export.CreateExport, request)

@@ -33,8 +33,9 @@ class CreateExportRequest(google.protobuf.message.Message):
     names. Refused where the model declares no distill_to, or the two agree less than it demands.
     """
     precision: builtins.str
-    """`fp32` (also where it is empty) or `fp16`: of the weights in the file, which are half as many bytes. Another export,
-    with files of its own. What goes in (uint8 images) and comes out (float32 scores) is the same.
+    """`fp32` (also where it is empty); `fp16`, whose weights are half as many bytes; or `int8`, which computes in 8 bits:
+    refused (FAILED_PRECONDITION) where the model does not declare int8_export, or has not shown enough yet. Another
+    export, with files of its own. What goes in (uint8 images) and comes out (float32 scores) is the same.
     """
     def __init__(
         self,

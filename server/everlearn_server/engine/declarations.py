@@ -15,12 +15,14 @@ from everlearn.spec.load import dump, parse
 from everlearn.spec.model import Model
 from everlearn.spec.plan import Plan, StoredCounts, check_consent
 from everlearn_server.engine.applier import Applier, Current
+from everlearn_server.engine.beside import forget
 from everlearn_server.engine.conditions import conditions_json
 from everlearn_server.engine.exporter import Exporter
 from everlearn_server.engine.fleet import FAILED, PREPARING, READY, Fleet
+from everlearn_server.engine.int8 import ranges_key
 from everlearn_server.engine.live_model import LiveModel
 from everlearn_server.engine.operations import Operation, Operations
-from everlearn_server.engine.students import checkpoint_key, forget
+from everlearn_server.engine.students import checkpoint_key
 from everlearn_server.store.rows import ModelRow
 from everlearn_server.store.store import Store
 
@@ -87,7 +89,8 @@ class Declarations:
             await self._operations.forget(name)
             await model.stop(commit=False)
             await self._store.catalog.delete_model(name)
-            await forget(self._store, checkpoint_key(model.row.uid))
+            for key in (checkpoint_key, ranges_key):
+                await forget(self._store, key(model.row.uid))
             self._fleet.dismiss(model)
 
     async def run(self, operation: Operation) -> Mapping[str, str]:
@@ -138,7 +141,7 @@ class Declarations:
         name = spec.metadata.name
         if plan.action == "create":
             row = await self._create(spec, lock)
-        elif plan.replaces or not self._fleet.get(name).is_started or _changes_student(plan):
+        elif plan.replaces or not self._fleet.get(name).is_started or _changes_beside(plan):
             row = self._fleet.get(name).row
         elif plan.action == "none":
             return None
@@ -212,9 +215,9 @@ class Declarations:
             await model.update_row(state=FAILED)
 
 
-def _changes_student(plan: Plan) -> bool:
-    """A student is made ready as a trunk is; what the model has learned stays."""
-    return any(change.field == "spec.distill_to" for change in plan.changes)
+def _changes_beside(plan: Plan) -> bool:
+    """What learns beside a model is made ready as its trunk is; what the model has learned stays."""
+    return any(change.field in ("spec.distill_to", "spec.int8_export") for change in plan.changes)
 
 
 def check_etag(model: LiveModel, etag: str) -> None:

@@ -21,6 +21,7 @@ from everlearn_server.engine.erasures import KIND as ERASE
 from everlearn_server.engine.erasures import Erasures
 from everlearn_server.engine.exporter import MODEL_FILE, Exporter
 from everlearn_server.engine.fleet import EngineSettings, Fleet
+from everlearn_server.engine.int8 import released_by
 from everlearn_server.engine.live_model import LiveModel
 from everlearn_server.engine.manifest import manifest
 from everlearn_server.engine.operations import Operation, Operations
@@ -232,10 +233,12 @@ class Engine:
     ) -> Operation:
         """Begins an export; the version that the name means now is the one exported, or its student as it is now.
 
-        Raises as `release_student`, and DiskFullError.
+        Raises as `release_student` and, for `int8`, `released_by`; and DiskFullError.
         """
         self.require_room()
         versioned = self.model(name).book.find(version)
+        if precision == "int8":  # who asks hears at once what is missing
+            released_by(self.model(name).beside, name, versioned.snapshot.feature_digest)
         if student:
             versioned = await release_student(self.model(name), versioned)
         await self.model(name).store_version(versioned)

@@ -350,6 +350,11 @@ def _check(spec: ModelSpec, asked: Asked) -> None:
             "its student has learned by gradient steps from the same samples, and nothing can be taken out "
             "of that; remove distill_to from the declaration first, which forgets the student"
         )
+    if spec.int8_export is not None:
+        raise _refused(
+            "ranges of activations have been counted over the same samples, and exports in 8 bits carry them; remove "
+            "int8_export from the declaration first, which forgets them"
+        )
     if asked.label and spec.memory.kind != "per_class_statistics":
         raise _refused(f"memory {spec.memory.kind} adds all classes up; per_class_statistics keeps them apart")
     if spec.adapt.kind == "first_session":

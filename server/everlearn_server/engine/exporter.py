@@ -13,14 +13,15 @@ from typing import Any
 
 from everlearn.errors import DataLossError
 from everlearn.export.card import CardFacts, StudentFacts, model_card
-from everlearn.export.card_precision import PrecisionFacts
+from everlearn.export.card_precision import Evidence, PrecisionFacts
 from everlearn.export.compose import Composer, score_output
-from everlearn.export.parity import ReleaseReport, check_release
+from everlearn.export.parity import ReleaseReport, check_release, distance
 from everlearn.export.precision import TOLERANCE, Precision
 from everlearn.export.probes import Probes
 from everlearn.export.self_test import SelfTest
 from everlearn.values import FeaturesBd, Trunk, TrunkInput
 from everlearn_server.engine.damages import Damages
+from everlearn_server.engine.int8 import released_by
 from everlearn_server.engine.live_model import LiveModel
 from everlearn_server.engine.precisions import RECORD_FILE, exports_of, joined, record
 from everlearn_server.engine.serving import Snapshot
@@ -31,6 +32,8 @@ from everlearn_server.store.store import Store
 
 MODEL_FILE, CARD_FILE, TOKENIZER_FILE, PROBES_FILE = "model.onnx", "MODEL_CARD.md", "tokenizer.json", "probes.npz"
 """The card is no README.md: a download into a project's folder must not replace the project's own."""
+INT8_TOLERANCE = 0.005
+"""For the probes beside a file in 8 bits, as a tolerance of its parity check."""
 _BENCHES = 4
 """Trunks for which the joined graph and the probes are kept; each takes about the trunk's size."""
 
@@ -60,7 +63,8 @@ class Exporter:
 
     async def export(self, model: LiveModel, versioned: Versioned, precision: Precision = "fp32") -> ExportRow:
         """The export of a version, made now unless it has been, or is damaged. Raises ParityError: then nothing is
-        released; InputError for a precision that this model has no file in."""
+        released; InputError for a precision that this model has no file in; GateError, PreconditionError as
+        `released_by`."""
         async with self._turn:
             return await self._export(model, versioned, precision)
 
@@ -89,20 +93,25 @@ class Exporter:
                 return row
         await model.store_version(versioned)
         bench = await self._bench(versioned.snapshot)
-        tolerance = model.spec.spec.gate.parity
-        made = await asyncio.to_thread(_release, bench, model.name, versioned, tolerance, precision)
-        report, contents = made.report, dict(made.contents)
+        asked = _Asked(model=model.name, versioned=versioned, parity=model.spec.spec.gate.parity, precision=precision)
+        own = bench
+        if precision == "int8":
+            graph, evidence = released_by(model.beside, model.name, versioned.snapshot.feature_digest)
+            own = await asyncio.to_thread(_make_bench, graph.trunk, graph.session.run)
+            asked = replace(asked, evidence=evidence)
+        made = await asyncio.to_thread(_release, own, bench, asked)
+        contents = dict(made.contents)
         row = ExportRow(
             model=model.name,
             version_number=number,
             files=(),
-            parity=report.served.max_abs_diff,
-            probes=report.served.probes,
+            parity=made.parity,
+            probes=made.report.served.probes,
             create_time_s=time.time(),
             precision=precision,
         )
-        if precision != "fp32":
-            contents[RECORD_FILE] = record(row, _told(report, max(tolerance, TOLERANCE[precision])))
+        if made.facts is not None:
+            contents[RECORD_FILE] = record(row, made.facts.told())
         files = [
             ExportFile(file_name=name, size=len(data), sha256=await self._store.blobs.put(data))
             for name, data in contents.items()
@@ -151,30 +160,45 @@ def _make_bench(trunk: Trunk, run: Callable[[TrunkInput], FeaturesBd]) -> _Bench
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What is to be released."""
+
+    model: str
+    versioned: Versioned
+    parity: float
+    """As declared (`gate.parity`)."""
+    precision: Precision
+    evidence: Evidence | None = None
+    """Of a graph in 8 bits."""
+
+    @property
+    def tolerance(self) -> float:
+        """Most that a score may be from those of the trunk that the file is of."""
+        return max(self.parity, TOLERANCE[self.precision])
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Released:
     """What leaves, and why it may."""
 
     contents: Mapping[str, bytes]
     report: ReleaseReport
+    facts: PrecisionFacts | None
+    """Where it is not in the server's precision."""
+
+    @property
+    def parity(self) -> float:
+        """Largest difference of a score from the server's."""
+        is_int8 = self.facts is not None and self.facts.precision == "int8"
+        return self.facts.distance.max_abs_diff if self.facts and is_int8 else self.report.served.max_abs_diff
 
 
-def _told(report: ReleaseReport, tolerance: float) -> dict[str, Any]:
-    """For the record of an export: how close it is to the server's own precision."""
-    return {
-        "parity": {
-            "max_rel_diff": report.composed.max_rel_diff,
-            "tolerance": tolerance,
-            "label_agreement": report.composed.label_agreement,
-        }
-    }
-
-
-def _release(bench: _Bench, model: str, versioned: Versioned, declared: float, precision: Precision) -> _Released:
-    record, snapshot = versioned.record, versioned.snapshot
-    head, tolerance = snapshot.head, max(declared, TOLERANCE[precision])
-    metrics = json.loads(record.metrics_json)
+def _release(bench: _Bench, server: _Bench, asked: _Asked) -> _Released:
+    """`bench`: of the trunk that the file is of; `server`: of the one that the server runs, mostly the same."""
+    record, snapshot, precision = asked.versioned.record, asked.versioned.snapshot, asked.precision
+    head, metrics = snapshot.head, json.loads(record.metrics_json)
     student = StudentFacts.of(metrics["student"]) if "student" in metrics else None
-    told = _metadata(model, record, metrics) | (student.told() if student is not None else {})
+    told = _metadata(asked.model, record, metrics) | (student.told() if student is not None else {})
     live = snapshot.tail
     onnx = bench.composer.compose(head, told, live.tail if live is not None else None, precision=precision)
     report = check_release(
@@ -183,20 +207,33 @@ def _release(bench: _Bench, model: str, versioned: Versioned, declared: float, p
         head.labels,
         bench.probes,
         task=head.task,
-        tolerance=tolerance,
+        tolerance=asked.tolerance,
         novelty_of=snapshot.novelty,
     )
-    card = model_card(_facts(model, versioned, metrics, student, onnx, precision, tolerance), bench.trunk, head, report)
-    if precision == "fp32":
-        probes = bench.self_test.file(snapshot.scores, declared, snapshot.novelty)
+    facts = _precision_facts(bench, server, asked, report)
+    card = model_card(_facts(asked, metrics, student, onnx, facts), bench.trunk, head, report)
+    if facts is None:
+        probes = bench.self_test.file(snapshot.scores, asked.parity, snapshot.novelty)
     else:
+        # 8 bits are rounded in other places by other processors.
+        tolerance = asked.parity if precision != "int8" else max(asked.parity, INT8_TOLERANCE)
         probes = bench.self_test.file_of(
-            onnx, score_output(head.task), declared, tells_novelty=head.novelty is not None
+            onnx, score_output(head.task), tolerance, tells_novelty=head.novelty is not None
         )
     contents = {MODEL_FILE: onnx, CARD_FILE: card.encode(), PROBES_FILE: probes}
     if bench.trunk.tokenizer:
         contents[TOKENIZER_FILE] = bench.trunk.tokenizer
-    return _Released(contents=contents, report=report)
+    return _Released(contents=contents, report=report, facts=facts)
+
+
+def _precision_facts(bench: _Bench, server: _Bench, asked: _Asked, report: ReleaseReport) -> PrecisionFacts | None:
+    if asked.precision == "fp32":
+        return None
+    if asked.precision == "fp16":
+        return PrecisionFacts(precision="fp16", distance=report.composed, tolerance=asked.tolerance)
+    scores_of, task = asked.versioned.snapshot.scores, asked.versioned.snapshot.head.task
+    apart = distance(scores_of(bench.probes.features_Bd), scores_of(server.probes.features_Bd), task)
+    return PrecisionFacts(precision="int8", distance=apart, evidence=asked.evidence)
 
 
 def _metadata(model: str, record: VersionRow, metrics: Mapping[str, Any]) -> dict[str, str]:
@@ -211,17 +248,15 @@ def _metadata(model: str, record: VersionRow, metrics: Mapping[str, Any]) -> dic
 
 
 def _facts(
-    model: str,
-    versioned: Versioned,
+    asked: _Asked,
     metrics: Mapping[str, Any],
     student: StudentFacts | None,
     onnx: bytes,
-    precision: Precision,
-    tolerance: float,
+    precision: PrecisionFacts | None,
 ) -> CardFacts:
-    record, tested = versioned.record, metrics["tested"] > 0
+    record, tested = asked.versioned.record, metrics["tested"] > 0
     return CardFacts(
-        model=model,
+        model=asked.model,
         version=record.number,
         head_kind=metrics["head"],
         samples=record.sample_count,
@@ -237,5 +272,5 @@ def _facts(
         axes=tuple(metrics.get("axes", ())),
         privacy=tuple(metrics.get("privacy", ())),
         steps={} if student else metrics.get("report", {}).get("steps", {}),  # a student's record is its own
-        precision=None if precision == "fp32" else PrecisionFacts(precision=precision, tolerance=tolerance),
+        precision=precision,
     )

@@ -20,12 +20,14 @@ from everlearn.spec.load import parse
 from everlearn.spec.model import Model
 from everlearn.values import Trunk
 from everlearn_server.engine.applier import Applier
+from everlearn_server.engine.beside import forget
 from everlearn_server.engine.conditions import conditions_json
 from everlearn_server.engine.damages import Damages
 from everlearn_server.engine.head_pages import HeadPages
+from everlearn_server.engine.int8 import LiveInt8, ranges_key
 from everlearn_server.engine.live_model import LiveModel
 from everlearn_server.engine.publisher import Solved
-from everlearn_server.engine.students import LiveStudent, checkpoint_key, forget
+from everlearn_server.engine.students import LiveStudent, checkpoint_key
 from everlearn_server.engine.trunks import LiveTrunk, TrunkPool
 from everlearn_server.engine.working_set import WorkingSet
 from everlearn_server.store.rows import ModelRow
@@ -160,9 +162,9 @@ class Fleet:
     ) -> None:
         """Makes an enlisted model learn and serve, at once with the head `first` where there is one."""
         live = self.trunks.acquire(trunk, session, await self._applier.stored_tail(trunk.digest))
-        student = await self._student_of(model, live)
+        beside = await self._int8_of(model, trunk) or await self._student_of(model, live)
         try:
-            await model.start(live, self._trunk_of, first, student)
+            await model.start(live, self._trunk_of, first, beside)
         except EverlearnError:
             if model.book.stable is None:
                 self.release(model)
@@ -235,6 +237,29 @@ class Fleet:
         except EverlearnError as error:
             _logger.warning("a student cannot learn", model=model.name, reason=error.reason, message=error.message)
             return None
+
+    async def _int8_of(self, model: LiveModel, trunk: Trunk) -> LiveInt8 | None:
+        """What prepares exports in 8 bits, where they are declared. A model learns without, where that cannot be."""
+        declared = model.spec.spec.int8_export
+        if declared is None:
+            await forget(self._store, ranges_key(model.row.uid))
+            return None
+        book = model.book
+        prepared = LiveInt8(
+            model=model.name,
+            uid=model.row.uid,
+            lineage=model.row.lineage,
+            declared=declared,
+            of=trunk,
+            live=lambda: book.latest.snapshot if book.latest is not None else None,
+            store=self._store,
+        )
+        try:
+            await prepared.start()
+        except EverlearnError as error:
+            prepared.problem = error.message
+            _logger.warning("int8 cannot be prepared", model=model.name, reason=error.reason, message=error.message)
+        return prepared
 
     async def _trunk_of(self, digest: str, features: str) -> LiveTrunk | None:
         try:

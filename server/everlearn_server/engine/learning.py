@@ -22,11 +22,11 @@ from everlearn.inputs.samples import Features, Samples, Waiting
 from everlearn.truth import Truth
 from everlearn.values import FeaturesBd
 from everlearn_server.engine.batches import Derived, Outcome
+from everlearn_server.engine.beside import Captured
 from everlearn_server.engine.decode import Decoder
 from everlearn_server.engine.hold import GRACE_S, held
 from everlearn_server.engine.live_model import LiveModel
 from everlearn_server.engine.outbox import DurableUpTo, Event, Outbox, Received
-from everlearn_server.engine.students import Captured
 from everlearn_server.engine.truth_check import TruthCheck
 from everlearn_server.engine.work_queue import WorkQueue
 from everlearn_server.errors import without_frames
@@ -236,8 +236,8 @@ class LearnStream:
         assert not isinstance(samples, Features | Waiting), "derived at once"
         try:
             pixels_of = self._decoder.pixels_of(samples, field="batch.samples")
-            student = self._model.student
-            captured = student.room(len(samples)) if student is not None else None
+            beside = self._model.beside
+            captured = beside.room(len(samples)) if beside is not None else None
             work = await self._queue.learn(
                 self._decoder.session,
                 pixels_of if captured is None else captured.keeping(pixels_of),
@@ -325,12 +325,12 @@ class LearnStream:
             self.durable_up_to(self._writer.durable(self._client), 0)
 
     def _teach(self, outcome: Outcome, batch: LearnBatch, derived: _Features) -> None:
-        """What the model has learned is for its student too, where it has time for it."""
-        student = self._model.student
-        if student is not None and derived.features_Bd is not None and not outcome.refusal and not outcome.duplicate:
+        """What the model has learned is for what learns beside it too, where that has time for it."""
+        beside = self._model.beside
+        if beside is not None and derived.features_Bd is not None and not outcome.refusal and not outcome.duplicate:
             latest = self._model.book.latest
             snapshot = latest.snapshot if latest is not None else None
-            student.offer(derived.captured, derived.features_Bd, batch.labels, snapshot)
+            beside.offer(derived.captured, derived.features_Bd, batch.labels, snapshot)
         elif derived.captured is not None:
             derived.captured.take()
 

@@ -16,6 +16,7 @@ from everlearn.learners.trainer import TrainerSettings
 from everlearn.spec.load import dump
 from everlearn.spec.model import Model
 from everlearn.values import LinearHead
+from everlearn_server.engine.beside import Beside
 from everlearn_server.engine.budget import Budget
 from everlearn_server.engine.client_parts import accounts_of, drop_parts
 from everlearn_server.engine.conditions import conditions_json, not_ready
@@ -28,7 +29,6 @@ from everlearn_server.engine.pace import Pace
 from everlearn_server.engine.publisher import Publisher, Solved, solved_of
 from everlearn_server.engine.restoring import TrunkOf, aliased, stored_versions
 from everlearn_server.engine.serving import Snapshot
-from everlearn_server.engine.students import LiveStudent
 from everlearn_server.engine.tails import LiveTail
 from everlearn_server.engine.trunks import LiveTrunk
 from everlearn_server.engine.versions import VersionBook, Versioned, tested
@@ -62,7 +62,7 @@ class LiveModel:
         self.row, self.spec = row, spec
         self.unloaded = self._closed = False
         self.trunk: LiveTrunk | None = None
-        self.student: LiveStudent | None = None
+        self.beside: Beside | None = None
         self.earlier_trunks: dict[str, LiveTrunk] = {}
         """Of versions from earlier lineages, by feature digest."""
         self.book = VersionBook(model=row.name, lineage=row.lineage, first_number=0)
@@ -117,13 +117,13 @@ class LiveModel:
         return self.trunk
 
     async def start(
-        self, trunk: LiveTrunk, trunk_of: TrunkOf, first: Solved | None = None, student: LiveStudent | None = None
+        self, trunk: LiveTrunk, trunk_of: TrunkOf, first: Solved | None = None, beside: Beside | None = None
     ) -> None:
         """Loads what is stored and begins to learn. `first`: the head of exactly that, where it is known already.
 
         Raises DataLossError where the memory is damaged; what was published before is taken up all the same, to serve.
         """
-        self.trunk, self.student, self._closed = trunk, student, False
+        self.trunk, self.beside, self._closed = trunk, beside, False
         await self._restore_versions(trunk, trunk_of)
         try:
             data = await self._store.ledger.memory(self.name)
@@ -171,8 +171,8 @@ class LiveModel:
         if self._publisher is not None:
             self._publisher.close()
         await asyncio.gather(*(task for task in (self._storing, self._reserving) if task), return_exceptions=True)
-        if self.student is not None:
-            await self.student.stop(save=commit)
+        if self.beside is not None:
+            await self.beside.stop(save=commit)
         if commit:
             await self._store_latest()
         if self._writer is not None:
@@ -217,9 +217,9 @@ class LiveModel:
 
     def let_go(self) -> list[LiveTrunk]:
         """The trunks it used, to be released; for a model that has been stopped."""
-        own = [self.trunk, self.student.trunk if self.student else None]
+        own = [self.trunk, self.beside.trunk if self.beside else None]
         used = [*(trunk for trunk in own if trunk), *self.earlier_trunks.values()]
-        self.trunk, self.student, self.earlier_trunks = None, None, {}
+        self.trunk, self.beside, self.earlier_trunks = None, None, {}
         return used
 
     # -- publishing ---------------------------------------------------------------------------------------------

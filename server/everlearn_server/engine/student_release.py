@@ -11,7 +11,7 @@ from everlearn.learners.student import StudentWeights
 from everlearn_server.engine.head_file import dump_solution
 from everlearn_server.engine.live_model import LiveModel
 from everlearn_server.engine.serving import Snapshot
-from everlearn_server.engine.students import LiveStudent
+from everlearn_server.engine.students import LiveStudent, student_of
 from everlearn_server.engine.tails import LiveTail
 from everlearn_server.engine.versions import Versioned
 from everlearn_server.store.rows import VersionRow
@@ -26,7 +26,7 @@ async def release_student(model: LiveModel, versioned: Versioned) -> Versioned:
     Raises PreconditionError (NO_STUDENT, or a version of another backbone), GateError where they do not agree enough,
     UnavailableError where its process cannot be kept alive.
     """
-    student = model.student
+    student = student_of(model.beside)
     if student is None:
         raise PreconditionError(
             f"model {model.name!r} has no student; declare distill_to for that", field="student", reason="NO_STUDENT"

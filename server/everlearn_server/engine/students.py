@@ -16,7 +16,6 @@ import json
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
@@ -24,12 +23,13 @@ from typing import Any, Final
 import numpy as np
 import structlog
 
-from everlearn.errors import EverlearnError, NotFoundError
+from everlearn.errors import EverlearnError
 from everlearn.learners.student import Step, Student, StudentWeights
 from everlearn.learners.trainer import TrainerSettings
 from everlearn.spec.model import DistillTo
 from everlearn.truth import Truth, single_labels
 from everlearn.values import FeaturesBd, TrunkInput
+from everlearn_server.engine.beside import Captured, forget
 from everlearn_server.engine.serving import Snapshot
 from everlearn_server.engine.trunks import LiveTrunk
 from everlearn_server.store.rows import TrunkRow
@@ -47,30 +47,6 @@ every batch take (test_resnet, 1,400 digits): 4 on every second batch, 39.5 % ag
 _CHECKPOINT_EVERY_S: Final = 30.0
 _LONGEST_REST_S: Final = 60.0
 """After failures in a row."""
-
-
-@dataclass(eq=False)
-class Captured:
-    """Pixels of a batch on its way through the trunk. Weakly counted: whoever drops it makes room."""
-
-    pixels: list[TrunkInput | None]
-    is_open: bool = True
-
-    def keeping(self, pixels_of: Callable[[int], TrunkInput]) -> Callable[[int], TrunkInput]:
-        """The same, and what it makes of the first samples stays here."""
-
-        def keep(index: int) -> TrunkInput:
-            pixels = pixels_of(index)
-            if index < len(self.pixels) and self.is_open:
-                self.pixels[index] = pixels
-            return pixels
-
-        return keep
-
-    def take(self) -> list[TrunkInput | None]:
-        """Empties it, and makes room."""
-        pixels, self.pixels, self.is_open = self.pixels, [], False
-        return pixels
 
 
 @dataclass(kw_only=True)
@@ -298,14 +274,11 @@ def steps_of(declared: DistillTo, waiting: int) -> int:
     return max(1, declared.steps // HURRY) if waiting else declared.steps
 
 
+def student_of(beside: object) -> LiveStudent | None:
+    """What learns beside a model, where that is a student."""
+    return beside if isinstance(beside, LiveStudent) else None
+
+
 def checkpoint_key(uid: str) -> str:
     """Where the student of a model lies among the trunks."""
     return hashlib.sha256(f"student of {uid}".encode()).hexdigest()
-
-
-async def forget(store: Store, key: str) -> None:
-    """Deletes a checkpoint, if there is one."""
-    try:
-        await store.catalog.delete_trunk(key)
-    except NotFoundError:
-        return

@@ -26,7 +26,7 @@ from everlearn_server.engine.live_model import LiveModel
 from everlearn_server.engine.operations import Operation
 from everlearn_server.engine.precisions import export_id
 from everlearn_server.engine.probe import Probe
-from everlearn_server.engine.students import LiveStudent
+from everlearn_server.engine.students import LiveStudent, student_of
 from everlearn_server.engine.truth_check import MAX_BATCH_SAMPLES
 from everlearn_server.engine.waiting_room import LateFigures
 from everlearn_server.rpc import names
@@ -88,8 +88,8 @@ async def _status(engine: Engine, model: LiveModel, *, report: bool) -> models_p
             status.budget.CopyFrom(_budget(model.writer.budget.spent, learner.noise_share))
         if model.writer.work.room is not None:
             status.late_labels.CopyFrom(_late(model.writer.work.room.figures()))
-        if model.student is not None:
-            status.student.CopyFrom(_student(model.student))
+        if (student := student_of(model.beside)) is not None:
+            status.student.CopyFrom(_student(student))
         status.memory_digest = await model.writer.digest()
         status.inexact_because = learner.inexact_because
         short = model.writer.held.shortfall

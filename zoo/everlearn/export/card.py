@@ -182,7 +182,7 @@ def model_card(facts: CardFacts, trunk: Trunk, head: LinearHead, parity: Release
         _learning(facts, trunk.front, head),
         *_privacy(facts.privacy),
         _checks(trunk.front, parity),
-        *card_precision.section(facts.precision, parity),
+        *card_precision.section(facts.precision),
         _origin(facts, trunk),
     ]
     return "\n\n".join(parts) + "\n"

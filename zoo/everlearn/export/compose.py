@@ -91,7 +91,8 @@ class Composer:
         """The file. `metadata`: what the caller knows (model, version, head, samples, ...), keys without the prefix.
 
         `tail`: what is between trunk and head, where a part of the backbone has learned. Raises InputError for a head
-        that does not fit what is below it, for a metadata key that the composer fills in, and as `halve`.
+        that does not fit what is below it, for a metadata key that the composer fills in, and as `halve`. For `int8`
+        the composer's trunk is one in 8 bits.
         """
         model = onnx.ModelProto()
         if tail is None:

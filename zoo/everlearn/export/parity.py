@@ -84,6 +84,20 @@ def check_release(
     return ReleaseReport(composed=composed, served=served, front_grey_levels=probes.front_grey_levels)
 
 
+def distance(scores_BC: Scores, served_BC: Scores, task: Task = "classification") -> ParityReport:
+    """How far scores are from the server's, which nothing is refused for. Both [B, C], in the same order."""
+    apart_BC = np.abs(scores_BC - served_BC)
+    same = [
+        _chosen(ours_C, task) == _chosen(served_C, task) for ours_C, served_C in zip(scores_BC, served_BC, strict=True)
+    ]
+    return ParityReport(
+        max_abs_diff=float(apart_BC.max()),
+        max_rel_diff=float((apart_BC / _sizes(served_BC, task)).max()),
+        probes=len(scores_BC),
+        label_agreement=float(np.mean(same)),
+    )
+
+
 def head_parity(head: LinearHead, features_Bd: FeaturesBd) -> float:
     """Largest difference between the exported head and this one, relative to max(1, largest score's magnitude); of the
     novelty, relative to max(1, novelty).

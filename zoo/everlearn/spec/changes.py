@@ -105,6 +105,7 @@ CLASS_OF = {
     "spec.loss": _LIVE,
     "spec.train": _LIVE,
     "spec.distill_to": _LIVE,
+    "spec.int8_export": _LIVE,
     "spec.gate.min_accuracy": _LIVE,
     "spec.gate.max_drop": _LIVE,
     "spec.gate.min_samples": _LIVE,

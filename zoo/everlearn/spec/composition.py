@@ -83,7 +83,7 @@ def contradictions(spec: ModelSpec) -> str | None:
     problem = _of_gradients(spec) if learns_by_gradient(spec) else _of_solved_heads(spec)
     problem = problem or _of_student(spec) or _of_aggregate(spec) or dp.contradiction(spec)
     problem = problem or _of_limits(spec) or _of_client_sums(spec) or _of_late_labels(spec)
-    return problem or unknown.contradiction(spec)
+    return problem or _of_int8(spec) or unknown.contradiction(spec)
 
 
 def _of_aggregate(spec: ModelSpec) -> str | None:
@@ -160,6 +160,27 @@ def _of_client_sums(spec: ModelSpec) -> str | None:
         return f"{kept} memory.decay {spec.memory.decay:g} rounds sums with every batch; leave one of them out"
     if spec.distill_to is not None:
         return f"{kept} a student learns by steps from the same samples; leave distill_to or privacy.client_sums out"
+    return None
+
+
+def _of_int8(spec: ModelSpec) -> str | None:
+    """Ranges are learned from pixels on their way through a frozen backbone, and tell of the furthest of them."""
+    if spec.int8_export is None:
+        return None
+    if spec.privacy.tier != "no_raw":
+        return (
+            f"int8_export goes by how far single images reach, and privacy.tier {spec.privacy.tier} promises that "
+            "nothing is told of one; leave int8_export out, or write tier: no_raw"
+        )
+    if spec.privacy.client_sums:
+        return "int8_export keeps ranges that no client can be taken out of; leave it or privacy.client_sums out"
+    if spec.input.modality != "image" or spec.task != "classification":
+        return "int8_export is for classification of images; leave it out"
+    if spec.adapt.kind != "frozen" or spec.projection is not None:
+        what = "a projection" if spec.adapt.kind == "frozen" else f"adapt {spec.adapt.kind}"
+        return f"int8_export is of a frozen backbone, and there is {what}; leave one of them out"
+    if spec.distill_to is not None:
+        return "int8_export and distill_to both make a small model beside this one; leave one of them out"
     return None
 
 

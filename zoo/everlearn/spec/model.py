@@ -14,6 +14,7 @@ from everlearn.outputs import Output
 from everlearn.spec import presets, rules
 from everlearn.spec.composition import GRADIENT_HEADS, contradictions, learns_by_gradient, wrong_for_task
 from everlearn.spec.input import Input
+from everlearn.spec.int8_export import Int8Export
 from everlearn.spec.late_labels import LateLabels
 from everlearn.spec.outputs import MAX_OUTPUTS, DeclaredOutput
 from everlearn.spec.privacy import Limits, Privacy, Retention
@@ -297,6 +298,8 @@ class ModelSpec(Strict):
     """The craft of gradient steps; none where nothing moves by them."""
     distill_to: DistillTo | None = None
     """A student for devices, trained beside the model; none by default."""
+    int8_export: Int8Export | None = None
+    """Exports in 8 bits, prepared beside the stream; none by default."""
     gate: Gate = Field(default_factory=Gate)
     """When a version may serve."""
     serving: Serving = Field(default_factory=Serving)

@@ -89,6 +89,8 @@ def _axes(spec: ModelSpec) -> list[tuple[str, str]]:
         told = f"{student.backbone.architecture} (steps {student.steps}, min_agreement {student.min_agreement:g})"
         found.append(("distill_to", told))
         found.append(("optimizer of the student", _options(student.optimizer)))
+    if spec.int8_export is not None:
+        found.append(("int8_export", _options(spec.int8_export)))
     return found
 
 

@@ -54,8 +54,8 @@ class EdgeSettings:
     spool_age_s: float | None = None
     """Older samples are dropped; None for never."""
     precision: str = "fp32"
-    """Of the model that runs here, `fp32` or `fp16`: the latter is half as many bytes to download and to keep, and as
-    fast."""
+    """Of the model that runs here: `fp16` is half as many bytes to download and to keep, and as fast; `int8`, where the
+    model declares int8_export, the fewest and the fastest."""
     server_key: str = ""
     """64 hexadecimal digits, as `everlearn info` shows them: only what this server signed runs here. Where it is empty,
     the first server that a model is pulled from is the one, for good."""
