@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-faults check bench bench-learning bench-serving lock protos clean setup
+.PHONY: help demo test test-faults check bench bench-learning bench-serving bench-edge lock protos clean setup
 
 help: ## Show what can be made.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -54,6 +54,9 @@ bench-serving: $(READY) ## everlearn beside KServe, Triton, MLServer, BentoML an
 
 bench-learning: $(READY) ## Every recipe and its peers on the same streams, into tests/benchmarks/results/learning.
 	@$(BIN)/python -m tests.benchmarks.learning
+
+bench-edge: $(READY) ## A device: its import, memory, processor and line, into tests/benchmarks/results.
+	@$(BIN)/python -m tests.benchmarks edge delta --called edge
 
 UV_LOCK = uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
   --no-header --no-annotate --quiet --upgrade

@@ -32,6 +32,7 @@ NAMES = (
     "commits",
     "client_sums",
     "late_labels",
+    "edge",
     "novelty",
     "gradient_step",
     "upgrade",
@@ -75,7 +76,7 @@ def main() -> int:
                 console.print(f"  {row.what}: [bold]{row.measured}[/bold]; {row.detail}", highlight=False)
     command = " ".join(("python -m tests.benchmarks", *sys.argv[1:]))
     text = markdown(rows, machine, command=command, seconds=time.monotonic() - begun_s, failed=failed)
-    path = arguments.output or result_path(RESULTS, machine, quick=arguments.quick)
+    path = arguments.output or result_path(RESULTS, machine, quick=arguments.quick, called=arguments.called)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     sys.stdout.write(text)
@@ -94,6 +95,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="name", help=f"one of {', '.join(NAMES)}")
     parser.add_argument("--quick", action="store_true", help="few repetitions: shows that it works, not how fast")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="of the group gpu; cpu only tries it")
+    parser.add_argument(
+        "--called", default="", help="ends the name of that file, so that it stands beside a full run's"
+    )
     parser.add_argument("--output", type=Path, help="file to write instead of results/<date>_<hardware>.md")
     arguments = parser.parse_args()
     unknown = sorted(set(arguments.names) - set(NAMES))

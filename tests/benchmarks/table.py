@@ -77,9 +77,9 @@ class Machine:
         return re.sub(r"[^a-z0-9]+", "-", what.lower()).strip("-")
 
 
-def result_path(folder: Path, machine: Machine, *, quick: bool) -> Path:
-    """`<date>_<hardware>.md`; a quick run does not overwrite a real one."""
-    suffix = "_quick" if quick else ""
+def result_path(folder: Path, machine: Machine, *, quick: bool, called: str = "") -> Path:
+    """`<date>_<hardware>[_<called>].md`; a quick run does not overwrite a real one."""
+    suffix = (f"_{called}" if called else "") + ("_quick" if quick else "")
     return folder / f"{machine.started.date().isoformat()}_{machine.slug}{suffix}.md"
 
 

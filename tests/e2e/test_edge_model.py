@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +176,22 @@ def test_a_slot_that_rotted_is_not_run_and_comes_again_whole(
     assert edge.pull()
     assert edge.predict(tiny.images(1, 0)).top
     edge.close()
+
+
+def test_whoever_sends_now_takes_turns_with_the_thread_that_sends(
+    server: RealServer, device_client: Client, backbone: Path, tmp_path: Path
+) -> None:
+    declare(server, backbone, "turns")
+    before = device_client.models.get("turns").status.sample_count
+    with device("turns", tmp_path, device_client) as edge, ThreadPoolExecutor(3) as pool:
+        flushing = []
+        for image in tiny.images(60, 3):
+            edge.put(image[None], ["ash"])
+            flushing.append(pool.submit(edge.flush))
+        for flushed in flushing:
+            flushed.result()  # not Fenced by a stream of its own
+        until(lambda: edge.spool.counts.get("durable") == (60, 60))
+    assert device_client.models.get("turns").status.sample_count == before + 60
 
 
 DEVICE = """

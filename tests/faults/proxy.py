@@ -38,6 +38,8 @@ class Proxy:
         """What comes from clients, or goes to them, waits here, on connections that stand, until it does no more."""
         self.done = Counter[str]()
         """What was done to connections: `reset`, `cut`, `refused`, and messages that were `late` or `slow`."""
+        self.passed_bytes = Counter[str]()
+        """Written to either side: `requests`, `answers`."""
         self.address = ""
 
     def __enter__(self) -> Self:
@@ -163,6 +165,7 @@ class _Pair:
             size = len(data) if speed == float("inf") else max(1, int(speed / 20))
             for start in range(0, len(data), size):
                 writer.write(data[start : start + size])
+                self._proxy.passed_bytes[what] += len(data[start : start + size])
                 await writer.drain()
                 if size < len(data) or speed != float("inf"):
                     await asyncio.sleep(size / speed)

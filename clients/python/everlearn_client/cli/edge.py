@@ -185,8 +185,9 @@ def run(
 ) -> None:
     """Answer what appears in a folder by MODEL, here and offline too, and teach what has a label.
 
-    One JSON object a line on stdout for each file: file, label and score (or labels, or values), version, truth and
-    decision where it was taught, seconds since the start; or error: {code, field, message}. MODEL is followed: new
+    One JSON object a line on stdout for each file: file, label and score (or labels, or values), novelty and abstained
+    where the model knows that it does not know, version, truth and decision where it was taught, seconds since the
+    start; or error: {code, field, message}. MODEL is followed: new
     versions are pulled, checked and tried while the old one answers. SIGTERM ends it in order, with 0; what was not
     sent waits in DIR. Every option but --once can stand in the environment: EVERLEARN_EDGE_SOURCE, and so on. With
     --once, exit code 9 says that some files failed.
@@ -301,7 +302,7 @@ class _Lines:
 
     def __call__(self, record: dict[str, Any]) -> None:
         try:
-            sys.stdout.write(json.dumps(record) + "\n")
+            sys.stdout.write(json.dumps(record, allow_nan=False) + "\n")
             sys.stdout.flush()
         except BrokenPipeError:
             # What Python itself writes out at its end has to go somewhere.

@@ -111,7 +111,7 @@ class EdgeModel:
         self._clock_s = AgeClock(uptime).seconds
         self._chooser = Chooser(self._settings.policy, self._clock_s)
         self._allowance = Allowance(self._settings.policy, self._clock_s, metered=metered)
-        self._turn = threading.Lock()
+        self._turn, self._sending = threading.Lock(), threading.Lock()
         self._ended = threading.Event()
         self._threads: list[threading.Thread] = []
         self._switched_s, self._answered = self._clock_s(), False
@@ -238,14 +238,16 @@ class EdgeModel:
 
     def flush(self) -> Drained:
         """Sends what waits now, as far as the policy lets it. Raises the client's errors; nothing is lost by them."""
-        return Drain(
+        drain = Drain(
             self._spool,
             self._client.open_learn,
             model=self._model,
             client_id=self._client.client_id,
             allowance=self._allowance,
             retry_for_s=self._settings.retry_for_s,
-        ).run()
+        )
+        with self._sending:  # two streams of one learner would fence each other off
+            return drain.run()
 
     def _confirm_in_time(self) -> None:
         trusted = self._clock_s() - self._switched_s >= self._settings.confirm_after_s

@@ -5,16 +5,20 @@ One record a file (`Record`), whose names are part of the interface:
     file      its path within the source
     label     the best class; of several labels `labels`, a list of {label, score}; of a regression `values`
     score     of that class
+    novelty   how unlike all learned classes it is, and `abstained`, of a model that declares unknown: abstain
     version   `models/{model}/versions/{number}` that answered
     truth     the label that the device knows, where it does
     decision  what became of it as a lesson: send, sure, duplicate, rate
     seconds   since the start, by a clock that does not jump
     error     why there is no answer, or no lesson: {code, field, message}
+
+A figure that is no finite number is null: JSON has no other word for it.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -93,7 +97,7 @@ class Runtime:
         except OSError as error:
             record["error"] = {"code": UNREADABLE, "field": "file", "message": error.strerror or type(error).__name__}
         failed = "error" in record
-        self._put({**record, "seconds": round(self._clock_s() - self._begun_s, 3)})
+        self._put({**_finite(record), "seconds": round(self._clock_s() - self._begun_s, 3)})
         self.answered, self.failed = self.answered + (not failed), self.failed + failed
         try:
             self._source.done(found, failed=failed)
@@ -129,6 +133,14 @@ class Runtime:
             step=self._step,
             scores_C=None if answer.scores_NC is None or any(answer.abstained) else answer.scores_NC[0],
         )
+
+
+def _finite(told: Any) -> Any:
+    if isinstance(told, dict):
+        return {name: _finite(each) for name, each in told.items()}
+    if isinstance(told, list):
+        return [_finite(each) for each in told]
+    return None if isinstance(told, float) and not math.isfinite(told) else told
 
 
 def _truth(lines: list[str], task: str) -> Any:
