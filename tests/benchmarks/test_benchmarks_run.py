@@ -60,3 +60,9 @@ def test_a_row_short_of_its_target_stands_out_and_bars_are_escaped() -> None:
 def test_a_quick_run_does_not_overwrite_a_real_one() -> None:
     machine = Machine.observe()
     assert result_path(Path(), machine, quick=True) != result_path(Path(), machine, quick=False)
+
+
+def test_a_run_of_some_groups_may_stand_beside_a_full_one() -> None:
+    machine = Machine.observe()
+    path = result_path(Path(), machine, quick=False, called="edge")
+    assert path.name == result_path(Path(), machine, quick=False).name.replace(".md", "_edge.md")

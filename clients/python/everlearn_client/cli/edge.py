@@ -53,6 +53,13 @@ class Labels(StrEnum):
     SIDECAR = "sidecar"
 
 
+class Send(StrEnum):
+    """What of a sample is kept and sent."""
+
+    SAMPLE = "sample"
+    FEATURES = "features"
+
+
 _E = "EVERLEARN_EDGE_"
 FolderOption = Annotated[
     Path,
@@ -142,6 +149,12 @@ PerDayOption = Annotated[
 DuplicatesOption = Annotated[
     bool, typer.Option("--duplicates", envvar=f"{_E}DUPLICATES", help="Teach pictures that look the same, too.")
 ]
+SendOption = Annotated[
+    Send,
+    typer.Option(
+        envvar=f"{_E}SEND", help="Of what is taught: the file itself, or only its features, computed here: few KB each."
+    ),
+]
 MeteredOption = Annotated[
     Path | None,
     typer.Option(
@@ -180,6 +193,7 @@ def run(
     per_hour: PerHourOption = None,
     mb_per_day: PerDayOption = None,
     duplicates: DuplicatesOption = False,
+    send: SendOption = Send.SAMPLE,
     metered: MeteredOption = None,
     step: StepOption = "",
 ) -> None:
@@ -197,7 +211,7 @@ def run(
     from everlearn_client.edge.folder_source import FolderSource
     from everlearn_client.edge.runtime import Runtime
 
-    policy = _policy(only_unsure, margin, temperature, per_hour, mb_per_day, duplicates)
+    policy = _policy(only_unsure, margin, temperature, per_hour, mb_per_day, duplicates, send)
     settings = _settings(policy, watch_every, threads, spool_mb, server_key)
     journal, number = folder / "read", int(version) if version.isdecimal() else version
     files = FolderSource(
@@ -225,6 +239,7 @@ def _policy(
     per_hour: float | None,
     mb_per_day: float | None,
     duplicates: bool,
+    send: Send,
 ) -> SendPolicy:
     from everlearn_client.edge import SendPolicy
 
@@ -233,6 +248,7 @@ def _policy(
         margin_below=margin,
         temperature=temperature,
         samples_per_hour=per_hour,
+        send=send.value,
         duplicate_bits=None if duplicates else SendPolicy.duplicate_bits,
         bytes_per_day=None if mb_per_day is None else mb_per_day * 1e6,
     )

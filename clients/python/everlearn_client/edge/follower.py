@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -34,14 +36,16 @@ class Follower:
         version: str | int = "stable",
         max_starts: int = 3,
         threads: int = 1,
+        with_features: bool = False,
         retry_for_s: float = 60.0,
         precision: str = "fp32",
         server_key: str = "",
         on_switch: Callable[[str, str], None] | None = None,
     ) -> None:
-        """Takes up what lies there; offline, too. `server_key`: as Trust. `on_switch` hears of a version that runs from
-        now on, and why."""
-        self._model, self._version, self._threads = model, version, threads
+        """Takes up what lies there; offline, too. `with_features`: as EdgeSession. `server_key`: as Trust. `on_switch`
+        hears of a version that runs from now on, and why."""
+        self._model, self._version = model, version
+        self._open = partial(EdgeSession, threads=threads, with_features=with_features)
         self._precision = precision
         self._retry_for_s = retry_for_s
         self._on_switch = on_switch or (lambda version, why: None)
@@ -106,6 +110,7 @@ class Follower:
         session = self._tried(slot, folder)
         self._slots.activate(slot)
         self.session = session
+        _give_back()
         self._on_switch(slot.version, "pulled")
         return True
 
@@ -122,7 +127,7 @@ class Follower:
 
     def _tried(self, slot: Slot, folder: Path) -> EdgeSession:
         try:
-            session = EdgeSession(folder / MODEL_FILE, threads=self._threads)
+            session = self._open(folder / MODEL_FILE)
             if any(name == PROBES_FILE for name, _, _ in slot.files):
                 session.self_test(folder / PROBES_FILE)
         except DataLoss as error:
@@ -139,13 +144,20 @@ class Follower:
                 self._slots.give_up("its files are not what they were", again=True)
                 continue
             try:
-                self.session = EdgeSession(self._slots.folder / MODEL_FILE, threads=self._threads)
+                self.session = self._open(self._slots.folder / MODEL_FILE)
             except DataLoss as error:
                 logger.warning("%s is given up: %s", slot.version, error)
                 self._slots.give_up(error.message)
                 continue
             self._on_switch(slot.version, self._slots.rolled_back or "started")
             return
+
+
+def _give_back() -> None:
+    """An update holds a version as bytes two or three times over; glibc would keep the room for the next one."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _needed(export: ExportInfo) -> ExportInfo:

@@ -24,11 +24,12 @@ from everlearn_client.edge.clock import AgeClock, uptime
 from everlearn_client.edge.follower import Follower
 from everlearn_client.edge.policy import Allowance, BackOff, Chooser, SendPolicy, Why
 from everlearn_client.edge.sending import Drain, Drained
+from everlearn_client.edge.session import EdgeSession
 from everlearn_client.edge.spool import Spool, SpoolStats
-from everlearn_client.errors import EverlearnClientError, FailedPrecondition, Overloaded
+from everlearn_client.errors import EverlearnClientError, FailedPrecondition, InvalidArgument, Overloaded
 from everlearn_client.resource_names import learner_name, model_name
 from everlearn_client.results import Predictions
-from everlearn_client.samples import Batch, SampleInput, Tensors
+from everlearn_client.samples import Batch, Features, SampleInput, Tensors
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,13 @@ class EdgeSettings:
     """Seconds of failing in a row until the line counts as down."""
     longest_pause_s: float = 900.0
     """Between two attempts while it is: pauses double up to this."""
+
+    def __post_init__(self) -> None:
+        if self.policy.send == "features" and self.precision != "fp32":
+            raise InvalidArgument(
+                f"features computed in {self.precision} are not the server's; send samples, or run fp32",
+                field="precision",
+            )
 
 
 class EdgeModel:
@@ -101,6 +109,7 @@ class EdgeModel:
                 version=version,
                 max_starts=self._settings.max_starts,
                 threads=self._settings.threads,
+                with_features=self.sends_features,
                 precision=self._settings.precision,
                 server_key=self._settings.server_key,
                 on_switch=on_switch,
@@ -171,14 +180,17 @@ class EdgeModel:
 
         Raises FailedPrecondition (`NO_MODEL`) before the first version was pulled, InvalidArgument.
         """
+        answer = self._session().predict(samples, top_k=top_k, scores=scores)
+        self._answered = True
+        return answer
+
+    def _session(self) -> EdgeSession:
         session = self._follower.session
         if session is None:
             raise FailedPrecondition(
                 "there is no model on this device yet; connect it to the server once", reason="NO_MODEL"
             )
-        answer = session.predict(samples, top_k=top_k, scores=scores)
-        self._answered = True
-        return answer
+        return session
 
     # -- teaching ----------------------------------------------------------------------------------------------------
 
@@ -197,23 +209,39 @@ class EdgeModel:
         `[jpeg]`, or a thumbnail. `scores_C`: of `predict`, so that the model does not run twice; not where it
         abstained.
 
-        Raises InvalidArgument.
+        Raises InvalidArgument; where the policy sends features FailedPrecondition, if there is no model yet
+        (`NO_MODEL`) or one that computes in another precision than the server (`NO_FEATURES`).
         """
         array = np.asarray(sample)
         form: SampleInput = array[None] if array.dtype == np.uint8 else Tensors(array[None].astype(np.float32))
         session = self._follower.session
+        if self.sends_features:
+            if send is not None:
+                raise InvalidArgument("the policy sends features, so nothing else can be sent", field="send")
+            session = self._session()
+            session.check_features()
         if scores_C is None and self._settings.policy.only_unsure and session is not None:
             scores_NC, novelty = session.answers(session.array_of(form))
             # What is like nothing that was learned is worth sending, however sure the scores are.
             scores_C = None if novelty and not novelty[0] <= 1 else scores_NC[0]
         why = self._chooser.decide(scores_C=scores_C, sample=array, label=str(label))
-        if why == "send":
+        if why != "send":
+            return why
+        if self.sends_features and session is not None:
+            kept: SampleInput = Features(session.features(session.array_of(form)))
+            self._spool.put(Batch(kept, [label], step), feature_digest=session.feature_digest)
+        else:
             self._spool.put(Batch(form if send is None else send, [label], step))
         return why
 
     def put(self, samples: SampleInput, labels: Sequence[Any], *, feature_digest: str = "", step: str = "") -> None:
         """A whole batch, past the policy. Raises InvalidArgument."""
         self._spool.put(Batch(samples, labels, step), feature_digest=feature_digest)
+
+    @property
+    def sends_features(self) -> bool:
+        """Whether no sample itself is kept or sent."""
+        return self._settings.policy.send == "features"
 
     @property
     def spool(self) -> SpoolStats:

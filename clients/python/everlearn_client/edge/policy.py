@@ -51,6 +51,10 @@ class SendPolicy:
     """Samples that are remembered."""
     bytes_per_day: float | None = None
     """Up the line; None for no limit."""
+    send: Literal["sample", "features"] = "sample"
+    """What of a sample is kept and sent: itself, or only its features, computed here by the shipped trunk. Then nothing
+    of it lies on the disk or leaves the device, and nothing is taught before there is a model. Some kilobytes each,
+    and personal data all the same where samples are: parts of a picture can be guessed from its features."""
     when_metered: Literal["wait", "send"] = "wait"
     """Whether anything is sent while the connection costs money."""
 
@@ -64,6 +68,7 @@ class SendPolicy:
             "duplicate_cosine": 0 < self.duplicate_cosine <= 1,
             "duplicate_window": self.duplicate_window >= 1,
             "bytes_per_day": self.bytes_per_day is None or self.bytes_per_day > 0,
+            "send": self.send in ("sample", "features"),
             "when_metered": self.when_metered in ("wait", "send"),
         }
         for name, right in checks.items():

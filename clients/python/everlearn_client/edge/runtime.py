@@ -28,7 +28,7 @@ import numpy as np
 from everlearn_client.edge.folder_source import FolderSource, Found
 from everlearn_client.edge.model import EdgeModel
 from everlearn_client.edge.pictures import Read, read
-from everlearn_client.errors import EverlearnClientError, InvalidArgument
+from everlearn_client.errors import ERROR_OF_STATUS, EverlearnClientError, InvalidArgument
 from everlearn_client.results import Predictions
 from everlearn_client.samples import SampleInput, Tensors
 
@@ -90,7 +90,7 @@ class Runtime:
             self._teach(found, read_, answer, record)
         except EverlearnClientError as error:
             record["error"] = {
-                "code": error.code or "INVALID_ARGUMENT",
+                "code": error.code or _code(error),
                 "field": error.field,
                 "message": error.message,
             }
@@ -129,10 +129,15 @@ class Runtime:
         record["decision"] = self._model.observe(
             read_.array,
             truth,
-            send=None if read_.encoded is None else [read_.encoded],
+            send=None if read_.encoded is None or self._model.sends_features else [read_.encoded],
             step=self._step,
             scores_C=None if answer.scores_NC is None or any(answer.abstained) else answer.scores_NC[0],
         )
+
+
+def _code(error: EverlearnClientError) -> str:
+    """Of an error that was raised here: the status that a server's of its kind would have."""
+    return next((status.name for status, kind in ERROR_OF_STATUS.items() if isinstance(error, kind)), "INTERNAL")
 
 
 def _finite(told: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from everlearn_client.errors import DataLoss, InvalidArgument
+from everlearn_client.errors import DataLoss, FailedPrecondition, InvalidArgument
 from everlearn_client.results import Predictions, ScoredLabel
 from everlearn_client.samples import SampleInput, Tensors
 
@@ -26,18 +26,25 @@ PROBES_FILE: Final = "probes.npz"
 _PREFIX: Final = "everlearn."
 _NOVELTY: Final = "novelty"
 """Output of files that abstain; in the probes, what it must be."""
+_FEATURES: Final = "features"
+"""Name of what the trunk gives, in every file of everlearn, whatever lies between it and the answers."""
+_TELL_FEATURES: Final = b"\x3a\x12\x62\x10\x0a\x08features\x12\x04\x0a\x02\x08\x01"
+"""Behind the bytes of a ModelProto: its graph (field 7) has one output (12) more, `features` of type float32. protobuf
+merges a message that comes twice, so no library for ONNX files is needed here."""
 
 
 class EdgeSession:
     """A version that answers; immutable, so that it is exchanged by one assignment."""
 
-    def __init__(self, path: Path, *, threads: int = 1) -> None:
-        """Raises DataLoss where ONNX Runtime does not take the file, or it is no export of everlearn."""
+    def __init__(self, path: Path, *, threads: int = 1, with_features: bool = False) -> None:
+        """`with_features`: it can tell them, for which the file is in memory once more while it is read. Raises
+        DataLoss where ONNX Runtime does not take the file, or it is no export of everlearn."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 3
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            model = path.read_bytes() + _TELL_FEATURES if with_features else str(path)
+            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's errors have no common base but this
             raise DataLoss(f"{path.name} cannot be run: {error}") from error
         told: Mapping[str, str] = self._session.get_modelmeta().custom_metadata_map
@@ -49,6 +56,7 @@ class EdgeSession:
             self.precision = told.get(f"{_PREFIX}precision", "fp32")
         except (KeyError, ValueError) as error:
             raise DataLoss(f"{path.name} is no export of everlearn: {error} is not in its metadata") from None
+        self._with_features = with_features
         self.input_name = str(self._session.get_inputs()[0].name)
         self._output = "values" if self.task == "regression" else "scores"
         self.tells_novelty = any(output.name == _NOVELTY for output in self._session.get_outputs())
@@ -64,6 +72,24 @@ class EdgeSession:
             return self.scores(given), ()
         scores_NC, novelty_N = self._run([self._output, _NOVELTY], given)
         return scores_NC, tuple(novelty_N.tolist())
+
+    def check_features(self) -> None:
+        """Raises FailedPrecondition where the features of this file are not the server's, or cannot be told."""
+        if self.precision != "fp32":
+            raise FailedPrecondition(
+                f"version {self.version} computes in {self.precision} here: its features are not the server's",
+                reason="NO_FEATURES",
+            )
+        if not self._with_features:
+            raise FailedPrecondition(f"version {self.version} was opened without its features", reason="NO_FEATURES")
+
+    def features(self, given: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """[N, d], as the server's own trunk would give them: what `Features` takes under `feature_digest`.
+
+        Raises as `check_features`, InvalidArgument.
+        """
+        self.check_features()
+        return self._run([_FEATURES], given)[0]
 
     def _run(self, outputs: list[str], given: npt.NDArray[Any]) -> list[npt.NDArray[np.float32]]:
         try:
