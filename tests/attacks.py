@@ -24,7 +24,7 @@ from everlearn.spec.model import ModelSpec
 from everlearn.values import FeaturesBd, FeatureScale, LinearHead
 from everlearn_server.engine.batches import Derived, Outcome, Tail
 from everlearn_server.engine.integration import Integration
-from everlearn_server.engine.serving import Snapshot
+from everlearn_server.engine.serving import Answers, Snapshot
 from everlearn_server.store.rows import StreamRow
 
 CLIENTS, BATCH, NEW_HEAD_EVERY = 20, 16, 10
@@ -153,6 +153,9 @@ class _Served:
 
     def scores(self, features_Bd: FeaturesBd) -> npt.NDArray[np.float32]:
         return self.head.scores(features_Bd)
+
+    def answers(self, features_Bd: FeaturesBd) -> Answers:
+        return Answers(self.head.scores(features_Bd), None)
 
 
 def _batch(part: Part, tail: Tail) -> tuple[npt.NDArray[np.float32], list[str]]:

@@ -168,6 +168,24 @@ def test_it_is_declared_later_and_taken_back_without_learning_anything_again(
     until(lambda: not client.predict("later", Tensors(digits.foreign)).novelty)
 
 
+def test_what_a_client_sends_is_watched_before_it_is_learned(server: RealServer, digits: Digits) -> None:
+    digits.teach(server, "watched", unknown={"kind": "abstain", "false_alarms": FALSE_ALARMS})
+    with server.client(client_id="clean") as clean, server.client(client_id="dirty") as dirty:
+        clean.learn("watched", [(Tensors(digits.asked[:100]), digits.labels[1400:1500])])
+        dirty.learn("watched", [(Tensors(digits.foreign[:100]), digits.labels[1400:1500])])
+        found = {each.client: each for each in clean.models.clients("watched")}
+        plain = {each.client: each for each in clean.models.clients("plain")}
+    assert found["clean"].recent_novelty < 1 < found["dirty"].recent_novelty
+    assert found["clean"].recent_unknown <= 2 * FALSE_ALARMS
+    assert found["dirty"].recent_unknown > 0.9
+    assert not plain["teacher"].HasField("recent_novelty")
+    shown = CliRunner().invoke(app, ["clients", "watched", "--server", server.address], env={"COLUMNS": "300"})
+    assert "NOVELTY" in shown.output
+    assert shown.output.count("% unknown)") >= 2
+    bare = CliRunner().invoke(app, ["clients", "plain", "--server", server.address], env={"COLUMNS": "300"})
+    assert "NOVELTY" not in bare.output
+
+
 def test_the_command_line_says_unknown(server: RealServer, digits: Digits, tmp_path: Path) -> None:
     table = tmp_path / "asked.csv"
     rows = [",".join(str(float(value)) for value in row) for row in (digits.asked[0], digits.foreign[0])]

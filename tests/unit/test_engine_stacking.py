@@ -13,9 +13,12 @@ from tests.unit.test_engine_limits import CENTRES, points
 
 from everlearn.errors import EverlearnError, InputError
 from everlearn.heads import head_for
+from everlearn.heads._novelty import solve_novelty
 from everlearn.learners.closed_form import ClosedForm
 from everlearn.memories.statistics import Statistics
 from everlearn.metrics.prequential import Prequential
+from everlearn.spec.input import Input
+from everlearn.values import TensorFront
 from everlearn_server.engine.batches import Derived, Outcome, Tail
 from everlearn_server.engine.integration import Integration
 from everlearn_server.engine.serving import Snapshot
@@ -54,6 +57,12 @@ def taught() -> Snapshot:
 
 
 LIVE = taught()
+
+
+class _Nothing:
+    """Of a trunk, nothing is asked."""
+
+    digest, feature_dim, provider = "0" * 64, 64, ""
 
 
 def told(result: Outcome | EverlearnError) -> Any:
@@ -101,3 +110,34 @@ def test_nothing_that_is_kept_of_a_batch_holds_on_to_another() -> None:
     for kept in stack.quantised(batches[0], batches[0].features_Bd):
         assert kept.base is None
         assert len(kept) == 4
+
+
+def test_the_novelty_of_a_stacked_batch_is_that_of_the_batch_alone_and_counts_for_its_client() -> None:
+    work = integration(None)
+    for sequence in range(1, 9):
+        work.take(derived(sequence, 8))
+    novelty = solve_novelty(work.learner.sums, SCALE, false_alarms=0.05)
+    live = Snapshot(
+        model="digits",
+        version=1,
+        trunk=_Nothing(),
+        front=TensorFront(shape=(64,), low=(-1.0,), high=(1.0,)),
+        head=replace(LIVE.head, novelty=novelty),
+        input=Input(),
+        feature_digest="f" * 64,
+        create_time_s=0.0,
+    )
+    batches = [derived(sequence, 6) for sequence in range(1, 4)]
+    stack = Stack(batches, SCALE, live)
+    for batch in batches:
+        told, alone = stack.novelty(batch), live.novelty(batch.features_Bd)
+        assert told is not None
+        assert alone is not None
+        np.testing.assert_allclose(told, alone, rtol=1e-5, atol=1e-6)
+    assert Stack(batches, SCALE, LIVE).novelty(batches[0]) is None
+    watching, plain = integration(live), integration(LIVE)
+    for batch in batches:
+        watching.take(batch, stack)
+        plain.take(batch)
+    assert watching.fleet["a"].watched == 18
+    assert plain.fleet["a"].watched == 0

@@ -91,3 +91,33 @@ def test_what_is_no_such_record_is_refused(spoilt: dict[str, object]) -> None:
 
 def test_a_record_of_an_earlier_release_begins_empty() -> None:
     assert FleetTally.from_dict(None).to_dict()["clients"] == {}
+
+
+def test_how_unlike_its_samples_were_fades_and_comes_back_from_what_is_stored() -> None:
+    fleet = FleetTally()
+    fleet.watch("dirty", np.array([0.5, 3.0, 500.0, np.nan], np.float32))
+    fleet.watch("clean", np.array([0.25, 0.75], np.float32))
+    dirty, clean = fleet["dirty"], fleet["clean"]
+    # What is absurd counts for ten, and what is no number is unknown too.
+    assert (dirty.watched, dirty.unknown, dirty.novelty) == (4, 3, 0.5 + 3 + 10 + 10)
+    assert (clean.watched, clean.unknown, clean.novelty) == (2, 0, 1.0)
+    again = FleetTally.from_dict(fleet.to_dict())
+    assert again.to_dict() == fleet.to_dict()
+    assert again["dirty"].unknown == 3
+    for _ in range(40):
+        fleet.watch("dirty", np.full(50, 0.5, np.float32))
+    assert fleet["dirty"].watched < 2 * WINDOW
+    assert fleet["dirty"].novelty / fleet["dirty"].watched == pytest.approx(0.5, abs=0.05)
+    fleet.forget_labels()
+    assert fleet["dirty"].watched == 0
+
+
+def test_a_record_of_an_earlier_release_tells_no_novelty_and_one_that_does_not_add_up_is_refused() -> None:
+    fleet = FleetTally()
+    fleet.note("a", rejected=1)
+    assert "novelty" not in fleet.to_dict()["clients"]["a"]
+    fleet.watch("a", np.array([2.0], np.float32))
+    broken = fleet.to_dict()
+    broken["clients"]["a"]["novelty"] = [1, 2, 3.0]
+    with pytest.raises(DataLossError, match="more unknown than watched"):
+        FleetTally.from_dict(broken)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!everlearn_protos/v1/clients.proto\x12\x0c\x65verlearn.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"`\n\x12ListClientsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x13\n\x0bhead_change\x18\x04 \x01(\x08\"Z\n\x13ListClientsResponse\x12*\n\x07\x63lients\x18\x01 \x03(\x0b\x32\x19.everlearn.v1.ModelClient\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xc9\x03\n\x0bModelClient\x12\x0e\n\x06\x63lient\x18\x01 \x01(\t\x12\x0f\n\x07samples\x18\x02 \x01(\x03\x12\r\n\x05share\x18\x03 \x01(\x01\x12\x0e\n\x06tested\x18\x04 \x01(\x03\x12\x0f\n\x07\x63orrect\x18\x05 \x01(\x03\x12\x15\n\rrecent_tested\x18\x06 \x01(\x03\x12\x17\n\x0frecent_accuracy\x18\x07 \x01(\x01\x12\x1c\n\x0fothers_accuracy\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x10rejected_batches\x18\t \x01(\x03\x12\x17\n\x0f\x63lipped_samples\x18\n \x01(\x03\x12\x13\n\x0bquarantined\x18\x0b \x01(\x08\x12\x15\n\rlast_sequence\x18\x0c \x01(\x03\x12\x18\n\x10\x64urable_sequence\x18\r \x01(\x03\x12\x1a\n\x12\x64ownloaded_version\x18\x0e \x01(\x03\x12\x31\n\rdownload_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rmistake_share\x18\x10 \x01(\x01\x12\x18\n\x0bhead_change\x18\x11 \x01(\x01H\x01\x88\x01\x01\x42\x12\n\x10_others_accuracyB\x0e\n\x0c_head_change\"9\n\x17QuarantineClientRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06\x63lient\x18\x02 \x01(\t\"E\n\x18QuarantineClientResponse\x12)\n\x06\x63lient\x18\x01 \x01(\x0b\x32\x19.everlearn.v1.ModelClient\"6\n\x14ReleaseClientRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06\x63lient\x18\x02 \x01(\t\"B\n\x15ReleaseClientResponse\x12)\n\x06\x63lient\x18\x01 \x01(\x0b\x32\x19.everlearn.v1.ModelClient2\xa0\x02\n\rClientService\x12R\n\x0bListClients\x12 .everlearn.v1.ListClientsRequest\x1a!.everlearn.v1.ListClientsResponse\x12\x61\n\x10QuarantineClient\x12%.everlearn.v1.QuarantineClientRequest\x1a&.everlearn.v1.QuarantineClientResponse\x12X\n\rReleaseClient\x12\".everlearn.v1.ReleaseClientRequest\x1a#.everlearn.v1.ReleaseClientResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!everlearn_protos/v1/clients.proto\x12\x0c\x65verlearn.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"`\n\x12ListClientsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x13\n\x0bhead_change\x18\x04 \x01(\x08\"Z\n\x13ListClientsResponse\x12*\n\x07\x63lients\x18\x01 \x03(\x0b\x32\x19.everlearn.v1.ModelClient\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa9\x04\n\x0bModelClient\x12\x0e\n\x06\x63lient\x18\x01 \x01(\t\x12\x0f\n\x07samples\x18\x02 \x01(\x03\x12\r\n\x05share\x18\x03 \x01(\x01\x12\x0e\n\x06tested\x18\x04 \x01(\x03\x12\x0f\n\x07\x63orrect\x18\x05 \x01(\x03\x12\x15\n\rrecent_tested\x18\x06 \x01(\x03\x12\x17\n\x0frecent_accuracy\x18\x07 \x01(\x01\x12\x1c\n\x0fothers_accuracy\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x10rejected_batches\x18\t \x01(\x03\x12\x17\n\x0f\x63lipped_samples\x18\n \x01(\x03\x12\x13\n\x0bquarantined\x18\x0b \x01(\x08\x12\x15\n\rlast_sequence\x18\x0c \x01(\x03\x12\x18\n\x10\x64urable_sequence\x18\r \x01(\x03\x12\x1a\n\x12\x64ownloaded_version\x18\x0e \x01(\x03\x12\x31\n\rdownload_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rmistake_share\x18\x10 \x01(\x01\x12\x18\n\x0bhead_change\x18\x11 \x01(\x01H\x01\x88\x01\x01\x12\x1b\n\x0erecent_novelty\x18\x12 \x01(\x01H\x02\x88\x01\x01\x12\x1b\n\x0erecent_unknown\x18\x13 \x01(\x01H\x03\x88\x01\x01\x42\x12\n\x10_others_accuracyB\x0e\n\x0c_head_changeB\x11\n\x0f_recent_noveltyB\x11\n\x0f_recent_unknown\"9\n\x17QuarantineClientRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06\x63lient\x18\x02 \x01(\t\"E\n\x18QuarantineClientResponse\x12)\n\x06\x63lient\x18\x01 \x01(\x0b\x32\x19.everlearn.v1.ModelClient\"6\n\x14ReleaseClientRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06\x63lient\x18\x02 \x01(\t\"B\n\x15ReleaseClientResponse\x12)\n\x06\x63lient\x18\x01 \x01(\x0b\x32\x19.everlearn.v1.ModelClient2\xa0\x02\n\rClientService\x12R\n\x0bListClients\x12 .everlearn.v1.ListClientsRequest\x1a!.everlearn.v1.ListClientsResponse\x12\x61\n\x10QuarantineClient\x12%.everlearn.v1.QuarantineClientRequest\x1a&.everlearn.v1.QuarantineClientResponse\x12X\n\rReleaseClient\x12\".everlearn.v1.ReleaseClientRequest\x1a#.everlearn.v1.ReleaseClientResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,15 +37,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTCLIENTSRESPONSE']._serialized_start=182
   _globals['_LISTCLIENTSRESPONSE']._serialized_end=272
   _globals['_MODELCLIENT']._serialized_start=275
-  _globals['_MODELCLIENT']._serialized_end=732
-  _globals['_QUARANTINECLIENTREQUEST']._serialized_start=734
-  _globals['_QUARANTINECLIENTREQUEST']._serialized_end=791
-  _globals['_QUARANTINECLIENTRESPONSE']._serialized_start=793
-  _globals['_QUARANTINECLIENTRESPONSE']._serialized_end=862
-  _globals['_RELEASECLIENTREQUEST']._serialized_start=864
-  _globals['_RELEASECLIENTREQUEST']._serialized_end=918
-  _globals['_RELEASECLIENTRESPONSE']._serialized_start=920
-  _globals['_RELEASECLIENTRESPONSE']._serialized_end=986
-  _globals['_CLIENTSERVICE']._serialized_start=989
-  _globals['_CLIENTSERVICE']._serialized_end=1277
+  _globals['_MODELCLIENT']._serialized_end=828
+  _globals['_QUARANTINECLIENTREQUEST']._serialized_start=830
+  _globals['_QUARANTINECLIENTREQUEST']._serialized_end=887
+  _globals['_QUARANTINECLIENTRESPONSE']._serialized_start=889
+  _globals['_QUARANTINECLIENTRESPONSE']._serialized_end=958
+  _globals['_RELEASECLIENTREQUEST']._serialized_start=960
+  _globals['_RELEASECLIENTREQUEST']._serialized_end=1014
+  _globals['_RELEASECLIENTRESPONSE']._serialized_start=1016
+  _globals['_RELEASECLIENTRESPONSE']._serialized_end=1082
+  _globals['_CLIENTSERVICE']._serialized_start=1085
+  _globals['_CLIENTSERVICE']._serialized_end=1373
 # @@protoc_insertion_point(module_scope)

@@ -90,6 +90,8 @@ class ModelClient(google.protobuf.message.Message):
     DOWNLOAD_TIME_FIELD_NUMBER: builtins.int
     MISTAKE_SHARE_FIELD_NUMBER: builtins.int
     HEAD_CHANGE_FIELD_NUMBER: builtins.int
+    RECENT_NOVELTY_FIELD_NUMBER: builtins.int
+    RECENT_UNKNOWN_FIELD_NUMBER: builtins.int
     client: builtins.str
     """The name that it gives."""
     samples: builtins.int
@@ -128,6 +130,12 @@ class ModelClient(google.protobuf.message.Message):
     samples learned, in units of their own spread. Exact, from its own sums; 0: nothing would change. Only where asked
     for; unset where nothing would be left without it, or all scores are alike.
     """
+    recent_novelty: builtins.float
+    """Of a model that declares unknown: abstain: how unlike all that was learned its last few hundred samples were, each
+    before it was learned (PredictResponse.novelty, up to 10), on the average, and the share of them beyond 1. What has
+    drifted is seen here before it is wrong. Unset where nothing is told of it.
+    """
+    recent_unknown: builtins.float
     @property
     def download_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     def __init__(
@@ -150,13 +158,19 @@ class ModelClient(google.protobuf.message.Message):
         download_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         mistake_share: builtins.float = ...,
         head_change: builtins.float | None = ...,
+        recent_novelty: builtins.float | None = ...,
+        recent_unknown: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_head_change", b"_head_change", "_others_accuracy", b"_others_accuracy", "download_time", b"download_time", "head_change", b"head_change", "others_accuracy", b"others_accuracy"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_head_change", b"_head_change", "_others_accuracy", b"_others_accuracy", "client", b"client", "clipped_samples", b"clipped_samples", "correct", b"correct", "download_time", b"download_time", "downloaded_version", b"downloaded_version", "durable_sequence", b"durable_sequence", "head_change", b"head_change", "last_sequence", b"last_sequence", "mistake_share", b"mistake_share", "others_accuracy", b"others_accuracy", "quarantined", b"quarantined", "recent_accuracy", b"recent_accuracy", "recent_tested", b"recent_tested", "rejected_batches", b"rejected_batches", "samples", b"samples", "share", b"share", "tested", b"tested"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_head_change", b"_head_change", "_others_accuracy", b"_others_accuracy", "_recent_novelty", b"_recent_novelty", "_recent_unknown", b"_recent_unknown", "download_time", b"download_time", "head_change", b"head_change", "others_accuracy", b"others_accuracy", "recent_novelty", b"recent_novelty", "recent_unknown", b"recent_unknown"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_head_change", b"_head_change", "_others_accuracy", b"_others_accuracy", "_recent_novelty", b"_recent_novelty", "_recent_unknown", b"_recent_unknown", "client", b"client", "clipped_samples", b"clipped_samples", "correct", b"correct", "download_time", b"download_time", "downloaded_version", b"downloaded_version", "durable_sequence", b"durable_sequence", "head_change", b"head_change", "last_sequence", b"last_sequence", "mistake_share", b"mistake_share", "others_accuracy", b"others_accuracy", "quarantined", b"quarantined", "recent_accuracy", b"recent_accuracy", "recent_novelty", b"recent_novelty", "recent_tested", b"recent_tested", "recent_unknown", b"recent_unknown", "rejected_batches", b"rejected_batches", "samples", b"samples", "share", b"share", "tested", b"tested"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_head_change", b"_head_change"]) -> typing.Literal["head_change"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_others_accuracy", b"_others_accuracy"]) -> typing.Literal["others_accuracy"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_recent_novelty", b"_recent_novelty"]) -> typing.Literal["recent_novelty"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_recent_unknown", b"_recent_unknown"]) -> typing.Literal["recent_unknown"] | None: ...
 
 Global___ModelClient: typing_extensions.TypeAlias = ModelClient
 

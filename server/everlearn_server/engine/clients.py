@@ -39,6 +39,10 @@ class ClientFigures:
     """Of all samples that were predicted wrong before they were learned; 0 where nothing may be told."""
     head_change: float | None = None
     """See `everlearn.influence`; None where it was not worked out."""
+    recent_novelty: float | None = None
+    """Mean over its recent samples, each before it was learned (see FleetTally.watch); None where nothing is told."""
+    recent_unknown: float | None = None
+    """Share of them that were unknown."""
     downloaded: DownloadRow | None = None
     """What it took last; None for nothing that is known."""
 
@@ -112,6 +116,8 @@ def _figures(work: Integration, hold: Hold | None) -> list[ClientFigures]:
                 last_sequence=tail.durable if is_held else tail.integrated,
                 durable_sequence=tail.durable,
                 mistake_share=(whole.tested - whole.correct) / mistakes if mistakes else 0.0,
+                recent_novelty=tally.novelty / tally.watched if tally.watched and is_told else None,
+                recent_unknown=tally.unknown / tally.watched if tally.watched and is_told else None,
             )
         )
     return found

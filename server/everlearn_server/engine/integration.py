@@ -146,7 +146,7 @@ class Integration:
         for guard in self._guards:
             refusal = guard.refusal(batch, scores_BC)
             if refusal is not None:  # tested all the same: by that its client may be learned from again
-                self._count(batch, scores_BC, live)
+                self._count(batch, scores_BC, stack)
                 return self._refuse(batch, tail, refusal)
         try:
             quantised_Bd, restored_Bd = stack.quantised(batch, self._admitted(batch))
@@ -162,7 +162,7 @@ class Integration:
         self.prequential.test(
             batch.labels, batch.client, scores_BC=scores_BC, known=known, features_Bd=restored_Bd, step=batch.step
         )
-        self._count(batch, scores_BC, live)
+        self._count(batch, scores_BC, stack)
         correct = self.prequential.correct - before
         tail.integrated = batch.sequence
         tail.samples += len(batch.labels)
@@ -203,9 +203,14 @@ class Integration:
         contribution = Contribution(quantised_Bd=self._scale.quantise(self._admitted(batch)), truth=batch.labels)
         return self.receipts.seal(batch.client, batch.sequence, contribution, again=True)
 
-    def _count(self, batch: Derived, scores_BC: npt.NDArray[np.float32] | None, live: Snapshot | None) -> None:
-        if self._counts_labels and live is not None and not isinstance(batch.labels, LabelSets | Values):
-            self.fleet.count(batch.client, batch.labels, scores_BC, live.head.labels)
+    def _count(self, batch: Derived, scores_BC: npt.NDArray[np.float32] | None, stack: Stack) -> None:
+        live = stack.live
+        if not self._counts_labels or live is None or isinstance(batch.labels, LabelSets | Values):
+            return
+        self.fleet.count(batch.client, batch.labels, scores_BC, live.head.labels)
+        novelty_B = stack.novelty(batch)
+        if novelty_B is not None:
+            self.fleet.watch(batch.client, novelty_B)
 
 
 def quarantined(batch: Derived, tail: Tail) -> EverlearnError | None:

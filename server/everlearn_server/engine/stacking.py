@@ -18,7 +18,7 @@ import numpy.typing as npt
 from everlearn.errors import InputError
 from everlearn.values import FeaturesBd, FeatureScale, QuantisedBd
 from everlearn_server.engine.batches import Derived
-from everlearn_server.engine.serving import Snapshot
+from everlearn_server.engine.serving import Answers, Snapshot
 
 _NUMBERS = 2**15
 """Of a stack's features: as many as caches hold together with what is made of them. Larger batches stay alone."""
@@ -31,6 +31,7 @@ class _Rows:
     quantised_Bd: QuantisedBd
     restored_Bd: FeaturesBd
     scores_BC: npt.NDArray[np.float32] | None
+    novelty_B: npt.NDArray[np.float32] | None
 
 
 class Stack:
@@ -46,13 +47,21 @@ class Stack:
         self.live = live
         self._scale = scale
         self._rows = self._worked_out()
+        self._apart: dict[Derived, Answers] = {}
 
     def scores(self, batch: Derived) -> npt.NDArray[np.float32] | None:
         """What the head makes of it, before it is learned."""
         if self.live is None or not batch.labels:
             return None
         rows = self._rows.get(batch)
-        return self.live.scores(batch.features_Bd) if rows is None or rows.scores_BC is None else rows.scores_BC
+        return self._answers(self.live, batch).scores_BC if rows is None or rows.scores_BC is None else rows.scores_BC
+
+    def novelty(self, batch: Derived) -> npt.NDArray[np.float32] | None:
+        """How unlike all that the head knows it is; None where nobody asks for that, or there is no head."""
+        if self.live is None or not batch.labels or not self.live.head.tells_novelty:
+            return None
+        rows = self._rows.get(batch)
+        return self._answers(self.live, batch).novelty_B if rows is None or rows.novelty_B is None else rows.novelty_B
 
     def quantised(self, batch: Derived, admitted_Bd: FeaturesBd) -> tuple[QuantisedBd, FeaturesBd]:
         """The integers of what is learned of it, and the features that they stand for. `admitted_Bd`: its features, or
@@ -74,7 +83,8 @@ class Stack:
         except InputError:  # one of them is at fault, and is told so in its turn
             return {}
         restored_Nd = self._scale.restore(quantised_Nd)
-        scores_NC = self.live.scores(features_Nd) if self.live is not None and self.live.tail is None else None
+        told = self.live.answers(features_Nd) if self.live is not None and self.live.tail is None else None
+        scores_NC, novelty_N = (told.scores_BC, told.novelty_B) if told is not None else (None, None)
         made, begin = dict[Derived, _Rows](), 0
         for batch in some:
             rows = slice(begin, begin := begin + len(batch.features_Bd))
@@ -82,8 +92,15 @@ class Stack:
                 quantised_Bd=quantised_Nd[rows],
                 restored_Bd=restored_Nd[rows],
                 scores_BC=None if scores_NC is None else scores_NC[rows],
+                novelty_B=None if novelty_N is None else novelty_N[rows],
             )
         return made
+
+    def _answers(self, live: Snapshot, batch: Derived) -> Answers:
+        """Of a batch by itself; through a tail once."""
+        if batch not in self._apart:
+            self._apart[batch] = live.answers(batch.features_Bd)
+        return self._apart[batch]
 
 
 def stacks(batches: Sequence[Derived], scale: FeatureScale) -> Iterator[Sequence[Derived]]:

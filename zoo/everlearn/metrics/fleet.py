@@ -1,4 +1,5 @@
 """What each client's batches showed lately, label by label: what tells a client that is wrong from one that is unlike.
+Where the model tells novelty, also how unlike all that was learned they were: a camera that was moved, or is dirty.
 
 Counts only. Old ones fade: a client's are halved whenever there are twice `WINDOW` of them, so one that sends fifty
 times as much weighs no more than others. Axes: B samples, C classes.
@@ -21,6 +22,8 @@ MAX_CLIENTS: Final = 1000
 """Clients kept apart; who was not heard of for longest is forgotten, and unknown when it comes again."""
 MAX_LABELS: Final = 200
 """Labels counted for one client."""
+MOST_NOVEL: Final = 10.0
+"""A sample counts for so much at most, or one that is nothing at all would be all that a mean tells of."""
 VERSION: Final = 1
 
 
@@ -36,6 +39,12 @@ class ClientTally:
     """Labels that nobody had declared or sent before, while that was limited."""
     labels: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Label -> (tested, correct), lately, of labels that the head knew."""
+    watched: int = 0
+    """Samples whose novelty was told, lately."""
+    unknown: int = 0
+    """Of those, beyond 1."""
+    novelty: float = 0.0
+    """Sum over them, each up to MOST_NOVEL."""
 
     @property
     def tested(self) -> int:
@@ -108,6 +117,15 @@ class FleetTally:
                 tally.fade()
             self._take(tally, 1)
 
+    def watch(self, client: str, novelty_B: npt.NDArray[np.float32]) -> None:
+        """Counts how unlike all that was learned its samples were, before they were learned."""
+        tally, limit = self._heard(client), np.float32(MOST_NOVEL)
+        tally.watched += len(novelty_B)
+        tally.unknown += len(novelty_B) - int(np.count_nonzero(novelty_B <= 1))
+        tally.novelty += float(np.where(novelty_B <= limit, novelty_B, limit).sum())
+        while tally.watched >= 2 * WINDOW:
+            tally.watched, tally.unknown, tally.novelty = tally.watched // 2, tally.unknown // 2, tally.novelty / 2
+
     def note(self, client: str, *, clipped: int = 0, rejected: int = 0, brought: int = 0) -> None:
         """Samples that were shortened, batches that were refused, labels that were new."""
         tally = self._heard(client)
@@ -141,6 +159,7 @@ class FleetTally:
         """What was tested is forgotten; how much was refused and shortened is not."""
         for tally in self._clients.values():
             tally.labels = {}
+            tally.watched, tally.unknown, tally.novelty = 0, 0, 0.0
         self._labels = {}
 
     def to_dict(self) -> dict[str, Any]:
@@ -153,6 +172,7 @@ class FleetTally:
                     "rejected": tally.rejected,
                     "brought": tally.brought,
                     "labels": {label: list(counts) for label, counts in tally.labels.items()},
+                    **({"novelty": [tally.watched, tally.unknown, tally.novelty]} if tally.watched else {}),
                 }
                 for client, tally in self._clients.items()
             },
@@ -172,7 +192,12 @@ class FleetTally:
                 if any(not 0 <= correct <= tested for tested, correct in counts.values()):
                     raise ValueError(f"more correct than tested for client {client!r}")
                 plain = {name: int(told[name]) for name in ("clipped", "rejected", "brought")}
-                tally = ClientTally(**plain, labels=counts)
+                watched, unknown, novelty = told.get("novelty", (0, 0, 0.0))  # earlier releases told none
+                if not 0 <= int(unknown) <= int(watched):
+                    raise ValueError(f"more unknown than watched for client {client!r}")
+                tally = ClientTally(
+                    **plain, labels=counts, watched=int(watched), unknown=int(unknown), novelty=float(novelty)
+                )
                 fleet._clients[str(client)] = tally
                 fleet._take(tally, 1)
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -33,10 +33,12 @@ def clients(
 
     `mistakes` is its share of all samples that were predicted wrong before they were learned: a sign of who moves the
     head. `moves head` (--head-change) is a measure: how far the scores of all samples learned would move without it, in
-    units of their spread.
+    units of their spread. `novelty`, of a model that declares unknown: abstain, is how unlike all that was learned its
+    recent samples were, and how many of them were unknown: what has drifted shows there before it is wrong.
     """
     with connect(ctx, server) as client:
         found = list(client.models.clients(model, head_change=head_change))
+    watched = any(each.HasField("recent_novelty") for each in found)
     if output is not Output.TABLE:
         put_data(plain(found), output)
         return
@@ -49,13 +51,14 @@ def clients(
         "accuracy",
         "lately",
         "others",
+        *(["novelty"] if watched else []),
         "refused",
         "clipped",
         "sequence",
         "state",
         "downloaded",
     )
-    put_table(columns, (_row(each, head_change=head_change) for each in found))
+    put_table(columns, (_row(each, head_change=head_change, watched=watched) for each in found))
 
 
 def quarantine(
@@ -98,7 +101,10 @@ def quarantine(
         )
 
 
-def _row(found: clients_pb2.ModelClient, *, head_change: bool) -> tuple[object, ...]:
+def _row(found: clients_pb2.ModelClient, *, head_change: bool, watched: bool) -> tuple[object, ...]:
+    novelty = (
+        f"{found.recent_novelty:.2f} ({found.recent_unknown:.0%} unknown)" if found.HasField("recent_novelty") else "-"
+    )
     moves = f"{found.head_change:.3f}" if found.HasField("head_change") else "-"
     return (
         found.client or "(gave no name)",
@@ -109,6 +115,7 @@ def _row(found: clients_pb2.ModelClient, *, head_change: bool) -> tuple[object, 
         f"{found.correct / found.tested:.1%}" if found.tested else "-",
         f"{found.recent_accuracy:.1%}" if found.recent_tested else "-",
         f"{found.others_accuracy:.1%}" if found.HasField("others_accuracy") else "-",
+        *([novelty] if watched else []),
         found.rejected_batches,
         found.clipped_samples,
         found.last_sequence,
