@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-faults check bench bench-learning bench-serving bench-edge lock protos clean setup
+.PHONY: help demo test test-faults check bench bench-learning bench-serving bench-edge lock protos typescript clean setup
 
 help: ## Show what can be made.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -68,6 +68,9 @@ lock: ## Resolve the newest allowed dependencies into requirements/*.txt (needs 
 
 protos: $(READY) ## Regenerate the committed gRPC code.
 	@$(BIN)/python protos/generate.py
+
+typescript: ## Fetch what the client for Node and the browser is built with, check and build it (needs node and npm).
+	@cd clients/typescript && npm ci --ignore-scripts --no-audit --no-fund && npm run build
 
 clean: ## Remove .venv and caches.
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

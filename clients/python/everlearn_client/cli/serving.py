@@ -20,6 +20,8 @@ from everlearn_client.errors import EverlearnClientError, InvalidArgument
 from everlearn_client.results import Predictions
 from everlearn_client.samples import SampleInput, Tensors, Texts
 
+MANIFEST_FILE, SIGNATURE_FILE = "model.manifest.json", "model.manifest.sig"
+"""Beside an export: what it is, and the server's Ed25519 signature of these bytes, 64 of them."""
 _BEST, _ALL_IT_SAYS = 3, 0
 """Classes to show where nobody says how many; 0 is all labels that a sample has, or its values."""
 
@@ -93,6 +95,9 @@ def export(
         made = client.export(model, version, student=student, precision=precision)
         with _DownloadDisplay() as display:
             paths = client.download(made, folder, base=base, on_progress=display.update)
+    # What the server signed lies beside it: whoever takes the folder on from here can check it (clients/typescript).
+    for name, data in ((MANIFEST_FILE, made.manifest), (SIGNATURE_FILE, made.signature)):
+        (folder / name).write_bytes(data)
     if output is not Output.TABLE:
         parity = {"max_abs_diff": made.parity_max_abs_diff, "probes": made.probes}
         told = {"version": made.version, "precision": made.precision, "parity": parity}

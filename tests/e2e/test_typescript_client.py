@@ -1,0 +1,214 @@
+"""An export in Node and in the browser's runtime: the files as they are, checked, with the server's answers.
+
+`make typescript` fetches what it needs (npm, once); without that, or without Node, this says that it was not tested.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import http.server
+import json
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from tests import tiny
+from tests.faults.not_here import NotHereError
+from tests.real_server import RealServer
+from typer.testing import CliRunner
+
+from everlearn_client import Client, Predictions, Tensors
+from everlearn_client.cli.app import app
+
+ROOT = Path(__file__).parents[2] / "clients" / "typescript"
+LABELS = ("ash", "birch", "cédre")
+RUNTIMES = ("onnxruntime-node", "onnxruntime-web")
+
+
+@pytest.fixture(scope="module")
+def node() -> str:
+    """The program, with the client built beside it."""
+    found = shutil.which("node")
+    if found is None:
+        raise NotHereError("there is no node on this machine, so the TypeScript client was not run")
+    if not (ROOT / "node_modules" / "typescript").is_dir():
+        raise NotHereError("`make typescript` has not been run here, so the TypeScript client was not")
+    compiler = ROOT / "node_modules" / "typescript" / "bin" / "tsc"
+    built = subprocess.run(
+        [found, str(compiler), "--project", str(ROOT)], capture_output=True, text=True, timeout=600, check=False
+    )
+    assert built.returncode == 0, built.stdout
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(server: RealServer, backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export of a model that abstains, as `everlearn export` leaves it."""
+    server.declare(tiny.declaration(backbone, unknown="abstain"))
+    with server.client(client_id="teacher") as teacher:
+        teacher.learn("tiny", [(tiny.images(40, index), [label] * 40) for index, label in enumerate(LABELS)])
+    return exported(server, "tiny", tmp_path_factory.mktemp("export"))
+
+
+def exported(server: RealServer, model: str, into: Path) -> Path:
+    done = CliRunner().invoke(app, ["export", model, "-d", str(into), "--server", server.address])
+    assert done.exit_code == 0, done.output
+    return into
+
+
+@pytest.fixture
+def address(folder: Path) -> Iterator[str]:
+    """Of a plain web server that has the folder."""
+    handler = functools.partial(Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
+        thread = threading.Thread(target=web.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{web.server_address[1]}"
+        web.shutdown()
+        thread.join(timeout=60)
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def ask(node: str, **asked: Any) -> dict[str, Any]:
+    asked.setdefault("runtime", RUNTIMES[0])
+    done = subprocess.run(
+        [node, str(ROOT / "test" / "answer.mjs")],
+        input=json.dumps({key: str(value) if isinstance(value, Path) else value for key, value in asked.items()}),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return told
+
+
+def image_of(pixels_HWC: npt.NDArray[np.uint8]) -> dict[str, Any]:
+    height, width, _ = pixels_HWC.shape
+    return {"image": {"data": base64.b64encode(pixels_HWC.tobytes()).decode(), "width": width, "height": height}}
+
+
+def tensor_of(values_Nd: npt.NDArray[np.float32]) -> dict[str, Any]:
+    return {"values": base64.b64encode(values_Nd.tobytes()).decode(), "shape": list(values_Nd.shape)}
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_it_answers_as_the_server_does_and_abstains_as_the_server_does(
+    node: str, server: RealServer, client: Client, folder: Path, runtime: str
+) -> None:
+    known = [tiny.images(1, index, seed=5)[0] for index in range(3)]
+    foreign = np.indices((16, 16)).sum(axis=0)[:, :, None] % 2 * np.full(3, 255)
+    images = [*known, foreign.astype(np.uint8)]
+    key = client.info().public_key
+    told = ask(
+        node, folder=folder, runtime=runtime, options={"serverKey": key}, samples=[image_of(image) for image in images]
+    )
+    assert (told["name"], told["task"], tuple(told["labels"]), told["signed"]) == (
+        "tiny",
+        "classification",
+        LABELS,
+        True,
+    )
+    version = told["number"]
+    assert told["version"] == f"models/tiny/versions/{version}"
+    served = [client.predict("tiny", image[None], scores=True, version=version) for image in images]
+    for answer, prediction in zip(told["answers"], served, strict=True):
+        check(answer, prediction)
+    assert [answer["abstained"] for answer in told["answers"]][-1]
+    assert any(not answer["abstained"] for answer in told["answers"])
+
+
+def check(answer: dict[str, Any], served: Predictions) -> None:
+    (best,) = served.top[0]
+    assert answer["top"][0]["label"] == best.label
+    assert answer["top"][0]["score"] == pytest.approx(best.score, abs=1e-3)
+    assert answer["novelty"] == pytest.approx(served.novelty[0], rel=1e-2, abs=1e-2)
+    assert answer["abstained"] == served.abstained[0]
+    assert answer["label"] == (None if served.abstained[0] else best.label)
+
+
+def test_from_a_web_server_with_an_alpha_channel_and_any_size_it_is_the_same(
+    node: str, client: Client, folder: Path, address: str
+) -> None:
+    large = tiny.images(1, 1, seed=3, side=40)[0]
+    opaque = np.concatenate([large, np.full((40, 40, 1), 255, np.uint8)], axis=2)
+    samples = [image_of(large) | {"topK": 3}, image_of(opaque) | {"topK": 3}]
+    told = ask(node, url=address, options={"serverKey": client.info().public_key}, samples=samples)
+    plain, with_alpha = told["answers"]
+    assert plain == with_alpha
+    served = client.predict("tiny", large[None], top_k=3)
+    assert [each["label"] for each in plain["top"]] == [each.label for each in served.top[0]]
+
+
+def test_what_is_not_what_was_exported_or_signed_is_not_run(
+    node: str, client: Client, folder: Path, tmp_path: Path
+) -> None:
+    key, other = client.info().public_key, "ab" * 32
+    assert ask(node, folder=folder, options={"serverKey": key})["signed"] is True
+    wrong = ask(node, folder=folder, options={"serverKey": other})
+    assert (wrong["error"], other in wrong["message"]) == ("DataLoss", True)
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    model = bytearray((copy / "model.onnx").read_bytes())
+    model[len(model) // 2] ^= 1
+    (copy / "model.onnx").write_bytes(model)
+    for options in ({"serverKey": key}, {}):
+        flipped = ask(node, folder=copy, options=options)
+        assert flipped["error"] == "DataLoss"
+        assert "not what was exported" in flipped["message"]
+    manifest = (copy / "model.manifest.json").read_text()
+    (copy / "model.manifest.json").write_text(manifest.replace("tiny", "tini"))
+    assert "not signed" in ask(node, folder=copy, options={"serverKey": key})["message"]
+    (copy / "model.manifest.json").unlink()
+    assert ask(node, folder=copy)["error"] == "Unavailable"
+    assert ask(node, folder=copy, options={"sha256": "00" * 32})["error"] == "DataLoss"
+    assert ask(node, folder=folder, options={"serverKey": "short"})["error"] == "InvalidArgument"
+
+
+def test_what_the_model_does_not_take_is_told(node: str, folder: Path) -> None:
+    told = ask(node, folder=folder, samples=[tensor_of(np.zeros((1, 4), np.float32))])
+    assert told["error"] == "InvalidArgument"
+    assert "uint8 [N, H, W, 3]" in told["message"]
+    short = {"image": {"data": base64.b64encode(b"12345").decode(), "width": 16, "height": 16}}
+    assert "no image of 16 x 16" in ask(node, folder=folder, samples=[short])["message"]
+
+
+def test_other_tasks_and_plain_numbers(node: str, server: RealServer, client: Client, tmp_path: Path) -> None:
+    read = {"modality": "tensor", "shape": [4], "range": [[-4, 4]]}
+    body = {"backbone": {"source": "identity"}, "input": read}
+    rng = np.random.default_rng(0)
+    values = rng.normal(0, 1, (200, 4)).astype(np.float32)
+    several = [[name for name, column in (("hot", 0), ("wet", 1)) if row[column] > 0] for row in values]
+    outputs = [{"name": "sum", "min": -20, "max": 20}, {"name": "first", "min": -10, "max": 10}]
+    sums = np.stack([values.sum(axis=1), values[:, 0]], axis=1)
+    cases = (
+        ("several", {"task": "multilabel"}, several),
+        ("values", {"task": "regression", "outputs": outputs, "head": {"kind": "ridge"}}, sums),
+    )
+    for name, spec, truth in cases:
+        server.declare(json.dumps({"metadata": {"name": name}, "spec": {**body, **spec}}))
+        client.learn(name, [(Tensors(values), truth)])
+        into = exported(server, name, tmp_path / name)
+        told = ask(node, folder=into, samples=[tensor_of(values[:20])])
+        served = client.predict(name, Tensors(values[:20]), version=told["number"])
+        for row, answer in enumerate(told["answers"]):
+            assert (answer["label"], answer["abstained"]) == (None, False)
+            if served.values_NK is not None:
+                expected = dict(zip(served.labels, served.values_NK[row].tolist(), strict=True))
+                assert answer["values"] == pytest.approx(expected, abs=1e-3)
+            else:
+                assert [each["label"] for each in answer["top"]] == [each.label for each in served.top[row]]
+        assert len(told["answers"]) == 20
