@@ -55,3 +55,9 @@ def test_limits_and_choices_reach_the_editor() -> None:
     assert {"maximum": 1024, "minimum": 16, "type": "integer"} in size
     assert definitions["Backbone"]["properties"]["format"]["enum"] == ["safetensors", "onnx", "torch"]
     assert definitions["Metadata"]["properties"]["name"]["pattern"]
+
+
+def test_the_short_form_of_unknown_is_no_typo() -> None:
+    declared = json_schema()["$defs"]["ModelSpec"]["properties"]["unknown"]
+    assert declared["anyOf"] == [{"enum": ["answer", "abstain"]}, {"$ref": "#/$defs/Unknown"}]
+    assert declared["description"]

@@ -16,6 +16,11 @@ def json_schema() -> dict[str, Any]:
     body = Model.model_json_schema()
     for name in UNDECLARED:
         body["properties"].pop(name)
+    declared = body["$defs"]["ModelSpec"]["properties"]
+    whole = declared["unknown"]
+    # `unknown: abstain` is short for a mapping with that kind.
+    told = {"description": whole.pop("description")}
+    declared["unknown"] = {"anyOf": [{"enum": ["answer", "abstain"]}, whole], **told}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": "urn:everlearn:v1:Model",

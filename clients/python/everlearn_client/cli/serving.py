@@ -97,7 +97,8 @@ def export(
             paths = client.download(made, folder, base=base, on_progress=display.update)
     # What the server signed lies beside it: whoever takes the folder on from here can check it (clients/typescript).
     for name, data in ((MANIFEST_FILE, made.manifest), (SIGNATURE_FILE, made.signature)):
-        (folder / name).write_bytes(data)
+        if data:  # servers of earlier releases sign nothing
+            (folder / name).write_bytes(data)
     if output is not Output.TABLE:
         parity = {"max_abs_diff": made.parity_max_abs_diff, "probes": made.probes}
         told = {"version": made.version, "precision": made.precision, "parity": parity}
