@@ -3,6 +3,7 @@
 images    files and pixels, to a model of sums             tensors   rows of a table
 features  computed by a device itself, to the same         texts     through a tokenizer and an encoder
 latents   images, to a model that learns by gradients      student   images, to a model with a student in torch
+int8      images, to a model that prepares exports in 8 bits
 """
 
 from __future__ import annotations
@@ -42,11 +43,12 @@ MODEL_OF = {
     "features": "sums",
     "tensors": "tensors",
     "texts": "texts",
+    "int8": "eight",
     "latents": "latents",
     "student": "taught",
 }
 KINDS = tuple(MODEL_OF)
-QUICK = ("images", "features", "tensors")
+QUICK = ("images", "features", "tensors", "int8")
 """Without torch."""
 
 
@@ -85,6 +87,7 @@ class Payloads:
         """Of the models that learn these kinds."""
         made: dict[str, Callable[[], str]] = {
             "sums": lambda: tiny.declaration(self._backbone, name="sums"),
+            "eight": lambda: tiny.declaration(self._backbone, name="eight", int8_export={"min_tested": 1}),
             "latents": lambda: tiny.declaration(self._backbone, name="latents", recipe="latent_replay"),
             "tensors": lambda: json.dumps({"metadata": {"name": "tensors"}, "spec": _TENSORS}),
             "texts": self._texts,

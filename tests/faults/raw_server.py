@@ -7,6 +7,7 @@ measures  a broken server: the last message is a label of a metric
 spills    a broken server: every message passes through a file in the temporary folder, and stays there
 decoder-keeps, decoder-writes    a broken process that decodes images, see faulty_decoder
 student-keeps                    a broken process in which torch learns, see faulty_student
+int8-keeps                       what prepares exports in 8 bits keeps the pixels that it looked at
 unconfined                       broken children that take nothing from themselves, see unconfined
 """
 
@@ -102,6 +103,18 @@ def student() -> None:
     students.MODULE = "tests.faults.faulty_student"  # type: ignore[misc]  # the point of this file
 
 
+def int8() -> None:
+    from everlearn_server.engine.int8 import LiveInt8
+
+    look, last = LiveInt8._look_at, deque[object](maxlen=100)
+
+    def keep(self: LiveInt8, item: Any) -> None:
+        last.append(item)
+        look(self, item)
+
+    LiveInt8._look_at = keep  # type: ignore[method-assign]  # the point of this file
+
+
 def unconfined() -> None:
     """Every `python -m module` becomes `python -m tests.faults.unconfined module`."""
     _let_children_find_this_package()
@@ -130,6 +143,7 @@ FAULTS: dict[str, Callable[[], object]] = {
     "decoder-keeps": partial(decoder, "keeps"),
     "decoder-writes": partial(decoder, "writes"),
     "student-keeps": student,
+    "int8-keeps": int8,
     "unconfined": unconfined,
 }
 

@@ -66,6 +66,7 @@ def test_nor_is_any_with_torch_and_texts_in_the_path() -> None:
         ("spills", "images", "temporary files"),
         ("decoder-keeps", "images", HEAP),
         ("decoder-writes", "images", WRITES),
+        ("int8-keeps", "int8", HEAP),
         pytest.param("student-keeps", "student", HEAP, marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
     ],
 )

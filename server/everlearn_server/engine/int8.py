@@ -46,7 +46,6 @@ HELD: Final = 2
 ROWS: Final = 16
 """Of a batch, at most."""
 _CHECKPOINT_EVERY_S: Final = 30.0
-_ARENA_FROM_BYTES: Final = 2**20
 
 
 @dataclass(kw_only=True, eq=False)
@@ -266,8 +265,8 @@ class LiveInt8:
         self._plan = plan(self._of.onnx)
         self._sketch = RangeSketch(self._plan.tensors)
         options = session_options(1)
-        # As TrunkSession: an arena keeps what it frees, unwiped.
-        options.enable_cpu_mem_arena = len(self._of.onnx) > _ARENA_FROM_BYTES
+        # An arena keeps what it frees, unwiped.
+        options.enable_cpu_mem_arena = False
         self._observer = open_session(observer(self._plan), options, (CPU,), what="the observer of ranges")
         if data is None:
             return
@@ -302,7 +301,9 @@ class LiveInt8:
         assert self._plan is not None
         trunk = replace(self._of, onnx=quantised(self._plan, ranges))
         window: deque[tuple[bool, bool]] = deque(maxlen=self._declared.window)
-        return Graph(ranges=ranges, observed=observed, window=window, trunk=trunk, session=TrunkSession(trunk.onnx))
+        return Graph(
+            ranges=ranges, observed=observed, window=window, trunk=trunk, session=TrunkSession(trunk.onnx, arena=False)
+        )
 
     def _to_bytes(self) -> bytes:
         graphs = {"shipped": self._shipped, "tried": self._tried}

@@ -38,11 +38,13 @@ class TrunkSession:
     to the CPU without a word), BackboneError for bytes that are not a graph it can run.
     """
 
-    def __init__(self, onnx: bytes, *, providers: Sequence[str] = (CPU,), intra_threads: int = 1) -> None:
+    def __init__(
+        self, onnx: bytes, *, providers: Sequence[str] = (CPU,), intra_threads: int = 1, arena: bool = True
+    ) -> None:
         options = session_options(intra_threads)
         # The arena keeps what it frees, unwiped: of a network that is activations, of a trunk that hands its input on
-        # it is the input. Such trunks are small, and gain nothing by an arena.
-        options.enable_cpu_mem_arena = len(onnx) > _SMALL_BYTES
+        # it is the input, and of one in 8 bits (`arena` False) the input in 8 bits. Small trunks gain nothing by one.
+        options.enable_cpu_mem_arena = arena and len(onnx) > _SMALL_BYTES
         self._session = open_session(onnx, options, providers, what="the trunk")
         self._input = self._session.get_inputs()[0].name
         self._device = DEVICES.get(self.providers[0])
