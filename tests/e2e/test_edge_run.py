@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests import tiny
+from tests.faults.proxy import Proxy
 from tests.real_server import RealServer
 from typer.testing import CliRunner
 
@@ -211,6 +212,46 @@ def test_once_reads_what_is_there_sends_it_and_ends(
     done = CliRunner().invoke(app, line)
     assert done.exit_code == exit_codes.PARTLY, done.output
     assert (device / "identity.0").stat().st_mode & 0o077 == 0
+
+
+def test_a_device_ends_in_order_while_its_server_hangs_and_sends_later(
+    server: RealServer, teacher: Client, backbone: Path, tmp_path: Path
+) -> None:
+    declare(server, backbone, "hangs")
+    before = samples(teacher, "hangs")
+    options = ("--settle", "0", "--label", "ash", "--duplicates")
+    with Proxy() as proxy:
+        proxy.target = server.address
+        with Device(proxy.address, "hangs", tmp_path, *options) as device:
+            device.photograph("a.png", png(0, 1))
+            device.record("a.png")
+            until(lambda: samples(teacher, "hangs") == before + 1)
+            proxy.holds_answers = True  # the connection stands, and nothing comes back
+            device.photograph("b.png", png(0, 2))
+            assert device.record("b.png")["decision"] == "send"
+            asked_bytes = proxy.passed_bytes["requests"]
+            until(lambda: proxy.passed_bytes["requests"] > asked_bytes)  # somebody there waits for an answer
+            assert device.end() == exit_codes.OK
+    assert "Traceback" not in device.said
+    assert "1 samples wait" in device.said
+    with Device(server.address, "hangs", tmp_path, *options) as device:
+        device.photograph("c.png", png(0, 3))
+        device.record("c.png")
+        until(lambda: samples(teacher, "hangs") == before + 3)  # b.png counted once
+        assert device.end() == exit_codes.OK
+
+
+def test_a_device_may_run_half_precision(server: RealServer, backbone: Path, tmp_path: Path) -> None:
+    declare(server, backbone, "half")
+    (tmp_path / "camera").mkdir()
+    (tmp_path / "camera" / "a.png").write_bytes(png(0, 1))
+    line = f"edge run half --source {tmp_path / 'camera'} --folder {tmp_path / 'device'} -s {server.address} --once"
+    done = CliRunner().invoke(app, f"{line} --precision fp16")
+    assert (done.exit_code, json.loads(done.stdout)["label"]) == (exit_codes.OK, "ash"), done.output
+    refused = CliRunner().invoke(app, f"{line} --precision fp16 --send features")
+    assert (refused.exit_code, "features computed in fp16" in refused.stderr) == (exit_codes.INVALID, True)
+    unknown = CliRunner().invoke(app, f"{line.replace('device', 'other')} --precision fp8")
+    assert unknown.exit_code == exit_codes.INVALID, unknown.output
 
 
 def test_only_what_the_model_is_unsure_of_is_taught_and_twins_are_not(

@@ -112,6 +112,14 @@ ClientOption = Annotated[
     ),
 ]
 VersionOption = Annotated[str, typer.Option(envvar=f"{_E}VERSION", help="To follow: a number, stable or latest.")]
+PrecisionOption = Annotated[
+    str,
+    typer.Option(
+        metavar="fp32|fp16|int8",
+        envvar=f"{_E}PRECISION",
+        help="Of the model: fp16 halves the file; int8 is the fastest, where the model declares int8_export.",
+    ),
+]
 ServerKeyOption = Annotated[
     str,
     typer.Option(
@@ -183,6 +191,7 @@ def run(
     settle: SettleOption = 1.0,
     once: OnceOption = False,
     version: VersionOption = "stable",
+    precision: PrecisionOption = "fp32",
     server_key: ServerKeyOption = "",
     threads: ThreadsOption = 1,
     watch_every: WatchOption = 30.0,
@@ -201,10 +210,9 @@ def run(
 
     One JSON object a line on stdout for each file: file, label and score (or labels, or values), novelty and abstained
     where the model knows that it does not know, version, truth and decision where it was taught, seconds since the
-    start; or error: {code, field, message}. MODEL is followed: new
-    versions are pulled, checked and tried while the old one answers. SIGTERM ends it in order, with 0; what was not
-    sent waits in DIR. Every option but --once can stand in the environment: EVERLEARN_EDGE_SOURCE, and so on. With
-    --once, exit code 9 says that some files failed.
+    start; or error: {code, field, message}. MODEL is followed: new versions are pulled, checked and tried while the old
+    one answers. SIGTERM ends it in order, with 0; what was not sent waits in DIR. Every option but --once can stand in
+    the environment: EVERLEARN_EDGE_SOURCE, and so on. With --once, exit code 9 says that some files failed.
     """
     _check_extra()
     from everlearn_client.edge import EdgeModel
@@ -212,7 +220,7 @@ def run(
     from everlearn_client.edge.runtime import Runtime
 
     policy = _policy(only_unsure, margin, temperature, per_hour, mb_per_day, duplicates, send)
-    settings = _settings(policy, watch_every, threads, spool_mb, server_key)
+    settings = _settings(policy, watch_every, threads, spool_mb, server_key, precision)
     journal, number = folder / "read", int(version) if version.isdecimal() else version
     files = FolderSource(
         source, after=after.value, labels=labels.value, settle_s=settle, journal=journal, clock_s=time.monotonic
@@ -254,7 +262,9 @@ def _policy(
     )
 
 
-def _settings(policy: SendPolicy, watch_every: float, threads: int, spool_mb: float, server_key: str) -> EdgeSettings:
+def _settings(
+    policy: SendPolicy, watch_every: float, threads: int, spool_mb: float, server_key: str, precision: str
+) -> EdgeSettings:
     from everlearn_client.edge import EdgeSettings
 
     return EdgeSettings(
@@ -263,6 +273,7 @@ def _settings(policy: SendPolicy, watch_every: float, threads: int, spool_mb: fl
         threads=threads,
         spool_bytes=int(spool_mb * 1e6),
         server_key=server_key,
+        precision=precision,
     )
 
 
