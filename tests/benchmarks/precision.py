@@ -17,7 +17,7 @@ from tests.benchmarks.scene import Scene, front
 from tests.benchmarks.table import Row
 
 from everlearn.export.compose import Composer
-from everlearn.export.int8 import observer, plan, quantised
+from everlearn.export.int8 import observer, plan, quantised, rounded
 from everlearn.export.parity import check_release, distance
 from everlearn.export.precision import PRECISIONS, TOLERANCE
 from everlearn.export.probes import Probes, plain_session
@@ -67,8 +67,9 @@ def measure(scene: Scene, *, quick: bool) -> list[Row]:
         composer, head = Composer(small), learned.heads[0]
         before, file = (composer.compose(each, METADATA, precision=precision) for each in reversed(learned.heads))
         probes = Probes.of(small, TrunkSession(small.onnx).run)
-        report = check_release(file, head.scores, head.labels, probes, tolerance=max(1e-3, TOLERANCE[precision]))
-        apart = distance(head.scores(probes.features_Bd), head.scores(server.features_Bd))
+        ours = rounded(head) if precision == "int8" else head
+        report = check_release(file, ours.scores, head.labels, probes, tolerance=max(1e-3, TOLERANCE[precision]))
+        apart = distance(ours.scores(probes.features_Bd), head.scores(server.features_Bd))
         if precision == "fp16":
             apart = report.composed
         made = plain_session(file)

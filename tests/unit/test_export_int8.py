@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +14,14 @@ from tests.unit.export_trunks import DIM, FRONT, conv_graph, conv_trunk, random_
 
 from everlearn.errors import BackboneError
 from everlearn.export.compose import Composer
-from everlearn.export.int8 import observer, plan, quantised
+from everlearn.export.int8 import observer, plan, quantised, rounded
 from everlearn.export.parity import check_release, distance
+from everlearn.export.precision import Precision
 from everlearn.export.probes import Probes, plain_session
 from everlearn.export.ranges import RangeSketch
 from everlearn.runtime.session import TrunkSession
 from everlearn.values import Trunk
+from everlearn_protos.delta.encoding import encode
 
 
 def pixels(count: int, seed: int = 0) -> npt.NDArray[np.float32]:
@@ -78,12 +81,28 @@ def test_a_file_in_8_bits_is_held_to_the_graph_in_8_bits_and_its_distance_to_fp3
     small = in_8_bits(trunk, pixels(64))
     file = Composer(small).compose(head, {"model": "flowers", "version": "7"}, precision="int8")
     probes, fp32 = (Probes.of(each, TrunkSession(each.onnx).run) for each in (small, trunk))
-    report = check_release(file, head.scores, head.labels, probes, tolerance=1e-3)
+    report = check_release(file, rounded(head).scores, head.labels, probes, tolerance=1e-3)
     apart = distance(head.scores(probes.features_Bd), head.scores(fp32.features_Bd))
     assert report.composed.max_rel_diff < 1e-3 < apart.max_rel_diff
     told = plain_session(file).get_modelmeta().custom_metadata_map
     assert told["everlearn.precision"] == "int8"
     assert told["everlearn.trunk_digest"] == small.digest
+
+
+def test_the_head_is_rounded_to_8_bits_by_label_and_a_new_one_is_a_smaller_difference() -> None:
+    head = random_head(10, dim=512)
+    near = rounded(head)
+    assert np.abs(near.weight_dC - head.weight_dC).max() <= np.abs(head.weight_dC).max() / 250
+    np.testing.assert_array_equal(rounded(near).weight_dC, near.weight_dC)
+    trunk = in_8_bits(conv_trunk(), pixels(64))
+    moved = [dataclasses.replace(random_head(40), bias_C=np.full(40, bias, np.float32)) for bias in (0, 1)]
+    moved[1] = dataclasses.replace(moved[1], weight_dC=moved[1].weight_dC * np.float32(1.001))
+    sizes = {}
+    for name, of, precision in (("int8", trunk, "int8"), ("fp32", conv_trunk(), "fp32")):
+        composer = Composer(of)
+        base, target = (composer.compose(each, {}, precision=cast(Precision, precision)) for each in moved)
+        sizes[name] = len(encode(base, target))
+    assert sizes["int8"] < 0.5 * sizes["fp32"]
 
 
 def test_what_has_no_weights_cannot_be_quantised() -> None:

@@ -15,6 +15,7 @@ from everlearn.errors import DataLossError
 from everlearn.export.card import CardFacts, StudentFacts, model_card
 from everlearn.export.card_precision import Evidence, PrecisionFacts
 from everlearn.export.compose import Composer, score_output
+from everlearn.export.int8 import rounded
 from everlearn.export.parity import ReleaseReport, check_release, distance
 from everlearn.export.precision import TOLERANCE, Precision
 from everlearn.export.probes import Probes
@@ -196,6 +197,8 @@ class _Released:
 def _release(bench: _Bench, server: _Bench, asked: _Asked) -> _Released:
     """`bench`: of the trunk that the file is of; `server`: of the one that the server runs, mostly the same."""
     record, snapshot, precision = asked.versioned.record, asked.versioned.snapshot, asked.precision
+    if precision == "int8":
+        snapshot = replace(snapshot, head=rounded(snapshot.head))
     head, metrics = snapshot.head, json.loads(record.metrics_json)
     student = StudentFacts.of(metrics["student"]) if "student" in metrics else None
     told = _metadata(asked.model, record, metrics) | (student.told() if student is not None else {})
@@ -231,8 +234,9 @@ def _precision_facts(bench: _Bench, server: _Bench, asked: _Asked, report: Relea
         return None
     if asked.precision == "fp16":
         return PrecisionFacts(precision="fp16", distance=report.composed, tolerance=asked.tolerance)
-    scores_of, task = asked.versioned.snapshot.scores, asked.versioned.snapshot.head.task
-    apart = distance(scores_of(bench.probes.features_Bd), scores_of(server.probes.features_Bd), task)
+    head = asked.versioned.snapshot.head  # there is no tail below one in 8 bits
+    ours_BC = rounded(head).scores(bench.probes.features_Bd)
+    apart = distance(ours_BC, head.scores(server.probes.features_Bd), head.task)
     return PrecisionFacts(precision="int8", distance=apart, evidence=asked.evidence)
 
 

@@ -29,7 +29,7 @@ import structlog
 
 from everlearn.errors import EverlearnError, GateError, PreconditionError
 from everlearn.export.card_precision import Evidence
-from everlearn.export.int8 import Plan, observer, plan, quantised
+from everlearn.export.int8 import Plan, observer, plan, quantised, rounded
 from everlearn.export.ranges import RangeSketch
 from everlearn.runtime.session import CPU, TrunkSession, open_session, session_options
 from everlearn.spec.int8_export import OBSERVED, SHARE, Int8Export
@@ -290,10 +290,11 @@ class LiveInt8:
         if item.snapshot is None or item.snapshot.feature_digest != self._of.feature_digest:
             return
         fp32 = _right(item.snapshot, item.features_Bd, item.labels)
+        ours = replace(item.snapshot, head=rounded(item.snapshot.head))
         for graph in (self._tried, self._shipped):
             if graph is not None:
                 features_Bd = np.concatenate([graph.session.run(np.asarray(pixels)) for pixels in item.pixels])
-                graph.window.extend(zip(_right(item.snapshot, features_Bd, item.labels), fp32, strict=True))
+                graph.window.extend(zip(_right(ours, features_Bd, item.labels), fp32, strict=True))
         if self._tried is not None and self._tried.is_good(self._declared):
             self._shipped, self._tried = self._tried, None
 

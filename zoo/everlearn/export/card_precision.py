@@ -13,8 +13,9 @@ _HOW = {
     "makes 32-bit floats of them when it loads it: answers take the time and the memory that they take in fp32. Front "
     "and head are as they were.",
     "int8": "The pretrained network computes in 8 bits (activations uint8 with a zero point, weights int8 with a scale "
-    "for each channel), in ranges that its activations had while it learned. Front and head are as they were. "
-    "Processors without VNNI or dot products gain less, and may differ in the last steps.",
+    "for each channel), in ranges that its activations had while it learned. The head's weights are int8 with a scale "
+    "for each label, and computed with in fp32. The front is as it was. Processors without VNNI or dot products gain "
+    "less, and may differ in the last steps.",
 }
 
 

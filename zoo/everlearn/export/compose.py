@@ -30,7 +30,7 @@ from pathlib import PurePosixPath
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from everlearn import __version__
 from everlearn.backbones.tail import Tail, fill
@@ -38,6 +38,7 @@ from everlearn.errors import BackboneError, InputError
 from everlearn.export.front import front_graph
 from everlearn.export.graphs import IR_VERSION, LOWEST_OPSET, TAIL_FEATURES, alone, join, with_tail
 from everlearn.export.head_nodes import node, tensor, text_tensor
+from everlearn.export.int8 import head_in_8_bits
 from everlearn.export.novelty import BEST, add_novelty, add_unknown, tell_novelty
 from everlearn.export.precision import Precision, halve
 from everlearn.metrics.label_sets import THRESHOLD
@@ -92,7 +93,7 @@ class Composer:
 
         `tail`: what is between trunk and head, where a part of the backbone has learned. Raises InputError for a head
         that does not fit what is below it, for a metadata key that the composer fills in, and as `halve`. For `int8`
-        the composer's trunk is one in 8 bits.
+        the composer's trunk is one in 8 bits; the file has the head that is `int8.rounded`.
         """
         model = onnx.ModelProto()
         if tail is None:
@@ -106,7 +107,7 @@ class Composer:
             halve(model)
         del model.graph.output[:]
         features = "features" if tail is None else TAIL_FEATURES
-        _add_head(model.graph, head, features)
+        _add_head(model.graph, head, features, in_8_bits=precision == "int8")
         if head.novelty is not None:
             add_novelty(model.graph, head.novelty, features)
         _add_answers(model.graph, head)
@@ -159,7 +160,7 @@ def check_head(head: LinearHead, dim: int) -> None:
         raise InputError("the head has weights that are infinite or NaN; all must be finite", field="head.weight")
 
 
-def _add_head(graph: onnx.GraphProto, head: LinearHead, features: str = "features") -> None:
+def _add_head(graph: onnx.GraphProto, head: LinearHead, features: str = "features", *, in_8_bits: bool = False) -> None:
     # Node for node what LinearHead.scores does.
     if head.normalise:
         graph.initializer.append(tensor("head/floor", np.array([1e-12], np.float32)))
@@ -172,7 +173,15 @@ def _add_head(graph: onnx.GraphProto, head: LinearHead, features: str = "feature
             ]
         )
         features = "head/unit"
-    graph.initializer.append(tensor("head/weight", head.weight_dC.astype(np.float32, copy=False)))
+    if in_8_bits:
+        steps_dC, scale_C = head_in_8_bits(head)
+        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(steps_dC), "head/steps"))
+        graph.initializer.append(tensor("head/scale", scale_C))
+        # No DequantizeLinear: ONNX Runtime would make a product in 8 bits of it, and the scores would be others.
+        graph.node.append(node("Cast", ["head/steps"], "head/whole", to=TensorProto.FLOAT))
+        graph.node.append(node("Mul", ["head/whole", "head/scale"], "head/weight"))
+    else:
+        graph.initializer.append(tensor("head/weight", head.weight_dC.astype(np.float32, copy=False)))
     graph.initializer.append(tensor("head/bias", head.bias_C.astype(np.float32, copy=False)))
     linear = "head/logits" if head.task == "multilabel" else score_output(head.task)
     graph.node.append(node("Gemm", [features, "head/weight", "head/bias"], linear))

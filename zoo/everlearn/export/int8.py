@@ -6,10 +6,11 @@ sketch (`export.ranges`) that an observer filled: the same graph, with the extre
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
@@ -18,6 +19,7 @@ from onnxruntime.quantization.quant_utils import QuantType
 
 from everlearn.errors import BackboneError
 from everlearn.export.graphs import LOWEST_OPSET, opset, raised, tidy
+from everlearn.values import LinearHead
 
 OPERATORS: Final = (
     "Conv",
@@ -124,6 +126,18 @@ def quantised(planned: Plan, ranges: dict[str, tuple[float, float]]) -> bytes:
     quantizer.model.topological_sort()
     made: onnx.ModelProto = tidy(quantizer.model.model)
     return bytes(made.SerializeToString(deterministic=True))
+
+
+def rounded(head: LinearHead) -> LinearHead:
+    """The head whose weights are what 8 bits with a scale for each column hold: the one that such a file has."""
+    steps_dC, scale_C = head_in_8_bits(head)
+    return replace(head, weight_dC=steps_dC.astype(np.float32) * scale_C)
+
+
+def head_in_8_bits(head: LinearHead) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """Weights [d, C] as int8, and the scale of each column."""
+    scale_C = np.maximum(np.abs(head.weight_dC).max(axis=0), np.float32(1e-20)) / np.float32(127)
+    return np.rint(head.weight_dC / scale_C).astype(np.int8), scale_C.astype(np.float32)
 
 
 def _name_and_fold(model: onnx.ModelProto) -> None:
