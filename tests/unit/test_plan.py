@@ -12,6 +12,7 @@ from everlearn.errors import NeedsConsentError, SpecError
 from everlearn.memories import memory_for
 from everlearn.spec.changes import CLASS_OF, ChangeClass, classify
 from everlearn.spec.fields import leaf_fields, leaf_values
+from everlearn.spec.int8_export import Int8Export
 from everlearn.spec.load import parse, revalidate
 from everlearn.spec.model import Memory, Model
 from everlearn.spec.plan import Download, Plan, StoredCounts, build_plan, check_consent, memory_bytes
@@ -257,6 +258,7 @@ def test_warnings_name_what_a_user_may_not_expect() -> None:
     assert "pickle" in plan(None, edited("spec.backbone.format", "torch")).warnings[0]
     assert "303 MiB" in plan(None, MODEL, feature_dim=6300).warnings[0]
     assert "8,388,608 samples" in plan(None, edited("spec.memory.bits", 16)).warnings[0]
+    assert "no client can be erased" in plan(None, edited("spec.int8_export", Int8Export())).warnings[0]
     assert plan(None, MODEL, feature_dim=1280).warnings == ()
 
 

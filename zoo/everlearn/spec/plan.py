@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from everlearn.errors import NeedsConsentError, SpecError
-from everlearn.spec import dp, presets
+from everlearn.spec import dp, int8_export, presets
 from everlearn.spec.changes import CLASS_OF, Change, ChangeClass, classify
 from everlearn.spec.composition import MOVING
 from everlearn.spec.defaults import front_config
@@ -277,6 +277,13 @@ def _of_recipe(after: Model) -> list[str]:
             "the student sees a sample once, as the stream brings it: one that came untrained agreed with its model on "
             "84 % of scikit-learn's digits after 1,400 of them with distill_to.steps 12, on 60 % with 4, which is what "
             "12 become while it is slower than the stream. It learns where clients send images, not features"
+        )
+    if spec.int8_export is not None:
+        words.append(
+            "int8_export runs the backbone on images once more, beside the stream: two to three times its time for the "
+            f"first {int8_export.OBSERVED} and until {spec.int8_export.min_tested:,} were tested, then for one in "
+            f"{int8_export.SHARE}, a tenth more work in all. It learns where clients send images, not features; and "
+            "while it is declared, no client can be erased"
         )
     if (spec.privacy.min_samples or 0) > _MANY_HELD:
         words.append(
