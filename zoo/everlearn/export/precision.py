@@ -23,7 +23,7 @@ Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
 TOLERANCE: Final[Mapping[Precision, float]] = {"fp32": 0.0, "fp16": 0.02, "int8": 0.0}
 """Most that a score may differ by because of it, relative to max(1, the sample's largest); where `gate.parity` allows
-more, that. Half precision moves a weight by 2^-11 of its size at most, and 50 layers of a real network a score by 0.2 %
+more, that. Half precision moves a weight by 2^-11 of its size at most, and 50 layers of a real network a score by 0.4 %
 (`python -m tests.benchmarks precision`); a wrong trunk moves it by far more. A file in 8 bits is held to the graph in 8
 bits that the server has tested, not to fp32: what that costs is for the accuracy of both to say."""
 LEAST_VALUES: Final = 256
