@@ -31,6 +31,15 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
         pytest.skip(f"{NOT_HERE}: {error}")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object], request: pytest.FixtureRequest) -> Iterator[None]:
+    """A fixture that lacks one: every test that asks for it."""
+    try:
+        return (yield)
+    except NotHereError as error:
+        pytest.skip(f"{NOT_HERE}: {error}")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The count; nothing where all was tested."""
     reasons = [str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", []) if report.longrepr]

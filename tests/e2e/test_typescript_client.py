@@ -32,19 +32,25 @@ LABELS = ("ash", "birch", "cédre")
 RUNTIMES = ("onnxruntime-node", "onnxruntime-web")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def node() -> str:
     """The program, with the client built beside it."""
+    return built()
+
+
+@functools.cache
+def built() -> str:
+    """Raises NotHereError, each time anew."""
     found = shutil.which("node")
     if found is None:
         raise NotHereError("there is no node on this machine, so the TypeScript client was not run")
     if not (ROOT / "node_modules" / "typescript").is_dir():
         raise NotHereError("`make typescript` has not been run here, so the TypeScript client was not")
     compiler = ROOT / "node_modules" / "typescript" / "bin" / "tsc"
-    built = subprocess.run(
+    done = subprocess.run(
         [found, str(compiler), "--project", str(ROOT)], capture_output=True, text=True, timeout=600, check=False
     )
-    assert built.returncode == 0, built.stdout
+    assert done.returncode == 0, done.stdout
     return found
 
 
