@@ -141,7 +141,7 @@ def _variables(environment: Path, onnx: Path) -> dict[str, str]:
     ).stdout.strip()  # fmt: skip
     keep = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     own = {"PYTHONPATH": str(SCRIPTS), "LD_LIBRARY_PATH": library, "PEER_ONNX": str(onnx), "PATH": path}
-    return {**keep, **own, "BENTOML_DO_NOT_TRACK": "true", "OMP_NUM_THREADS": "1"}
+    return {**keep, **own, "BENTOML_DO_NOT_TRACK": "true", "OMP_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"}
 
 
 def _write_mlserver(folder: Path, port: int, http_port: int, metrics_port: int) -> None:
