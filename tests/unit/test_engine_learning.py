@@ -43,7 +43,7 @@ async def opened(store: Store, folder: Path, *, durable_only: bool = False) -> A
     spec = parse(tiny.declaration(tiny.write_backbone(folder)))
     async with writer_of(store) as writer:
         book = SimpleNamespace(latest=None)
-        model = SimpleNamespace(writer=writer, ready_trunk=trunk, spec=spec, book=book, student=None)
+        model = SimpleNamespace(writer=writer, ready_trunk=trunk, spec=spec, book=book, beside=None)
         queue = cast(WorkQueue, SimpleNamespace(images=None))
         stream = LearnStream(
             cast(LiveModel, model), queue, client="a", feature_digest=trunk.feature_digest, durable_only=durable_only
@@ -66,7 +66,7 @@ def run(
             await scenario(stream, writer)
 
     with Store.open(folder / "data") as store:
-        asyncio.run(asyncio.wait_for(on_a_stream(store), 20))
+        asyncio.run(asyncio.wait_for(on_a_stream(store), 240))
 
 
 def send(stream: LearnStream, sequence: int) -> None:
