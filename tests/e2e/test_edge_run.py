@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -233,11 +234,11 @@ def test_a_device_ends_in_order_while_its_server_hangs_and_sends_later(
             until(lambda: proxy.passed_bytes["requests"] > asked_bytes)  # somebody there waits for an answer
             assert device.end() == exit_codes.OK
     assert "Traceback" not in device.said
-    assert "1 samples wait" in device.said
+    assert re.search(r"; [12] samples wait", device.said)  # that a.png is durable may not have been heard either
     with Device(server.address, "hangs", tmp_path, *options) as device:
         device.photograph("c.png", png(0, 3))
         device.record("c.png")
-        until(lambda: samples(teacher, "hangs") == before + 3)  # b.png counted once
+        until(lambda: samples(teacher, "hangs") == before + 3)  # each counted once
         assert device.end() == exit_codes.OK
 
 
