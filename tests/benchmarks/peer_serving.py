@@ -8,18 +8,16 @@ would send it. The peers answer features; everlearn also applies a head, validat
 
 from __future__ import annotations
 
-import json
 import subprocess
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
 import grpc
 import numpy as np
 import onnxruntime as ort
 from tests.benchmarks.peer_servers import PEERS, Peer, PeerError, family_cpu_s, family_mb, running
 from tests.benchmarks.scene import Scene, child
-from tests.benchmarks.serving import CONCURRENCIES, SIZE, raw_rate, raw_session, teach
+from tests.benchmarks.serving import CONCURRENCIES, SIZE, asked, raw_rate, raw_session, teach
 from tests.benchmarks.table import Row, quantiles
 
 from everlearn_protos.oip import SERVICE, message
@@ -131,15 +129,8 @@ def _warm(load: subprocess.Popen[str], pid: int) -> None:
 
 def _cell(load: subprocess.Popen[str], pid: int, concurrency: int, seconds: float) -> tuple[float, list[float], float]:
     """Requests a second, latencies, and CPU of the server a request."""
-    assert load.stdin is not None
-    assert load.stdout is not None
     begun_s = family_cpu_s(pid)
-    load.stdin.write(f"{concurrency} {seconds}\n")
-    load.stdin.flush()
-    line = load.stdout.readline()
-    if not line:
-        raise RuntimeError("the load generator ended; its error is above")
-    told: dict[str, Any] = json.loads(line)
+    told = asked(load, concurrency, seconds)
     count = len(told["latencies_ms"])
     return count / told["seconds"], told["latencies_ms"], (family_cpu_s(pid) - begun_s) * 1e3 / max(count, 1)
 

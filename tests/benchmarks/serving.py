@@ -100,16 +100,22 @@ def raw_rate(session: ort.InferenceSession, concurrency: int, seconds: float) ->
     return _raw(session, concurrency, seconds).per_s
 
 
-def _through_server(server: ServerProcess, load: subprocess.Popen[str], concurrency: int, seconds: float) -> Cell:
+def asked(load: subprocess.Popen[str], concurrency: int, seconds: float) -> dict[str, Any]:
+    """What a load generator tells of one run: seconds, latencies_ms. Raises RuntimeError where it has ended."""
     assert load.stdin is not None
     assert load.stdout is not None
-    begun = _cpu_s(server.pid), _cpu_s(load.pid)
     load.stdin.write(f"{concurrency} {seconds}\n")
     load.stdin.flush()
     line = load.stdout.readline()
     if not line:
         raise RuntimeError("the load generator ended; its error is above")
     told: dict[str, Any] = json.loads(line)
+    return told
+
+
+def _through_server(server: ServerProcess, load: subprocess.Popen[str], concurrency: int, seconds: float) -> Cell:
+    begun = _cpu_s(server.pid), _cpu_s(load.pid)
+    told = asked(load, concurrency, seconds)
     count = len(told["latencies_ms"])
     spent = _cpu_s(server.pid) - begun[0], _cpu_s(load.pid) - begun[1]
     return Cell(count / told["seconds"], told["latencies_ms"], spent[0] * 1e3 / count, spent[1] * 1e3 / count)
