@@ -59,12 +59,13 @@ class WorkingSet:
     def _held(self) -> list[LiveModel]:
         """Those with something to set down, least recently changed first."""
         now_s, held = time.monotonic(), list[LiveModel]()
+        before, self._seen = self._seen, {}  # nothing stays of models that are gone
         for model in self._models():
             if not model.is_started:
                 continue
-            changes, _ = self._seen.get(model.name, (-1, 0.0))
-            if changes != model.writer.work.changes:
-                self._seen[model.name] = model.writer.work.changes, now_s
+            changes = model.writer.work.changes
+            seen = before.get(model.name)
+            self._seen[model.name] = seen if seen is not None and seen[0] == changes else (changes, now_s)
             if model.writer.learner.held_bytes:
                 held.append(model)
         return sorted(held, key=lambda model: self._seen[model.name][1])
