@@ -7,51 +7,26 @@ from __future__ import annotations
 
 import base64
 import functools
-import http.server
 import json
 import shutil
-import subprocess
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from tests import tiny
-from tests.faults.not_here import NotHereError
+from tests.e2e.typescript import RUNTIMES, Quiet, ask, built, check, exported, image_of, serving, tensor_of
 from tests.real_server import RealServer
-from typer.testing import CliRunner
 
-from everlearn_client import Client, Predictions, Tensors
-from everlearn_client.cli.app import app
+from everlearn_client import Client, Tensors
 
-ROOT = Path(__file__).parents[2] / "clients" / "typescript"
 LABELS = ("ash", "birch", "cédre")
-RUNTIMES = ("onnxruntime-node", "onnxruntime-web")
 
 
 @pytest.fixture
 def node() -> str:
     """The program, with the client built beside it."""
     return built()
-
-
-@functools.cache
-def built() -> str:
-    """Raises NotHereError, each time anew."""
-    found = shutil.which("node")
-    if found is None:
-        raise NotHereError("there is no node on this machine, so the TypeScript client was not run")
-    if not (ROOT / "node_modules" / "typescript").is_dir():
-        raise NotHereError("`make typescript` has not been run here, so the TypeScript client was not")
-    compiler = ROOT / "node_modules" / "typescript" / "bin" / "tsc"
-    done = subprocess.run(
-        [found, str(compiler), "--project", str(ROOT)], capture_output=True, text=True, timeout=600, check=False
-    )
-    assert done.returncode == 0, done.stdout
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -63,52 +38,11 @@ def folder(server: RealServer, backbone: Path, tmp_path_factory: pytest.TempPath
     return exported(server, "tiny", tmp_path_factory.mktemp("export"))
 
 
-def exported(server: RealServer, model: str, into: Path) -> Path:
-    done = CliRunner().invoke(app, ["export", model, "-d", str(into), "--server", server.address])
-    assert done.exit_code == 0, done.output
-    return into
-
-
 @pytest.fixture
 def address(folder: Path) -> Iterator[str]:
     """Of a plain web server that has the folder."""
-    handler = functools.partial(Quiet, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
-        thread = threading.Thread(target=web.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{web.server_address[1]}"
-        web.shutdown()
-        thread.join(timeout=60)
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-def ask(node: str, **asked: Any) -> dict[str, Any]:
-    asked.setdefault("runtime", RUNTIMES[0])
-    done = subprocess.run(
-        [node, str(ROOT / "test" / "answer.mjs")],
-        input=json.dumps({key: str(value) if isinstance(value, Path) else value for key, value in asked.items()}),
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return told
-
-
-def image_of(pixels_HWC: npt.NDArray[np.uint8]) -> dict[str, Any]:
-    height, width, _ = pixels_HWC.shape
-    return {"image": {"data": base64.b64encode(pixels_HWC.tobytes()).decode(), "width": width, "height": height}}
-
-
-def tensor_of(values_Nd: npt.NDArray[np.float32]) -> dict[str, Any]:
-    return {"values": base64.b64encode(values_Nd.tobytes()).decode(), "shape": list(values_Nd.shape)}
+    with serving(functools.partial(Quiet, directory=str(folder))) as where:
+        yield where
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -135,15 +69,6 @@ def test_it_answers_as_the_server_does_and_abstains_as_the_server_does(
         check(answer, prediction)
     assert [answer["abstained"] for answer in told["answers"]][-1]
     assert any(not answer["abstained"] for answer in told["answers"])
-
-
-def check(answer: dict[str, Any], served: Predictions) -> None:
-    (best,) = served.top[0]
-    assert answer["top"][0]["label"] == best.label
-    assert answer["top"][0]["score"] == pytest.approx(best.score, abs=1e-3)
-    assert answer["novelty"] == pytest.approx(served.novelty[0], rel=1e-2, abs=1e-2)
-    assert answer["abstained"] == served.abstained[0]
-    assert answer["label"] == (None if served.abstained[0] else best.label)
 
 
 def test_from_a_web_server_with_an_alpha_channel_and_any_size_it_is_the_same(

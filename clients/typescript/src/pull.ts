@@ -1,6 +1,8 @@
 /** An export on its way here: nothing is handed on that is not, byte for byte, what was exported. */
 
+import { sha256Of } from "./bytes.js";
 import { DataLoss, InvalidArgument, Unavailable } from "./errors.js";
+import { checkSignature, MANIFEST, parsedManifest, SIGNATURE } from "./manifest.js";
 
 /** Where an export lies. `read` gives a whole file, and raises Unavailable where it cannot. */
 export interface Source {
@@ -24,16 +26,7 @@ export interface Pulled {
   signed: boolean;
 }
 
-const KIND = "everlearn export manifest 1";
 const MODEL = "model.onnx";
-const MANIFEST = "model.manifest.json";
-const SIGNATURE = "model.manifest.sig";
-
-interface Manifest {
-  kind: string;
-  version: string;
-  files: Record<string, { size_bytes: number; sha256: string }>;
-}
 
 /**
  * Reads an export that `everlearn export` wrote: model.onnx, and beside it model.manifest.json and model.manifest.sig.
@@ -57,7 +50,7 @@ export async function pull(source: Source, options: PullOptions = {}): Promise<P
   if (serverKey) {
     await checkSignature(told, await source.read(SIGNATURE), serverKey);
   }
-  const { version, files } = parsed(told);
+  const { version, files } = parsedManifest(told);
   const expected = files[MODEL];
   if (expected === undefined || (sha256 && expected.sha256 !== sha256)) {
     throw new DataLoss(`${MANIFEST} is not of the file that is wanted`);
@@ -86,48 +79,9 @@ export function urlSource(address: string | URL, fetching: typeof fetch = fetch)
   };
 }
 
-function parsed(bytes: Uint8Array): Manifest {
-  let told: Partial<Manifest> | null;
-  try {
-    told = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes)) as Partial<Manifest> | null;
-  } catch {
-    throw new DataLoss(`${MANIFEST} is no JSON`);
-  }
-  if (told?.kind !== KIND || typeof told.version !== "string" || typeof told.files !== "object") {
-    throw new DataLoss(`${MANIFEST} is no manifest of an export`);
-  }
-  return told as Manifest;
-}
-
 async function check(bytes: Uint8Array, expected: { sha256: string; size?: number }): Promise<void> {
-  const digest = hexOf(new Uint8Array(await crypto.subtle.digest("SHA-256", plain(bytes))));
+  const digest = await sha256Of(bytes);
   if (digest !== expected.sha256 || (expected.size !== undefined && bytes.length !== expected.size)) {
     throw new DataLoss(`${MODEL} is not what was exported: its sha256 is ${digest}, not ${expected.sha256}`);
   }
-}
-
-async function checkSignature(message: Uint8Array, signature: Uint8Array, serverKey: string): Promise<void> {
-  let isSigned: boolean;
-  try {
-    const key = await crypto.subtle.importKey("raw", plain(bytesOf(serverKey)), "Ed25519", false, ["verify"]);
-    isSigned = await crypto.subtle.verify("Ed25519", key, plain(signature), plain(message));
-  } catch (error) {
-    throw new DataLoss(`the signature cannot be checked here, so nothing is taken: ${String(error)}`);
-  }
-  if (!isSigned) {
-    throw new DataLoss(`${MANIFEST} is not signed by the server with the key ${serverKey}`);
-  }
-}
-
-function bytesOf(hex: string): Uint8Array {
-  return Uint8Array.from(hex.match(/../g) ?? [], (pair) => Number.parseInt(pair, 16));
-}
-
-function hexOf(bytes: Uint8Array): string {
-  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
-}
-
-/** Web Crypto takes no view of shared memory. */
-function plain(bytes: Uint8Array): Uint8Array<ArrayBuffer> {
-  return bytes.buffer instanceof ArrayBuffer ? (bytes as Uint8Array<ArrayBuffer>) : new Uint8Array(bytes);
 }
