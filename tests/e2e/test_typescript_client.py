@@ -17,8 +17,10 @@ import pytest
 from tests import tiny
 from tests.e2e.typescript import RUNTIMES, Quiet, ask, built, check, exported, image_of, serving, tensor_of
 from tests.real_server import RealServer
+from typer.testing import CliRunner
 
 from everlearn_client import Client, Tensors
+from everlearn_server.command import app as server_app
 
 LABELS = ("ash", "birch", "cédre")
 
@@ -107,6 +109,25 @@ def test_what_is_not_what_was_exported_or_signed_is_not_run(
     assert ask(node, folder=copy)["error"] == "Unavailable"
     assert ask(node, folder=copy, options={"sha256": "00" * 32})["error"] == "DataLoss"
     assert ask(node, folder=folder, options={"serverKey": "short"})["error"] == "InvalidArgument"
+
+
+def test_who_trusts_an_earlier_key_follows_to_the_one_that_signs_now(
+    node: str, server: RealServer, client: Client, folder: Path, tmp_path: Path
+) -> None:
+    first = client.info().public_key
+    done = CliRunner().invoke(server_app, ["rotate-signing-key", "--data", str(server.folder)])
+    assert done.exit_code == 0, done.output
+    second = client.info().public_key
+    rotated = exported(server, "tiny", tmp_path / "rotated")
+    for key in (first, second):
+        told = ask(node, folder=rotated, options={"serverKey": key})
+        assert (told["signed"], told["serverKey"]) == (True, second)
+    assert second in ask(node, folder=folder, options={"serverKey": second})["message"]  # signed before, by the first
+    chain = json.loads((rotated / "model.keys.json").read_text())
+    (rotated / "model.keys.json").write_text(json.dumps([{**chain[0], "by_old": chain[0]["by_new"]}]))
+    assert "not signed by both keys" in ask(node, folder=rotated, options={"serverKey": first})["message"]
+    (rotated / "model.keys.json").unlink()
+    assert "not signed by the server" in ask(node, folder=rotated, options={"serverKey": first})["message"]
 
 
 def test_what_the_model_does_not_take_is_told(node: str, folder: Path) -> None:

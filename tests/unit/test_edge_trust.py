@@ -13,7 +13,7 @@ import pytest
 from everlearn_client.client import Client
 from everlearn_client.edge.trust import Trust
 from everlearn_client.errors import DataLoss, InvalidArgument
-from everlearn_client.results import ExportFile, ExportInfo
+from everlearn_client.results import ExportFile, ExportInfo, KeyRotation
 from everlearn_server.engine.manifest import manifest
 from everlearn_server.store import rows
 from everlearn_server.store.keys import Keys
@@ -33,6 +33,7 @@ def export_of(keys: Keys, number: int = 3) -> ExportInfo:
         1,
         told,
         keys.sign(told),
+        key_rotations=tuple(KeyRotation(each.statement, each.by_old, each.by_new) for each in keys.rotations),
     )
 
 
@@ -46,8 +47,10 @@ def test_the_first_server_is_the_one_for_good_over_restarts(tmp_path: Path) -> N
     again.check(export_of(OURS), server(THEIRS))  # who answers is not asked any more
     with pytest.raises(DataLoss, match="not signed by the server that this device trusts"):
         again.check(export_of(THEIRS), server(THEIRS))
-    with pytest.raises(InvalidArgument, match="trusts the server with the key"):
-        Trust(tmp_path, key=THEIRS.public_key.hex())
+    configured = Trust(tmp_path, key=THEIRS.public_key.hex())
+    for export in (export_of(OURS), export_of(THEIRS)):
+        with pytest.raises(DataLoss, match="which did not come from it"):
+            configured.check(export, server(THEIRS))
 
 
 def test_a_key_that_was_given_is_the_one_from_the_first_pull_on(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from everlearn_client.errors import EverlearnClientError, ServerBug, from_code, 
 from everlearn_client.resource_names import model_name, version_name
 from everlearn_client.samples import SampleInput, to_message
 from everlearn_protos.arrays import from_tensor
-from everlearn_protos.v1 import export_pb2, learn_pb2, models_pb2, predict_pb2
+from everlearn_protos.v1 import export_pb2, learn_pb2, models_pb2, predict_pb2, signing_pb2
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,21 @@ class ExportFile:
 
 
 @dataclass(frozen=True)
+class KeyRotation:
+    """A key of the server's that gave way to the next, in words that both have signed (Ed25519)."""
+
+    statement: bytes
+    """JSON: kind, old, new, number, time."""
+    by_old: bytes
+    by_new: bytes
+
+    @classmethod
+    def of(cls, message: signing_pb2.KeyRotation) -> KeyRotation:
+        """From the wire."""
+        return cls(message.statement, message.signature_by_old, message.signature_by_new)
+
+
+@dataclass(frozen=True)
 class ExportInfo:
     """A version as files that run anywhere, checked to predict what the server predicts."""
 
@@ -113,6 +128,8 @@ class ExportInfo:
     signature: bytes = b""
     precision: str = "fp32"
     """Of the weights in the file; scores are float32 in any case."""
+    key_rotations: tuple[KeyRotation, ...] = ()
+    """How the key that signed it came from the server's first one, in order."""
 
     @classmethod
     def of(cls, message: export_pb2.Export) -> ExportInfo:
@@ -127,6 +144,7 @@ class ExportInfo:
             message.manifest,
             message.signature,
             message.precision or "fp32",
+            tuple(KeyRotation.of(each) for each in message.key_rotations),
         )
 
 

@@ -34,14 +34,17 @@ export function parsedManifest(bytes: Uint8Array): Manifest {
 
 /** Raises DataLoss where `serverKey` has not signed it, or where that cannot be checked. */
 export async function checkSignature(message: Uint8Array, signature: Uint8Array, serverKey: string): Promise<void> {
-  let isSigned: boolean;
+  if (!(await isSigned(message, signature, serverKey))) {
+    throw new DataLoss(`${MANIFEST} is not signed by the server with the key ${serverKey}`);
+  }
+}
+
+/** Raises DataLoss where that cannot be checked. */
+export async function isSigned(message: Uint8Array, signature: Uint8Array, hex: string): Promise<boolean> {
   try {
-    const key = await crypto.subtle.importKey("raw", plain(bytesOf(serverKey)), "Ed25519", false, ["verify"]);
-    isSigned = await crypto.subtle.verify("Ed25519", key, plain(signature), plain(message));
+    const key = await crypto.subtle.importKey("raw", plain(bytesOf(hex)), "Ed25519", false, ["verify"]);
+    return await crypto.subtle.verify("Ed25519", key, plain(signature), plain(message));
   } catch (error) {
     throw new DataLoss(`the signature cannot be checked here, so nothing is taken: ${String(error)}`);
-  }
-  if (!isSigned) {
-    throw new DataLoss(`${MANIFEST} is not signed by the server with the key ${serverKey}`);
   }
 }

@@ -2,7 +2,8 @@
 
 import { sha256Of } from "./bytes.js";
 import { DataLoss, InvalidArgument, Unavailable } from "./errors.js";
-import { checkSignature, MANIFEST, parsedManifest, SIGNATURE } from "./manifest.js";
+import { KEYS, newest } from "./keys.js";
+import { checkSignature, isSigned, MANIFEST, parsedManifest, SIGNATURE } from "./manifest.js";
 
 /** Where an export lies. `read` gives a whole file, and raises Unavailable where it cannot. */
 export interface Source {
@@ -10,7 +11,10 @@ export interface Source {
 }
 
 export interface PullOptions {
-  /** 64 hexadecimal digits, as `everlearn info` shows them: only what this server has signed is taken. */
+  /**
+   * 64 hexadecimal digits, as `everlearn info` shows them: only what this server has signed is taken, with this key or one
+   * that this one gave way to.
+   */
   serverKey?: string;
   /** Of model.onnx, where no manifest lies beside it. */
   sha256?: string;
@@ -24,6 +28,8 @@ export interface Pulled {
   version: string;
   /** Whether the server with the key that was given has signed it. */
   signed: boolean;
+  /** The key that signed it: to be given next time in place of an earlier one. Empty where none was given. */
+  serverKey: string;
 }
 
 const MODEL = "model.onnx";
@@ -44,11 +50,12 @@ export async function pull(source: Source, options: PullOptions = {}): Promise<P
   if (sha256 && !serverKey) {
     const model = await source.read(MODEL);
     await check(model, { sha256 });
-    return { model, version: "", signed: false };
+    return { model, version: "", signed: false, serverKey: "" };
   }
   const told = await source.read(MANIFEST);
-  if (serverKey) {
-    await checkSignature(told, await source.read(SIGNATURE), serverKey);
+  const key = serverKey && (await newest(serverKey, await keysOf(source), isSigned));
+  if (key) {
+    await checkSignature(told, await source.read(SIGNATURE), key);
   }
   const { version, files } = parsedManifest(told);
   const expected = files[MODEL];
@@ -57,7 +64,7 @@ export async function pull(source: Source, options: PullOptions = {}): Promise<P
   }
   const model = await source.read(MODEL);
   await check(model, { sha256: expected.sha256, size: expected.size_bytes });
-  return { model, version, signed: serverKey !== "" };
+  return { model, version, signed: key !== "", serverKey: key };
 }
 
 /** Files below an address, through `fetch`: a folder on any web server. */
@@ -77,6 +84,18 @@ export function urlSource(address: string | URL, fetching: typeof fetch = fetch)
       return new Uint8Array(await response.arrayBuffer());
     },
   };
+}
+
+/** Where none are told, only the key that was given counts. */
+async function keysOf(source: Source): Promise<Uint8Array> {
+  try {
+    return await source.read(KEYS);
+  } catch (error) {
+    if (error instanceof Unavailable) {
+      return new TextEncoder().encode("[]");
+    }
+    throw error;
+  }
 }
 
 async function check(bytes: Uint8Array, expected: { sha256: string; size?: number }): Promise<void> {

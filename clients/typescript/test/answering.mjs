@@ -20,6 +20,7 @@ async function answers(ort, source, asked, pixelsOf) {
   const told = {
     version: pulled.version,
     signed: pulled.signed,
+    serverKey: pulled.serverKey,
     name: model.model,
     number: model.version,
     task: model.task,

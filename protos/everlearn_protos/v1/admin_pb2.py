@@ -22,9 +22,10 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from everlearn_protos.v1 import signing_pb2 as everlearn__protos_dot_v1_dot_signing__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x65verlearn_protos/v1/admin.proto\x12\x0c\x65verlearn.v1\"\x1b\n\rBackupRequest\x12\n\n\x02to\x18\x01 \x01(\t\"\xd7\x01\n\x0e\x42\x61\x63kupResponse\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x12\n\nbytes_done\x18\x02 \x01(\x03\x12\x13\n\x0b\x62ytes_total\x18\x03 \x01(\x03\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\r\n\x05\x66iles\x18\x05 \x01(\x05\x12:\n\x07samples\x18\x06 \x03(\x0b\x32).everlearn.v1.BackupResponse.SamplesEntry\x1a.\n\x0cSamplesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x32U\n\x0c\x41\x64minService\x12\x45\n\x06\x42\x61\x63kup\x12\x1b.everlearn.v1.BackupRequest\x1a\x1c.everlearn.v1.BackupResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x65verlearn_protos/v1/admin.proto\x12\x0c\x65verlearn.v1\x1a!everlearn_protos/v1/signing.proto\"\x19\n\x17RotateSigningKeyRequest\"G\n\x18RotateSigningKeyResponse\x12+\n\x08rotation\x18\x01 \x01(\x0b\x32\x19.everlearn.v1.KeyRotation\"\x1b\n\rBackupRequest\x12\n\n\x02to\x18\x01 \x01(\t\"\xd7\x01\n\x0e\x42\x61\x63kupResponse\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x12\n\nbytes_done\x18\x02 \x01(\x03\x12\x13\n\x0b\x62ytes_total\x18\x03 \x01(\x03\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\r\n\x05\x66iles\x18\x05 \x01(\x05\x12:\n\x07samples\x18\x06 \x03(\x0b\x32).everlearn.v1.BackupResponse.SamplesEntry\x1a.\n\x0cSamplesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x32\xb8\x01\n\x0c\x41\x64minService\x12\x45\n\x06\x42\x61\x63kup\x12\x1b.everlearn.v1.BackupRequest\x1a\x1c.everlearn.v1.BackupResponse0\x01\x12\x61\n\x10RotateSigningKey\x12%.everlearn.v1.RotateSigningKeyRequest\x1a&.everlearn.v1.RotateSigningKeyResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,12 +34,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_BACKUPRESPONSE_SAMPLESENTRY']._loaded_options = None
   _globals['_BACKUPRESPONSE_SAMPLESENTRY']._serialized_options = b'8\001'
-  _globals['_BACKUPREQUEST']._serialized_start=49
-  _globals['_BACKUPREQUEST']._serialized_end=76
-  _globals['_BACKUPRESPONSE']._serialized_start=79
-  _globals['_BACKUPRESPONSE']._serialized_end=294
-  _globals['_BACKUPRESPONSE_SAMPLESENTRY']._serialized_start=248
-  _globals['_BACKUPRESPONSE_SAMPLESENTRY']._serialized_end=294
-  _globals['_ADMINSERVICE']._serialized_start=296
-  _globals['_ADMINSERVICE']._serialized_end=381
+  _globals['_ROTATESIGNINGKEYREQUEST']._serialized_start=84
+  _globals['_ROTATESIGNINGKEYREQUEST']._serialized_end=109
+  _globals['_ROTATESIGNINGKEYRESPONSE']._serialized_start=111
+  _globals['_ROTATESIGNINGKEYRESPONSE']._serialized_end=182
+  _globals['_BACKUPREQUEST']._serialized_start=184
+  _globals['_BACKUPREQUEST']._serialized_end=211
+  _globals['_BACKUPRESPONSE']._serialized_start=214
+  _globals['_BACKUPRESPONSE']._serialized_end=429
+  _globals['_BACKUPRESPONSE_SAMPLESENTRY']._serialized_start=383
+  _globals['_BACKUPRESPONSE_SAMPLESENTRY']._serialized_end=429
+  _globals['_ADMINSERVICE']._serialized_start=432
+  _globals['_ADMINSERVICE']._serialized_end=616
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,7 @@ isort:skip_file
 
 import builtins
 import collections.abc
+import everlearn_protos.v1.signing_pb2
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
 import google.protobuf.message
@@ -17,6 +18,33 @@ else:
     import typing_extensions
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
+
+@typing.final
+class RotateSigningKeyRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___RotateSigningKeyRequest: typing_extensions.TypeAlias = RotateSigningKeyRequest
+
+@typing.final
+class RotateSigningKeyResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROTATION_FIELD_NUMBER: builtins.int
+    @property
+    def rotation(self) -> everlearn_protos.v1.signing_pb2.KeyRotation: ...
+    def __init__(
+        self,
+        *,
+        rotation: everlearn_protos.v1.signing_pb2.KeyRotation | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["rotation", b"rotation"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["rotation", b"rotation"]) -> None: ...
+
+Global___RotateSigningKeyResponse: typing_extensions.TypeAlias = RotateSigningKeyResponse
 
 @typing.final
 class BackupRequest(google.protobuf.message.Message):

@@ -41,6 +41,11 @@ class AdminServiceStub(object):
                 request_serializer=everlearn__protos_dot_v1_dot_admin__pb2.BackupRequest.SerializeToString,
                 response_deserializer=everlearn__protos_dot_v1_dot_admin__pb2.BackupResponse.FromString,
                 _registered_method=True)
+        self.RotateSigningKey = channel.unary_unary(
+                '/everlearn.v1.AdminService/RotateSigningKey',
+                request_serializer=everlearn__protos_dot_v1_dot_admin__pb2.RotateSigningKeyRequest.SerializeToString,
+                response_deserializer=everlearn__protos_dot_v1_dot_admin__pb2.RotateSigningKeyResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer(object):
@@ -59,6 +64,15 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RotateSigningKey(self, request, context):
+        """Signs with a new key from now on, which the old one has vouched for, and destroys the old one.
+
+        UNAVAILABLE (not writable).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -66,6 +80,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.Backup,
                     request_deserializer=everlearn__protos_dot_v1_dot_admin__pb2.BackupRequest.FromString,
                     response_serializer=everlearn__protos_dot_v1_dot_admin__pb2.BackupResponse.SerializeToString,
+            ),
+            'RotateSigningKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateSigningKey,
+                    request_deserializer=everlearn__protos_dot_v1_dot_admin__pb2.RotateSigningKeyRequest.FromString,
+                    response_serializer=everlearn__protos_dot_v1_dot_admin__pb2.RotateSigningKeyResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -97,6 +116,33 @@ class AdminService(object):
             '/everlearn.v1.AdminService/Backup',
             everlearn__protos_dot_v1_dot_admin__pb2.BackupRequest.SerializeToString,
             everlearn__protos_dot_v1_dot_admin__pb2.BackupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateSigningKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/everlearn.v1.AdminService/RotateSigningKey',
+            everlearn__protos_dot_v1_dot_admin__pb2.RotateSigningKeyRequest.SerializeToString,
+            everlearn__protos_dot_v1_dot_admin__pb2.RotateSigningKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,

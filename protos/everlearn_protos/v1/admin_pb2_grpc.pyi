@@ -41,7 +41,23 @@ _AdminServiceBackupType = typing_extensions.TypeVar(
     ],
 )
 
-class AdminServiceStub(typing.Generic[_AdminServiceBackupType]):
+_AdminServiceRotateSigningKeyType = typing_extensions.TypeVar(
+    '_AdminServiceRotateSigningKeyType',
+    grpc.UnaryUnaryMultiCallable[
+        everlearn_protos.v1.admin_pb2.RotateSigningKeyRequest,
+        everlearn_protos.v1.admin_pb2.RotateSigningKeyResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        everlearn_protos.v1.admin_pb2.RotateSigningKeyRequest,
+        everlearn_protos.v1.admin_pb2.RotateSigningKeyResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        everlearn_protos.v1.admin_pb2.RotateSigningKeyRequest,
+        everlearn_protos.v1.admin_pb2.RotateSigningKeyResponse,
+    ],
+)
+
+class AdminServiceStub(typing.Generic[_AdminServiceBackupType, _AdminServiceRotateSigningKeyType]):
     """What an operator on the server's own machine asks of a running server. It is not on the server's port: it is answered
     on a Unix socket in the data folder, which nobody but the folder's owner can open. `everlearn-server backup` calls it.
     """
@@ -52,6 +68,10 @@ class AdminServiceStub(typing.Generic[_AdminServiceBackupType]):
             everlearn_protos.v1.admin_pb2.BackupRequest,
             everlearn_protos.v1.admin_pb2.BackupResponse,
         ],
+        grpc.UnaryUnaryMultiCallable[
+            everlearn_protos.v1.admin_pb2.RotateSigningKeyRequest,
+            everlearn_protos.v1.admin_pb2.RotateSigningKeyResponse,
+        ],
     ], channel: grpc.Channel) -> None: ...
 
     @typing.overload
@@ -59,6 +79,10 @@ class AdminServiceStub(typing.Generic[_AdminServiceBackupType]):
         grpc.aio.UnaryStreamMultiCallable[
             everlearn_protos.v1.admin_pb2.BackupRequest,
             everlearn_protos.v1.admin_pb2.BackupResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            everlearn_protos.v1.admin_pb2.RotateSigningKeyRequest,
+            everlearn_protos.v1.admin_pb2.RotateSigningKeyResponse,
         ],
     ], channel: grpc.aio.Channel) -> None: ...
 
@@ -70,10 +94,20 @@ class AdminServiceStub(typing.Generic[_AdminServiceBackupType]):
     UNAVAILABLE (no room, not writable), DATA_LOSS (something stored is damaged: it cannot be copied).
     """
 
+    RotateSigningKey: _AdminServiceRotateSigningKeyType
+    """Signs with a new key from now on, which the old one has vouched for, and destroys the old one.
+
+    UNAVAILABLE (not writable).
+    """
+
 AdminServiceAsyncStub: typing_extensions.TypeAlias = AdminServiceStub[
     grpc.aio.UnaryStreamMultiCallable[
         everlearn_protos.v1.admin_pb2.BackupRequest,
         everlearn_protos.v1.admin_pb2.BackupResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        everlearn_protos.v1.admin_pb2.RotateSigningKeyRequest,
+        everlearn_protos.v1.admin_pb2.RotateSigningKeyResponse,
     ],
 ]
 
@@ -93,6 +127,17 @@ class AdminServiceServicer(metaclass=abc.ABCMeta):
 
         INVALID_ARGUMENT (`to` is not absolute, not empty, or in the data folder), FAILED_PRECONDITION (reason BACKUP_RUNS),
         UNAVAILABLE (no room, not writable), DATA_LOSS (something stored is damaged: it cannot be copied).
+        """
+
+    @abc.abstractmethod
+    def RotateSigningKey(
+        self,
+        request: everlearn_protos.v1.admin_pb2.RotateSigningKeyRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[everlearn_protos.v1.admin_pb2.RotateSigningKeyResponse, collections.abc.Awaitable[everlearn_protos.v1.admin_pb2.RotateSigningKeyResponse]]:
+        """Signs with a new key from now on, which the old one has vouched for, and destroys the old one.
+
+        UNAVAILABLE (not writable).
         """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -5,6 +5,7 @@ isort:skip_file
 
 import builtins
 import collections.abc
+import everlearn_protos.v1.signing_pb2
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
 import google.protobuf.message
@@ -61,6 +62,7 @@ class Export(google.protobuf.message.Message):
     MANIFEST_FIELD_NUMBER: builtins.int
     SIGNATURE_FIELD_NUMBER: builtins.int
     PRECISION_FIELD_NUMBER: builtins.int
+    KEY_ROTATIONS_FIELD_NUMBER: builtins.int
     name: builtins.str
     """`models/{model}/exports/{version number}`, and `-{precision}` where that is not fp32."""
     version: builtins.str
@@ -77,6 +79,10 @@ class Export(google.protobuf.message.Message):
     def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ExportFile]: ...
     @property
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    @property
+    def key_rotations(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[everlearn_protos.v1.signing_pb2.KeyRotation]:
+        """From the server's first signing key to the one that signed this: a device that trusts an earlier one follows them."""
+
     def __init__(
         self,
         *,
@@ -89,9 +95,10 @@ class Export(google.protobuf.message.Message):
         manifest: builtins.bytes = ...,
         signature: builtins.bytes = ...,
         precision: builtins.str = ...,
+        key_rotations: collections.abc.Iterable[everlearn_protos.v1.signing_pb2.KeyRotation] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["create_time", b"create_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["create_time", b"create_time", "files", b"files", "manifest", b"manifest", "name", b"name", "parity_max_abs_diff", b"parity_max_abs_diff", "precision", b"precision", "probes", b"probes", "signature", b"signature", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["create_time", b"create_time", "files", b"files", "key_rotations", b"key_rotations", "manifest", b"manifest", "name", b"name", "parity_max_abs_diff", b"parity_max_abs_diff", "precision", b"precision", "probes", b"probes", "signature", b"signature", "version", b"version"]) -> None: ...
 
 Global___Export: typing_extensions.TypeAlias = Export
 

@@ -23,9 +23,10 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from everlearn_protos.v1 import signing_pb2 as everlearn__protos_dot_v1_dot_signing__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%everlearn_protos/v1/server_info.proto\x12\x0c\x65verlearn.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x16\n\x14GetServerInfoRequest\"\xe4\x04\n\nServerInfo\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x10\n\x08timeline\x18\x02 \x01(\t\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1b\n\x13\x65xecution_providers\x18\x04 \x03(\t\x12\x17\n\x0ftorch_available\x18\x05 \x01(\x08\x12\x0c\n\x04hubs\x18\x06 \x03(\t\x12\x0f\n\x07loaders\x18\x07 \x03(\t\x12\r\n\x05heads\x18\x08 \x03(\t\x12\x10\n\x08memories\x18\t \x03(\t\x12\x19\n\x11max_message_bytes\x18\n \x01(\x03\x12\x1a\n\x12\x64\x65\x63laration_schema\x18\x0b \x01(\t\x12:\n\tlibraries\x18\x0c \x03(\x0b\x32\'.everlearn.v1.ServerInfo.LibrariesEntry\x12\x34\n\x06trunks\x18\r \x03(\x0b\x32$.everlearn.v1.ServerInfo.TrunksEntry\x12\x12\n\npublic_key\x18\x0e \x01(\t\x12<\n\nprotection\x18\x0f \x03(\x0b\x32(.everlearn.v1.ServerInfo.ProtectionEntry\x1a\x30\n\x0eLibrariesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a-\n\x0bTrunksEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\x1a\x31\n\x0fProtectionEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32\x62\n\x11ServerInfoService\x12M\n\rGetServerInfo\x12\".everlearn.v1.GetServerInfoRequest\x1a\x18.everlearn.v1.ServerInfob\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%everlearn_protos/v1/server_info.proto\x12\x0c\x65verlearn.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!everlearn_protos/v1/signing.proto\"\x16\n\x14GetServerInfoRequest\"\x96\x05\n\nServerInfo\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x10\n\x08timeline\x18\x02 \x01(\t\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1b\n\x13\x65xecution_providers\x18\x04 \x03(\t\x12\x17\n\x0ftorch_available\x18\x05 \x01(\x08\x12\x0c\n\x04hubs\x18\x06 \x03(\t\x12\x0f\n\x07loaders\x18\x07 \x03(\t\x12\r\n\x05heads\x18\x08 \x03(\t\x12\x10\n\x08memories\x18\t \x03(\t\x12\x19\n\x11max_message_bytes\x18\n \x01(\x03\x12\x1a\n\x12\x64\x65\x63laration_schema\x18\x0b \x01(\t\x12:\n\tlibraries\x18\x0c \x03(\x0b\x32\'.everlearn.v1.ServerInfo.LibrariesEntry\x12\x34\n\x06trunks\x18\r \x03(\x0b\x32$.everlearn.v1.ServerInfo.TrunksEntry\x12\x12\n\npublic_key\x18\x0e \x01(\t\x12<\n\nprotection\x18\x0f \x03(\x0b\x32(.everlearn.v1.ServerInfo.ProtectionEntry\x12\x30\n\rkey_rotations\x18( \x03(\x0b\x32\x19.everlearn.v1.KeyRotation\x1a\x30\n\x0eLibrariesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a-\n\x0bTrunksEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\x1a\x31\n\x0fProtectionEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32\x62\n\x11ServerInfoService\x12M\n\rGetServerInfo\x12\".everlearn.v1.GetServerInfoRequest\x1a\x18.everlearn.v1.ServerInfob\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,16 +39,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SERVERINFO_TRUNKSENTRY']._serialized_options = b'8\001'
   _globals['_SERVERINFO_PROTECTIONENTRY']._loaded_options = None
   _globals['_SERVERINFO_PROTECTIONENTRY']._serialized_options = b'8\001'
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=88
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=110
-  _globals['_SERVERINFO']._serialized_start=113
-  _globals['_SERVERINFO']._serialized_end=725
-  _globals['_SERVERINFO_LIBRARIESENTRY']._serialized_start=579
-  _globals['_SERVERINFO_LIBRARIESENTRY']._serialized_end=627
-  _globals['_SERVERINFO_TRUNKSENTRY']._serialized_start=629
-  _globals['_SERVERINFO_TRUNKSENTRY']._serialized_end=674
-  _globals['_SERVERINFO_PROTECTIONENTRY']._serialized_start=676
-  _globals['_SERVERINFO_PROTECTIONENTRY']._serialized_end=725
-  _globals['_SERVERINFOSERVICE']._serialized_start=727
-  _globals['_SERVERINFOSERVICE']._serialized_end=825
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=123
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=145
+  _globals['_SERVERINFO']._serialized_start=148
+  _globals['_SERVERINFO']._serialized_end=810
+  _globals['_SERVERINFO_LIBRARIESENTRY']._serialized_start=664
+  _globals['_SERVERINFO_LIBRARIESENTRY']._serialized_end=712
+  _globals['_SERVERINFO_TRUNKSENTRY']._serialized_start=714
+  _globals['_SERVERINFO_TRUNKSENTRY']._serialized_end=759
+  _globals['_SERVERINFO_PROTECTIONENTRY']._serialized_start=761
+  _globals['_SERVERINFO_PROTECTIONENTRY']._serialized_end=810
+  _globals['_SERVERINFOSERVICE']._serialized_start=812
+  _globals['_SERVERINFOSERVICE']._serialized_end=910
 # @@protoc_insertion_point(module_scope)

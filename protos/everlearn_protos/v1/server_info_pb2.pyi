@@ -5,6 +5,7 @@ isort:skip_file
 
 import builtins
 import collections.abc
+import everlearn_protos.v1.signing_pb2
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
 import google.protobuf.message
@@ -96,6 +97,7 @@ class ServerInfo(google.protobuf.message.Message):
     TRUNKS_FIELD_NUMBER: builtins.int
     PUBLIC_KEY_FIELD_NUMBER: builtins.int
     PROTECTION_FIELD_NUMBER: builtins.int
+    KEY_ROTATIONS_FIELD_NUMBER: builtins.int
     version: builtins.str
     timeline: builtins.str
     """Identity of the data directory's history; changes when a backup is restored."""
@@ -137,6 +139,10 @@ class ServerInfo(google.protobuf.message.Message):
         holds in this process, as observed.
         """
 
+    @property
+    def key_rotations(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[everlearn_protos.v1.signing_pb2.KeyRotation]:
+        """How `public_key` came from the server's first one; empty where it is the first."""
+
     def __init__(
         self,
         *,
@@ -155,8 +161,9 @@ class ServerInfo(google.protobuf.message.Message):
         trunks: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
         public_key: builtins.str = ...,
         protection: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        key_rotations: collections.abc.Iterable[everlearn_protos.v1.signing_pb2.KeyRotation] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["start_time", b"start_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["declaration_schema", b"declaration_schema", "execution_providers", b"execution_providers", "heads", b"heads", "hubs", b"hubs", "libraries", b"libraries", "loaders", b"loaders", "max_message_bytes", b"max_message_bytes", "memories", b"memories", "protection", b"protection", "public_key", b"public_key", "start_time", b"start_time", "timeline", b"timeline", "torch_available", b"torch_available", "trunks", b"trunks", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["declaration_schema", b"declaration_schema", "execution_providers", b"execution_providers", "heads", b"heads", "hubs", b"hubs", "key_rotations", b"key_rotations", "libraries", b"libraries", "loaders", b"loaders", "max_message_bytes", b"max_message_bytes", "memories", b"memories", "protection", b"protection", "public_key", b"public_key", "start_time", b"start_time", "timeline", b"timeline", "torch_available", b"torch_available", "trunks", b"trunks", "version", b"version"]) -> None: ...
 
 Global___ServerInfo: typing_extensions.TypeAlias = ServerInfo

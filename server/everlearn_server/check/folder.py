@@ -10,7 +10,7 @@ from typing import TypeVar
 from sqlalchemy import Connection, select, text
 from sqlalchemy.exc import DBAPIError
 
-from everlearn.errors import DataLossError, NotFoundError
+from everlearn.errors import DataLossError, EverlearnError, NotFoundError
 from everlearn_server.check import ledger, releases
 from everlearn_server.check.findings import ModelSummary, Report
 from everlearn_server.check.reading import locked, opened
@@ -59,14 +59,18 @@ def _keys(folder: Path, report: Report) -> None:
     path = folder / "keys" / "master"
     if not path.exists():
         report.note("keys", "there is no keys/master: the next start makes one, and nothing sealed before will open")
-    elif path.stat().st_size != keys.KEY_BYTES:
-        report.damage("keys", f"keys/master has {path.stat().st_size} bytes, not {keys.KEY_BYTES}; restore a backup")
+        return
+    try:
+        keys.Keys(path.read_bytes())
+    except EverlearnError as error:
+        report.damage("keys", f"keys/master has {path.stat().st_size} bytes: {error.message}")
 
 
 def _opened_keys(folder: Path) -> keys.Keys | None:
-    path = folder / "keys" / "master"
-    master = path.read_bytes() if path.exists() else b""
-    return keys.Keys(master) if len(master) == keys.KEY_BYTES else None
+    try:
+        return keys.Keys((folder / "keys" / "master").read_bytes())
+    except (FileNotFoundError, EverlearnError):
+        return None
 
 
 def _blobs(folder: Path, report: Report) -> set[str]:

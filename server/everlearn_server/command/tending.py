@@ -44,15 +44,15 @@ def backup(
     Run it on the server's machine, as the server's user. The backup holds the folder's keys: guard it as you guard the
     data folder. It is consistent, and has been read again when this ends.
     """
-    with _told():
-        folder, goal = _folder(ctx, data), to.absolute()
+    with told():
+        folder, goal = data_folder(ctx, data), to.absolute()
         check_goal(goal, folder)
         if is_held(folder):
             done = _ask(folder, goal)
             samples, size, files = dict(done.samples), done.size_bytes, done.files
         else:
             manifest = back_up_stopped(folder, goal)
-            samples = {name: told["samples"] for name, told in manifest.models.items()}
+            samples = {name: summary["samples"] for name, summary in manifest.models.items()}
             size, files = manifest.size, len(manifest.files)
     typer.echo(f"backed up {folder} to {goal}: {files} files, {_mib(size)}, verified")
     for name, count in sorted(samples.items()):
@@ -68,13 +68,13 @@ def restore(
 
     The data folder must be empty, or not there: move a damaged one away first.
     """
-    with _told():
-        folder = _folder(ctx, data)
+    with told():
+        folder = data_folder(ctx, data)
         restored = restore_folder(backup_folder.absolute(), folder)
     manifest = restored.manifest
     typer.echo(f"restored {backup_folder} of {manifest.create_time} to {folder}: {_mib(manifest.size)}, verified")
-    for name, told in sorted(manifest.models.items()):
-        typer.echo(f"  {name}: {told['samples']} samples")
+    for name, summary in sorted(manifest.models.items()):
+        typer.echo(f"  {name}: {summary['samples']} samples")
     typer.echo(f"timeline {restored.timeline}: clients hear that what was acknowledged after the backup is void")
     if not restored.is_current:
         typer.echo(f"it is of an older release: `everlearn-server migrate --data {folder} --no-backup` comes next")
@@ -89,8 +89,8 @@ def check(
 
     Exit status: 0 nothing is damaged, 1 something is, 2 it could not be checked.
     """
-    with _told(status=MISUSED):
-        report = check_folder(_folder(ctx, data))
+    with told(status=MISUSED):
+        report = check_folder(data_folder(ctx, data))
     if as_json:
         typer.echo(json.dumps({"damaged": bool(report.damaged), **asdict(report)}, indent=1))
     else:
@@ -108,8 +108,8 @@ def migrate(
     no_backup: Annotated[bool, typer.Option("--no-backup", help="There is one already.")] = False,
 ) -> None:
     """Bring a data folder of an older release to this one. There is no way back but the backup."""
-    with _told():
-        folder = _folder(ctx, data)
+    with told():
+        folder = data_folder(ctx, data)
         if (backup_to is None) == (not no_backup):
             raise InvalidError(
                 "a migration cannot be undone: name a folder for a backup with --backup-to, or say --no-backup where "
@@ -123,14 +123,14 @@ def migrate(
     typer.echo(f"{folder} is of revision {after}" + (f", it was of {before}" if before != after else " already"))
 
 
-def _folder(ctx: typer.Context, data: Path | None) -> Path:
+def data_folder(ctx: typer.Context, data: Path | None) -> Path:
     """The data folder, as the server finds it: the option, here or before the command, then the environment."""
     given = data or (ctx.parent.params.get("data") if ctx.parent is not None else None)
     return load_settings({"data_dir": given}, os.environ).data_dir
 
 
 @contextmanager
-def _told(status: int = DAMAGED) -> Iterator[None]:
+def told(status: int = DAMAGED) -> Iterator[None]:
     """An error as one line, and an exit status."""
     try:
         yield
@@ -141,15 +141,21 @@ def _told(status: int = DAMAGED) -> Iterator[None]:
 
 def _ask(folder: Path, goal: Path) -> admin_pb2.BackupResponse:
     """Has the running server make the backup; its last answer."""
+    with asking(folder) as stub:
+        last = admin_pb2.BackupResponse()
+        for last in stub.Backup(admin_pb2.BackupRequest(to=str(goal))):
+            _progress(last)
+        return last
+
+
+@contextmanager
+def asking(folder: Path) -> Iterator[admin_pb2_grpc.AdminServiceStub]:
+    """The server that runs on a folder. Raises UnavailableError, also for what it answers."""
     socket = AdminSocket(folder)
     try:
         with grpc.insecure_channel(socket.address, options=[("grpc.enable_http_proxy", 0)]) as channel:
             grpc.channel_ready_future(channel).result(timeout=_CONNECT_S)
-            stub = admin_pb2_grpc.AdminServiceStub(channel)
-            last = admin_pb2.BackupResponse()
-            for last in stub.Backup(admin_pb2.BackupRequest(to=str(goal))):
-                _progress(last)
-            return last
+            yield admin_pb2_grpc.AdminServiceStub(channel)
     except grpc.FutureTimeoutError:
         raise UnavailableError(f"the server on {folder} does not answer on {SOCKET}") from None
     except grpc.RpcError as error:

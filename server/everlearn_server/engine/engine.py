@@ -35,6 +35,7 @@ from everlearn_server.engine.upgrade import Upgrades
 from everlearn_server.engine.versions import Versioned
 from everlearn_server.engine.waiting_room import best_labels
 from everlearn_server.engine.work_queue import WorkQueue
+from everlearn_server.store.keys import Keys
 from everlearn_server.store.rows import DownloadRow, ExportRow
 from everlearn_server.store.store import Store
 
@@ -272,6 +273,11 @@ class Engine:
         """What an export is, and the signature of it."""
         told = manifest(row)
         return told, self._store.keys.sign(told)
+
+    @property
+    def keys(self) -> Keys:
+        """What this server signs with."""
+        return self._store.keys
 
     async def _run_export(self, operation: Operation) -> Mapping[str, str]:
         model = self.model(operation.model)

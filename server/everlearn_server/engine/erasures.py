@@ -334,8 +334,12 @@ class Erasures:
 
     @property
     def public_key(self) -> bytes:
-        """Checks the receipts' signatures."""
+        """Checks what is signed from now on."""
         return self._store.keys.public_key
+
+    def signer(self, row: ErasureRow) -> bytes:
+        """The public key that checks this receipt's signature; the present one, or one before it."""
+        return self._store.keys.signer(row.receipt_json.encode(), row.signature)
 
 
 def _check(spec: ModelSpec, asked: Asked) -> None:

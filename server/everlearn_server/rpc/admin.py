@@ -10,8 +10,10 @@ from typing import Final
 
 import grpc
 
+from everlearn.errors import UnavailableError
 from everlearn_protos.v1 import admin_pb2
 from everlearn_server.rpc import wire
+from everlearn_server.rpc.messages import rotation_message
 from everlearn_server.store.backup import Work, back_up
 from everlearn_server.store.manifest import Manifest
 from everlearn_server.store.store import Store
@@ -31,7 +33,14 @@ class AdminService:
 
     def handler(self) -> grpc.GenericRpcHandler:
         """To register with the server."""
-        return wire.service(self.NAME, {"Backup": wire.server_stream(admin_pb2.BackupRequest, self.backup)})
+        p = admin_pb2
+        return wire.service(
+            self.NAME,
+            {
+                "Backup": wire.server_stream(p.BackupRequest, self.backup),
+                "RotateSigningKey": wire.unary(p.RotateSigningKeyRequest, self.rotate_signing_key),
+            },
+        )
 
     async def backup(
         self, request: admin_pb2.BackupRequest, _: wire.Context
@@ -48,6 +57,16 @@ class AdminService:
         finally:
             work.cancel()
             await asyncio.gather(running, return_exceptions=True)
+
+    async def rotate_signing_key(
+        self, _: admin_pb2.RotateSigningKeyRequest, __: wire.Context
+    ) -> admin_pb2.RotateSigningKeyResponse:
+        """The rotation that was made."""
+        try:
+            made = await asyncio.to_thread(self._store.keys.rotate)
+        except OSError as error:
+            raise UnavailableError(f"the signing key was not exchanged: {error.strerror}") from error
+        return admin_pb2.RotateSigningKeyResponse(rotation=rotation_message(made))
 
     async def close(self) -> None:
         """Ends what runs: it reads from a store that is to be closed."""

@@ -102,7 +102,7 @@ class ErasureService:
             id=row.id,
             receipt=row.receipt_json,
             signature=row.signature,
-            public_key=self._engine.erasures.public_key,
+            public_key=self._engine.erasures.signer(row),
         )
 
 

@@ -19,7 +19,7 @@ from everlearn.spec.defaults import height_width
 from everlearn.spec.load import dump
 from everlearn.spec.promises import promises
 from everlearn.values import FrontConfig
-from everlearn_protos.v1 import export_pb2, models_pb2
+from everlearn_protos.v1 import export_pb2, models_pb2, signing_pb2
 from everlearn_server.engine.budget import Spent
 from everlearn_server.engine.engine import Engine
 from everlearn_server.engine.live_model import LiveModel
@@ -31,6 +31,8 @@ from everlearn_server.engine.truth_check import MAX_BATCH_SAMPLES
 from everlearn_server.engine.waiting_room import LateFigures
 from everlearn_server.rpc import names
 from everlearn_server.rpc.status import to_status
+from everlearn_server.store.key_file import Rotation
+from everlearn_server.store.keys import Keys
 from everlearn_server.store.rows import ExportRow, VersionRow
 
 
@@ -339,4 +341,17 @@ def export_message(row: ExportRow, engine: Engine) -> export_pb2.Export:
         manifest=manifest,
         signature=signature,
         precision=row.precision,
+        key_rotations=rotation_messages(engine.keys),
+    )
+
+
+def rotation_messages(keys: Keys) -> list[signing_pb2.KeyRotation]:
+    """How the key that signs came from the first one."""
+    return [rotation_message(each) for each in keys.rotations]
+
+
+def rotation_message(rotation: Rotation) -> signing_pb2.KeyRotation:
+    """A signing key that gave way to the next."""
+    return signing_pb2.KeyRotation(
+        statement=rotation.statement, signature_by_old=rotation.by_old, signature_by_new=rotation.by_new
     )

@@ -20,7 +20,7 @@ from everlearn.spec.schema import json_schema
 from everlearn_protos.v1 import server_info_pb2
 from everlearn_server.engine.engine import Engine
 from everlearn_server.rpc import wire
-from everlearn_server.rpc.messages import timestamp
+from everlearn_server.rpc.messages import rotation_messages, timestamp
 
 _LIBRARIES = ("grpcio", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "protobuf", "timm", "torch")
 
@@ -60,6 +60,7 @@ class ServerInfoService:
             libraries=_versions(),
             trunks=self._engine.trunk_users(),
             public_key=self._engine.erasures.public_key.hex(),
+            key_rotations=rotation_messages(self._engine.keys),
             protection={**self._protection, "image_decoding": self._engine.queue.images.walls},
         )
 

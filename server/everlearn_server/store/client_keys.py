@@ -16,7 +16,8 @@ from sqlalchemy import Connection, delete, insert, select
 
 from everlearn.errors import DataLossError
 from everlearn_server.store.database import Database
-from everlearn_server.store.keys import KEY_BYTES, NONCE_BYTES, Keys
+from everlearn_server.store.key_file import KEY_BYTES
+from everlearn_server.store.keys import NONCE_BYTES, Keys
 from everlearn_server.store.schema import client_key
 
 _logger = structlog.get_logger(__name__)

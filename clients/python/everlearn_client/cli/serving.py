@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -17,11 +19,12 @@ from everlearn_client.cli.tables import read_unlabelled
 from everlearn_client.cli.texts import SUFFIXES, read_unlabelled_texts
 from everlearn_client.client import Client
 from everlearn_client.errors import EverlearnClientError, InvalidArgument
-from everlearn_client.results import Predictions
+from everlearn_client.results import KeyRotation, Predictions
 from everlearn_client.samples import SampleInput, Tensors, Texts
 
-MANIFEST_FILE, SIGNATURE_FILE = "model.manifest.json", "model.manifest.sig"
-"""Beside an export: what it is, and the server's Ed25519 signature of these bytes, 64 of them."""
+MANIFEST_FILE, SIGNATURE_FILE, KEYS_FILE = "model.manifest.json", "model.manifest.sig", "model.keys.json"
+"""Beside an export: what it is, the server's Ed25519 signature of these bytes, 64 of them, and how the key that made it
+came from the server's first one."""
 _BEST, _ALL_IT_SAYS = 3, 0
 """Classes to show where nobody says how many; 0 is all labels that a sample has, or its values."""
 
@@ -96,7 +99,8 @@ def export(
         with _DownloadDisplay() as display:
             paths = client.download(made, folder, base=base, on_progress=display.update)
     # What the server signed lies beside it: whoever takes the folder on from here can check it (clients/typescript).
-    for name, data in ((MANIFEST_FILE, made.manifest), (SIGNATURE_FILE, made.signature)):
+    signed = (MANIFEST_FILE, made.manifest), (SIGNATURE_FILE, made.signature), (KEYS_FILE, _keys(made.key_rotations))
+    for name, data in signed:
         if data:  # servers of earlier releases sign nothing
             (folder / name).write_bytes(data)
     if output is not Output.TABLE:
@@ -107,6 +111,11 @@ def export(
     put_fields({"version": made.version, "parity": f"{made.parity_max_abs_diff:.2g} over {made.probes} probes"})
     rows = [(path, file.size_bytes, file.sha256) for path, file in zip(paths, made.files, strict=True)]
     put_table(("file", "bytes", "sha256"), rows)
+
+
+def _keys(rotations: Sequence[KeyRotation]) -> bytes:
+    """JSON of hex, which `clients/typescript` follows from the key that it was given."""
+    return json.dumps([{name: data.hex() for name, data in asdict(each).items()} for each in rotations]).encode()
 
 
 class _DownloadDisplay:

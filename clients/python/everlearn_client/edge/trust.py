@@ -1,8 +1,13 @@
-"""Whose models run on this device: those that one server has signed, whoever may answer under its address."""
+"""Whose models run on this device: those that one server has signed, whoever may answer under its address.
+
+Of the server's keys only one is trusted at a time. Where it has given way to others, each vouched for by the one before
+it, the device follows, writes the last one down, and trusts none of the earlier ones again.
+"""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -10,33 +15,48 @@ from everlearn_client import _ed25519
 from everlearn_client.client import Client
 from everlearn_client.edge.durable_files import read_twice, write_twice
 from everlearn_client.errors import DataLoss, InvalidArgument
+from everlearn_client.key_chain import descendants
 from everlearn_client.results import ExportInfo
 
 _KIND: Final = "everlearn export manifest 1"
 _RECORD: Final = "server_key"
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrustRecord:
+    """What the device knows of its server, for good."""
+
+    key: str = ""
+    """Hex; empty before the first server was met."""
+    earlier: tuple[str, ...] = ()
+    """Keys that gave way to it, in order; not trusted any more."""
+    generation: int = 0
+
+
 class Trust:
-    """The key that the device trusts: the one it was given, or else the first it met, which is kept for good."""
+    """The key that the device trusts: the one it was given, or else the first it met, and what came of it since."""
 
     def __init__(self, folder: Path, *, key: str = "") -> None:
-        """`key`: 64 hexadecimal digits, as `everlearn info` shows them. Raises InvalidArgument for one that is none, or
-        is not the one that the folder has known."""
-        self._folder, self._key = folder, _bytes_of(key)
+        """`key`: 64 hexadecimal digits, as `everlearn info` shows them: the server's present one, or an earlier one
+        that the present one came from. Raises InvalidArgument for one that is none."""
+        self._folder, self._given = folder, _key_of(key)
         told, _ = read_twice(folder, _RECORD)
-        known = bytes.fromhex(told["key"]) if told is not None else b""
-        if key and known and known != self._key:
-            raise InvalidArgument(
-                f"{folder} trusts the server with the key {known.hex()}, not {key}", field="server_key"
-            )
-        self._key = self._key or known
+        self._record = (
+            TrustRecord() if told is None else TrustRecord(**{**told, "earlier": tuple(told.get("earlier", ()))})
+        )
+
+    @property
+    def key(self) -> str:
+        """That is trusted now, in hex; empty before the first server was met."""
+        return self._record.key or self._given
 
     def check(self, export: ExportInfo, client: Client) -> None:
         """Raises DataLoss for an export that the trusted server has not signed, file by file."""
-        if not self._key:
-            self._meet(client)
-        if not _ed25519.is_signed(export.manifest, export.signature, self._key):
-            raise DataLoss(f"{export.name} is not signed by the server that this device trusts ({self._key.hex()})")
+        if not self.key:
+            self._write(key=_key_of(client.info().public_key, told_by_server=True))
+        self._follow(export)
+        if not _ed25519.is_signed(export.manifest, export.signature, bytes.fromhex(self.key)):
+            raise DataLoss(f"{export.name} is not signed by the server that this device trusts ({self.key})")
         told = json.loads(export.manifest)
         signed = {name: (file["size_bytes"], file["sha256"]) for name, file in told["files"].items()}
         offered = {file.file_name: (file.size_bytes, file.sha256) for file in export.files}
@@ -44,18 +64,35 @@ class Trust:
         if named != (_KIND, export.name, export.version) or signed != offered:
             raise DataLoss(f"{export.name}: what is offered is not what was signed")
 
-    def _meet(self, client: Client) -> None:
-        self._key = _bytes_of(client.info().public_key)
-        if not self._key:
-            raise DataLoss("the server tells no key that its exports are signed with")
-        write_twice(self._folder, _RECORD, {"generation": 1, "key": self._key.hex()})
+    def _follow(self, export: ExportInfo) -> None:
+        """To the last key that the trusted one has vouched for; durable before anything is trusted by it."""
+        known = self._record
+        found = [each.hex() for each in descendants(bytes.fromhex(self.key), export.key_rotations)]
+        line = [*known.earlier, self.key, *found]
+        if set(known.earlier) & set(found):
+            raise DataLoss("the server's key gave way to one that this device trusts no more")
+        if self._given and self._given not in line:
+            raise DataLoss(
+                f"this device trusts the server with the key {self.key}, and is to trust {self._given}, which did not "
+                f"come from it; if that is meant, remove {_RECORD}.0 and {_RECORD}.1 in {self._folder}"
+            )
+        if found:
+            self._write(key=line[-1], earlier=tuple(line[:-1]))
+
+    def _write(self, **changes: object) -> None:
+        record = replace(self._record, generation=self._record.generation + 1, **changes)  # type: ignore[arg-type]  # its fields
+        write_twice(self._folder, _RECORD, asdict(record))
+        self._record = record
 
 
-def _bytes_of(key: str) -> bytes:
+def _key_of(key: str, *, told_by_server: bool = False) -> str:
+    """In lower case. Empty stays empty, unless a server tells it."""
     try:
         found = bytes.fromhex(key)
     except ValueError:
         found = b"?"
+    if told_by_server and not found:
+        raise DataLoss("the server tells no key that its exports are signed with")
     if len(found) not in (0, 32):
         raise InvalidArgument("a server's key has 64 hexadecimal digits", field="server_key")
-    return found
+    return found.hex()
