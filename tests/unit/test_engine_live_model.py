@@ -51,7 +51,7 @@ async def live_model(
     model = LiveModel(
         row=row, spec=spec, store=store, executor=EXECUTOR, solvers=SOLVERS, pages=pages, commit_share=1.0
     )
-    live = TrunkPool(lambda onnx: TrunkSession(onnx)).acquire(trunk)
+    live = TrunkPool(lambda trunk: TrunkSession(trunk.onnx)).acquire(trunk)
 
     async def none(*digests: str) -> LiveTrunk | None:
         return None

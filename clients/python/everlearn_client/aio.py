@@ -304,7 +304,7 @@ class AsyncClient:
         version: str | int = "stable",
         *,
         student: bool = False,
-        precision: str = "fp32",
+        precision: str = "",
         timeout_s: float = PREPARE_TIMEOUT_S,
     ) -> ExportInfo:
         """As `Client.export`."""

@@ -302,14 +302,15 @@ class Client:
         version: str | int = "stable",
         *,
         student: bool = False,
-        precision: str = "fp32",
+        precision: str = "",
         timeout_s: float = PREPARE_TIMEOUT_S,
     ) -> ExportInfo:
         """Has a version turned into one ONNX file, checked against the server. The same version is the same export.
 
         `student`: the small network that imitates the model, as it is now, under that version's head; raises
-        FailedPrecondition where the two agree too little. `precision`: `fp16` stores the weights in half the bytes;
-        `int8` computes in 8 bits, and raises FailedPrecondition where the model has not shown enough for that yet.
+        FailedPrecondition where the two agree too little. `precision`: by default the server's own; `fp16` stores the
+        weights in half the bytes; `int8` computes in 8 bits, and raises FailedPrecondition where the model has not
+        shown enough for that yet. So does any but `int8` where the model learns in 8 bits itself.
         """
         request = export_request(model, version, student=student, precision=precision)
         operation = self.call(self._export.CreateExport, request)

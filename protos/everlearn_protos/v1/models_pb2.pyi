@@ -160,6 +160,7 @@ class ModelStatus(google.protobuf.message.Message):
     HELD_FIELD_NUMBER: builtins.int
     BUDGET_FIELD_NUMBER: builtins.int
     LATE_LABELS_FIELD_NUMBER: builtins.int
+    INT8_FIELD_NUMBER: builtins.int
     state: Global___ModelStatus.State.ValueType
     sample_count: builtins.int
     trunk_digest: builtins.str
@@ -225,6 +226,10 @@ class ModelStatus(google.protobuf.message.Message):
     def late_labels(self) -> Global___LateLabelsStatus:
         """Of a model that declares late_labels."""
 
+    @property
+    def int8(self) -> Global___Int8Status:
+        """Of a model that declares int8_trunk or int8_export."""
+
     def __init__(
         self,
         *,
@@ -250,11 +255,64 @@ class ModelStatus(google.protobuf.message.Message):
         held: builtins.str = ...,
         budget: Global___BudgetStatus | None = ...,
         late_labels: Global___LateLabelsStatus | None = ...,
+        int8: Global___Int8Status | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["budget", b"budget", "input", b"input", "late_labels", b"late_labels", "prequential", b"prequential", "report", b"report", "student", b"student"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "budget", b"budget", "bytes_at_rest", b"bytes_at_rest", "conditions", b"conditions", "feature_dim", b"feature_dim", "held", b"held", "inexact_because", b"inexact_because", "input", b"input", "labels", b"labels", "late_labels", b"late_labels", "lock", b"lock", "memory_digest", b"memory_digest", "prequential", b"prequential", "privacy", b"privacy", "promotion_paused", b"promotion_paused", "report", b"report", "sample_count", b"sample_count", "samples_per_class", b"samples_per_class", "state", b"state", "student", b"student", "trunk_bytes", b"trunk_bytes", "trunk_digest", b"trunk_digest"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["budget", b"budget", "input", b"input", "int8", b"int8", "late_labels", b"late_labels", "prequential", b"prequential", "report", b"report", "student", b"student"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "budget", b"budget", "bytes_at_rest", b"bytes_at_rest", "conditions", b"conditions", "feature_dim", b"feature_dim", "held", b"held", "inexact_because", b"inexact_because", "input", b"input", "int8", b"int8", "labels", b"labels", "late_labels", b"late_labels", "lock", b"lock", "memory_digest", b"memory_digest", "prequential", b"prequential", "privacy", b"privacy", "promotion_paused", b"promotion_paused", "report", b"report", "sample_count", b"sample_count", "samples_per_class", b"samples_per_class", "state", b"state", "student", b"student", "trunk_bytes", b"trunk_bytes", "trunk_digest", b"trunk_digest"]) -> None: ...
 
 Global___ModelStatus: typing_extensions.TypeAlias = ModelStatus
+
+@typing.final
+class Int8Status(google.protobuf.message.Message):
+    """How far 8 bits are: of int8_trunk the first two, of int8_export the others."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WANTED_FIELD_NUMBER: builtins.int
+    CALIBRATED_ON_FIELD_NUMBER: builtins.int
+    SEEN_FIELD_NUMBER: builtins.int
+    OBSERVED_FIELD_NUMBER: builtins.int
+    TESTED_FIELD_NUMBER: builtins.int
+    ACCURACY_FIELD_NUMBER: builtins.int
+    FP32_ACCURACY_FIELD_NUMBER: builtins.int
+    MAX_DROP_FIELD_NUMBER: builtins.int
+    RELEASED_FIELD_NUMBER: builtins.int
+    MISSING_FIELD_NUMBER: builtins.int
+    wanted: builtins.int
+    """Images that the trunk is made from, and how many it was made from; 0 until it is (`held` says how many have come)."""
+    calibrated_on: builtins.int
+    seen: builtins.int
+    """Images that ranges were counted over; and of the graph that is told of here, those that its ranges are from, 0 before
+    the first. It is the one that ships, or where none does the newest.
+    """
+    observed: builtins.int
+    tested: builtins.int
+    """Labelled samples that it was tested on before they were learned, the newest of them, and how many it may lose
+    against the server in fp32, as a share.
+    """
+    accuracy: builtins.float
+    fp32_accuracy: builtins.float
+    max_drop: builtins.float
+    released: builtins.bool
+    """Whether an export in int8 would be given now; where not, why."""
+    missing: builtins.str
+    def __init__(
+        self,
+        *,
+        wanted: builtins.int = ...,
+        calibrated_on: builtins.int = ...,
+        seen: builtins.int = ...,
+        observed: builtins.int = ...,
+        tested: builtins.int = ...,
+        accuracy: builtins.float = ...,
+        fp32_accuracy: builtins.float = ...,
+        max_drop: builtins.float = ...,
+        released: builtins.bool = ...,
+        missing: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accuracy", b"accuracy", "calibrated_on", b"calibrated_on", "fp32_accuracy", b"fp32_accuracy", "max_drop", b"max_drop", "missing", b"missing", "observed", b"observed", "released", b"released", "seen", b"seen", "tested", b"tested", "wanted", b"wanted"]) -> None: ...
+
+Global___Int8Status: typing_extensions.TypeAlias = Int8Status
 
 @typing.final
 class LateLabelsStatus(google.protobuf.message.Message):

@@ -18,10 +18,11 @@ import everlearn.backbones
 from everlearn import plugins
 from everlearn.backbones.base import BackboneDefaults
 from everlearn.backbones.child import build_cut_in_child, build_in_child, describe_in_child
-from everlearn.backbones.manifest import dump_manifest, load_trunk
+from everlearn.backbones.manifest import dump_manifest, load_trunk, provenance_in
 from everlearn.backbones.tail import Tail
 from everlearn.backbones.tail_manifest import dump_tail, load_tail
 from everlearn.errors import DataLossError, EverlearnError, NotFoundError, SpecError
+from everlearn.export.int8_trunk import made_again, observes, observing
 from everlearn.heads import head_for
 from everlearn.hubs import hub_for
 from everlearn.hubs.base import Hub, HubSettings, Resolved
@@ -33,7 +34,7 @@ from everlearn.spec.model import Backbone, Model
 from everlearn.spec.plan import Download, Plan, StoredCounts, build_plan
 from everlearn.spec.rules import TRANSFORMERS
 from everlearn.values import BackboneFiles, Trunk
-from everlearn_server.store.rows import TrunkRow
+from everlearn_server.store.rows import ModelRow, TrunkRow
 from everlearn_server.store.store import Store
 
 _logger = structlog.get_logger(__name__)
@@ -123,7 +124,32 @@ class Applier:
         return text, lock
 
     async def trunk(self, model: Model, progress: Progress) -> tuple[Trunk, Mapping[str, str]]:
-        """The trunk of a completed declaration, from the cache where it has been built before, and its lock."""
+        """The trunk of a completed declaration, from the cache where it has been built before, and its lock. Of one in
+        8 bits, what stands in its place until it is calibrated."""
+        trunk, lock = await self.source_trunk(model, progress)
+        return (trunk if model.spec.int8_trunk is None else await self._observing(trunk)), lock
+
+    async def trunk_of_lineage(
+        self, model: Model, row: ModelRow, lineage: int, progress: Progress
+    ) -> tuple[Trunk, Mapping[str, str]]:
+        """As `trunk`; but a lineage keeps the trunk in 8 bits that it has, made again where its file is damaged.
+
+        Raises DataLossError where it cannot be made as it was.
+        """
+        kept = await self._store.catalog.find_trunk(derived_key(calibrated_name(row.uid, lineage)))
+        if model.spec.int8_trunk is None or kept is None or kept.digest != row.trunk_digest:
+            return await self.trunk(model, progress)
+        source, lock = await self.source_trunk(model, progress)
+        try:
+            onnx = await self._store.blobs.get(kept.digest)
+        except DataLossError as error:
+            _logger.warning("a trunk in 8 bits is damaged and is made again", reason=error.reason, digest=kept.digest)
+            made = await asyncio.to_thread(made_again, source, provenance_in(kept.manifest), kept.digest)
+            await self._store.blobs.put(onnx := made.onnx)
+        return await asyncio.to_thread(load_trunk, onnx, kept.manifest), lock
+
+    async def source_trunk(self, model: Model, progress: Progress) -> tuple[Trunk, Mapping[str, str]]:
+        """As `trunk`, in fp32 whatever is declared."""
         backbone = model.spec.backbone
         hub = hub_for(backbone, self._hubs)
         progress("download", 0, 0)
@@ -215,6 +241,24 @@ class Applier:
             self._tails[row.digest] = load_tail(graph, weights, row.manifest)
         return self._tails[row.digest]
 
+    async def _observing(self, trunk: Trunk) -> Trunk:
+        made = await asyncio.to_thread(observing, trunk)
+        await self.put_trunk(f"observing {trunk.feature_digest}", made, trunk.provenance.get("source", ""))
+        return made
+
+    async def put_trunk(self, name: str, trunk: Trunk, source: str) -> None:
+        """Keeps a trunk that was made of another one. `name`: what it is, for its key."""
+        await self._store.blobs.put(trunk.onnx)
+        await self._store.catalog.put_trunk(
+            TrunkRow(
+                key=derived_key(name),
+                digest=trunk.digest,
+                manifest=dump_manifest(trunk),
+                source=source,
+                size=len(trunk.onnx),
+            )
+        )
+
     async def _put_tail(self, trunk: Trunk, tail: Tail) -> None:
         data = b"".join((len(tail.graph).to_bytes(_SIZE_BYTES, "little"), tail.graph, tail.weights))
         digest = await self._store.blobs.put(data)
@@ -235,7 +279,11 @@ class Applier:
     async def trunk_of(self, model: Model, digest: str) -> Trunk:
         """The stored trunk that a completed declaration was made ready with. Raises as `stored_trunk`."""
         front, bits = front_config(model), model.spec.memory.bits
-        return await self.stored_trunk(digest, lambda trunk: trunk.front == front and trunk.scale.bits == bits)
+
+        def fits(trunk: Trunk) -> bool:  # bins have bits of their own
+            return trunk.front == front and (trunk.scale.bits == bits or observes(trunk.provenance))
+
+        return await self.stored_trunk(digest, fits)
 
     def _build(self, model: Model, files: BackboneFiles) -> tuple[Trunk, Tail | None]:
         self._work_dir.mkdir(parents=True, exist_ok=True)
@@ -301,9 +349,19 @@ def _matters(backbone: Backbone, name: str) -> bool:
     return backbone.loader == TRANSFORMERS or not name.endswith(".json")
 
 
+def derived_key(name: str) -> str:
+    """Among the trunks, of what was made of one."""
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def calibrated_name(uid: str, lineage: int) -> str:
+    """Of a lineage's trunk in 8 bits, for `derived_key`."""
+    return f"int8 of {uid} {lineage}"
+
+
 def _tail_key(trunk_digest: str) -> str:
     """Beside the trunks: a tail is found by the trunk that it continues."""
-    return hashlib.sha256(f"tail of {trunk_digest}".encode()).hexdigest()
+    return derived_key(f"tail of {trunk_digest}")
 
 
 def _key(model: Model, lock: Mapping[str, str]) -> str:

@@ -14,7 +14,7 @@ from everlearn.errors import ConflictError, EverlearnError
 from everlearn.spec.load import dump, parse
 from everlearn.spec.model import Model
 from everlearn.spec.plan import Plan, StoredCounts, check_consent
-from everlearn_server.engine.applier import Applier, Current
+from everlearn_server.engine.applier import Applier, Current, calibrated_name, derived_key
 from everlearn_server.engine.beside import forget
 from everlearn_server.engine.conditions import conditions_json
 from everlearn_server.engine.exporter import Exporter
@@ -91,6 +91,8 @@ class Declarations:
             await self._store.catalog.delete_model(name)
             for key in (checkpoint_key, ranges_key):
                 await forget(self._store, key(model.row.uid))
+            for lineage in range(1, model.row.lineage + 1):
+                await forget(self._store, derived_key(calibrated_name(model.row.uid, lineage)))
             self._fleet.dismiss(model)
 
     async def run(self, operation: Operation) -> Mapping[str, str]:
@@ -101,17 +103,18 @@ class Declarations:
         if model.is_started and model.spec == spec:
             return result
         try:
-            trunk, lock = await self._applier.trunk(spec, operation.progress)
+            lineage = int(operation.request["lineage"])
+            trunk, lock = await self._applier.trunk_of_lineage(spec, model.row, lineage, operation.progress)
             student_lock = await self._applier.student(spec, operation.progress)
             session = self._fleet.trunks.find(trunk.digest)
             if session is None:  # opened before the old model stops: where that fails, it goes on
-                session = await asyncio.to_thread(self._fleet.open_session, trunk.onnx)
+                session = await asyncio.to_thread(self._fleet.open_session, trunk)
             await model.stop()
             row = await model.update_row(
                 declaration=dump(spec),
                 # Decided when the plan was made, not now: a second run must not begin a second lineage.
                 generation=int(operation.request["generation"]),
-                lineage=int(operation.request["lineage"]),
+                lineage=lineage,
                 state=READY,
                 conditions_json=conditions_json(None),
                 lock_json=json.dumps({**lock, **student_lock}),
@@ -174,7 +177,7 @@ class Declarations:
                 exports=len(await self._store.catalog.exports(name)),
             ),
             labels=tuple(learner.labels) if learner else (),
-            feature_dim=model.trunk.feature_dim if model.trunk else None,
+            feature_dim=model.trunk.feature_dim if model.trunk and not model.trunk.observes else None,
         )
 
     async def _create(self, spec: Model, lock: Mapping[str, str]) -> ModelRow:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from everlearn.backbones.projection import weights
-from everlearn.errors import InputError
+from everlearn.errors import InputError, PreconditionError
 from everlearn.inputs.samples import Features, Raw, Samples
 from everlearn.spec.input import Input
 from everlearn.spec.recipe import Projection
@@ -45,6 +45,13 @@ async def embed(models: Sequence[LiveModel], samples: Samples, queue: WorkQueue)
     They are then NumPy's product instead of the trunk's own last node: alike to rounding, which the fixed-point scale
     of features hides but for a last step now and then. Raises InputError (field below `samples`), PreconditionError.
     """
+    for model in models:
+        if model.ready_trunk.observes:
+            raise PreconditionError(
+                f"model {model.name!r} has no features yet: {model.writer.held.waits}",
+                field="names",
+                reason="NOT_CALIBRATED",
+            )
     by_digest = {model.ready_trunk.feature_digest: model for model in models}
     if isinstance(samples, Features):
         raise InputError("features are what the answer is; send the samples themselves", field="samples.features")
@@ -85,7 +92,8 @@ def _projected(features_Bd: FeaturesBd, projection: Projection) -> FeaturesBd:
 def _backbone(model: LiveModel) -> str:
     """What the features before a projection depend on."""
     spec = model.spec.spec
-    return "\n".join(part.model_dump_json() for part in (spec.backbone, spec.input, spec.adapt))
+    parts = [part.model_dump_json() for part in (spec.backbone, spec.input, spec.adapt)]
+    return "\n".join(parts if spec.int8_trunk is None else [*parts, model.ready_trunk.digest])
 
 
 def _check_size(count: int, dims: Sequence[int]) -> None:

@@ -10,16 +10,17 @@ from functools import partial
 import structlog
 
 from everlearn.errors import DataLossError, PreconditionError
-from everlearn.export.precision import Precision, precision_of
+from everlearn.export.precision import precision_of
 from everlearn.inputs.decoding import DecodingApart, DecodingHere, ImageDecoding
 from everlearn.inputs.samples import Features, Samples
 from everlearn_server.engine.applier import Applier
+from everlearn_server.engine.calibrations import Calibrations
 from everlearn_server.engine.declarations import Declarations, check_etag
 from everlearn_server.engine.decode import Decoder
 from everlearn_server.engine.embedding import Embedded, embed
 from everlearn_server.engine.erasures import KIND as ERASE
 from everlearn_server.engine.erasures import Erasures
-from everlearn_server.engine.exporter import MODEL_FILE, Exporter
+from everlearn_server.engine.exporter import MODEL_FILE, Exporter, is_in_8_bits, precision_for
 from everlearn_server.engine.fleet import EngineSettings, Fleet
 from everlearn_server.engine.int8 import released_by
 from everlearn_server.engine.live_model import LiveModel
@@ -66,6 +67,10 @@ class Engine:
             images=_decoding(settings),
         )
         self.erasures = Erasures(store, self.model, self._fleet.tell_ready, self.operations)
+        self._calibrations = Calibrations(
+            store=store, fleet=self._fleet, applier=applier, declarations=self.declarations
+        )
+        self._fleet.calibrate = self._calibrations.begin
         self.upgrades = Upgrades(
             store=store, fleet=self._fleet, applier=applier, declarations=self.declarations, queue=self.queue
         )
@@ -81,6 +86,7 @@ class Engine:
     async def drain(self) -> None:
         """Commits everything and stops learning; open learning streams are told. Predictions are still answered."""
         await self.upgrades.close()
+        await self._calibrations.close()
         await self.operations.close()
         await self._fleet.stop()
 
@@ -229,21 +235,20 @@ class Engine:
             self.damages.found("version", model.name, error, name=str(versioned.record.number))
             raise
 
-    async def start_export(
-        self, name: str, version: str, *, student: bool = False, precision: Precision = "fp32"
-    ) -> Operation:
+    async def start_export(self, name: str, version: str, *, student: bool = False, precision: str = "") -> Operation:
         """Begins an export; the version that the name means now is the one exported, or its student as it is now.
 
-        Raises as `release_student` and, for `int8`, `released_by`; and DiskFullError.
+        Raises as `release_student`, `precision_for` and, for `int8`, `released_by`; and DiskFullError.
         """
         self.require_room()
         versioned = self.model(name).book.find(version)
-        if precision == "int8":  # who asks hears at once what is missing
+        chosen = precision_for(versioned.snapshot, precision)
+        if chosen == "int8" and not is_in_8_bits(versioned.snapshot):  # who asks hears at once what is missing
             released_by(self.model(name).beside, name, versioned.snapshot.feature_digest)
         if student:
             versioned = await release_student(self.model(name), versioned)
         await self.model(name).store_version(versioned)
-        request = {"version": str(versioned.record.number), "precision": precision}
+        request = {"version": str(versioned.record.number), "precision": chosen}
         return await self.operations.start("export", name, request, self._run_export)
 
     async def exports(self, name: str) -> list[ExportRow]:

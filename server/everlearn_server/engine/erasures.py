@@ -11,6 +11,7 @@ from typing import Any, Final
 import structlog
 
 from everlearn.errors import NotFoundError, PreconditionError
+from everlearn.learners.calibration import NOT_OF_INT8
 from everlearn.spec.model import ModelSpec
 from everlearn_server.engine.erasure_receipt import SAID, Asked, Told, receipt_of, told_by
 from everlearn_server.engine.integration import Integration
@@ -359,6 +360,8 @@ def _check(spec: ModelSpec, asked: Asked) -> None:
             "ranges of activations have been counted over the same samples, and exports in 8 bits carry them; remove "
             "int8_export from the declaration first, which forgets them"
         )
+    if spec.int8_trunk is not None:
+        raise _refused(f"{NOT_OF_INT8}; replace the model")
     if asked.label and spec.memory.kind != "per_class_statistics":
         raise _refused(f"memory {spec.memory.kind} adds all classes up; per_class_statistics keeps them apart")
     if spec.adapt.kind == "first_session":

@@ -11,13 +11,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from everlearn.errors import DataLossError
+from everlearn.errors import DataLossError, PreconditionError
 from everlearn.export.card import CardFacts, StudentFacts, model_card
 from everlearn.export.card_precision import Evidence, PrecisionFacts
 from everlearn.export.compose import Composer, score_output
 from everlearn.export.int8 import rounded
+from everlearn.export.int8_trunk import calibrated_on
 from everlearn.export.parity import ReleaseReport, check_release, distance
-from everlearn.export.precision import TOLERANCE, Precision
+from everlearn.export.precision import TOLERANCE, Precision, precision_of
 from everlearn.export.probes import Probes
 from everlearn.export.self_test import SelfTest
 from everlearn.values import FeaturesBd, Trunk, TrunkInput
@@ -96,7 +97,7 @@ class Exporter:
         bench = await self._bench(versioned.snapshot)
         asked = _Asked(model=model.name, versioned=versioned, parity=model.spec.spec.gate.parity, precision=precision)
         own = bench
-        if precision == "int8":
+        if precision == "int8" and not is_in_8_bits(versioned.snapshot):
             graph, evidence = released_by(model.beside, model.name, versioned.snapshot.feature_digest)
             own = await asyncio.to_thread(_make_bench, graph.trunk, graph.session.run)
             asked = replace(asked, evidence=evidence)
@@ -155,6 +156,30 @@ class Exporter:
         return self._benches[key]
 
 
+def is_in_8_bits(snapshot: Snapshot) -> bool:
+    """Whether the server itself answers in 8 bits with this version."""
+    assert isinstance(snapshot.trunk, LiveTrunk)
+    return snapshot.trunk.calibrated_on > 0
+
+
+def precision_for(snapshot: Snapshot, asked: str) -> Precision:
+    """What a file of a version is made in; `asked`: empty for what the server computes in.
+
+    Raises InputError for no precision, PreconditionError for another than the one that a trunk in 8 bits has.
+    """
+    chosen = precision_of(asked)
+    if not is_in_8_bits(snapshot):
+        return chosen
+    if asked and chosen != "int8":
+        raise PreconditionError(
+            f"this version has learned on its trunk in 8 bits, which is the one that ships; a file in {chosen} would "
+            "be another model. Ask for int8, or leave the precision out",
+            field="precision",
+            reason="ONLY_INT8",
+        )
+    return "int8"
+
+
 def _make_bench(trunk: Trunk, run: Callable[[TrunkInput], FeaturesBd]) -> _Bench:
     probes = Probes.of(trunk, run)
     return _Bench(trunk=trunk, composer=Composer(trunk), probes=probes, self_test=SelfTest.of(trunk, run, probes))
@@ -197,7 +222,7 @@ class _Released:
 def _release(bench: _Bench, server: _Bench, asked: _Asked) -> _Released:
     """`bench`: of the trunk that the file is of; `server`: of the one that the server runs, mostly the same."""
     record, snapshot, precision = asked.versioned.record, asked.versioned.snapshot, asked.precision
-    if precision == "int8":
+    if precision == "int8" and not is_in_8_bits(snapshot):
         snapshot = replace(snapshot, head=rounded(snapshot.head))
     head, metrics = snapshot.head, json.loads(record.metrics_json)
     student = StudentFacts.of(metrics["student"]) if "student" in metrics else None
@@ -234,6 +259,9 @@ def _precision_facts(bench: _Bench, server: _Bench, asked: _Asked, report: Relea
         return None
     if asked.precision == "fp16":
         return PrecisionFacts(precision="fp16", distance=report.composed, tolerance=asked.tolerance)
+    if is_in_8_bits(asked.versioned.snapshot):
+        seen = calibrated_on(bench.trunk.provenance)
+        return PrecisionFacts(precision="int8", distance=report.served, tolerance=asked.tolerance, calibrated_on=seen)
     head = asked.versioned.snapshot.head  # there is no tail below one in 8 bits
     ours_BC = rounded(head).scores(bench.probes.features_Bd)
     apart = distance(ours_BC, head.scores(server.probes.features_Bd), head.task)

@@ -13,6 +13,7 @@ from pathlib import Path
 import structlog
 
 from everlearn.errors import DataLossError, EverlearnError, NotFoundError
+from everlearn.export.int8_trunk import calibrated_on, observes
 from everlearn.hubs.base import HubSettings
 from everlearn.learners.trainer import TrainerSettings
 from everlearn.runtime.session import TrunkSession
@@ -78,6 +79,8 @@ class Fleet:
         self._working_set = WorkingSet(self.models, store.ledger, capacity_bytes=settings.working_set_bytes)
         self.ready_changed: Callable[[str, bool], None] = lambda model, ready: None
         """Called when a model begins or ceases to serve (health)."""
+        self.calibrate: Callable[[LiveModel], None] = lambda model: None
+        """Called, again and again, once enough has come for a model's trunk in 8 bits."""
 
     # -- who there is -------------------------------------------------------------------------------------------
 
@@ -154,6 +157,7 @@ class Fleet:
             commit_share=self._settings.commit_share,
             trainer=self._settings.trainer,
             on_first_stable=lambda name: self.tell_ready(self.get(name)),
+            on_calibrated=lambda model: self.calibrate(model),
             damages=self.damages,
         )
 
@@ -202,9 +206,10 @@ class Fleet:
         state = model.row.state if model.is_started else FAILED
         model.row = replace(model.row, state=state, conditions_json=conditions_json(error), update_time_s=time.time())
 
-    def open_session(self, onnx: bytes) -> TrunkSession:
+    def open_session(self, trunk: Trunk) -> TrunkSession:
         """Raises UnavailableError, BackboneError."""
-        return TrunkSession(onnx, providers=self._settings.providers)
+        in_8_bits = observes(trunk.provenance) or calibrated_on(trunk.provenance) > 0
+        return TrunkSession(trunk.onnx, providers=self._settings.providers, arena=not in_8_bits)
 
     async def _stored_trunk(self, model: LiveModel, digest: str) -> Trunk:
         try:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from everlearn.learners.base import Learned
+from everlearn.learners.calibration import Calibration
+from everlearn.learners.rounded import Rounded
 from everlearn.sums import Sums
 from everlearn_server.engine.fleet_records import records_json
-from everlearn_server.engine.hold import Boundary, Hold, Shortfall, Shown
+from everlearn_server.engine.hold import Boundary, Fingerprints, Hold, Shortfall, Shown
 from everlearn_server.engine.integration import Integration
 
 
@@ -17,7 +19,10 @@ class Holding:
         """None where nothing is held."""
         self.boundary: Boundary | None = None
         """The last commit's state, where that alone may be shown."""
+        self.rounds = False
+        """Whether heads are those that 8 bits hold."""
         self._work = work
+        self._keys = Fingerprints()
         self.show(self.present())
 
     @property
@@ -35,11 +40,26 @@ class Holding:
         """What is missing until what is in RAM may be committed; None where it may."""
         return self.hold.shortfall(self._work.tails.values()) if self.hold is not None else None
 
+    @property
+    def keys(self) -> Fingerprints | None:
+        """What knows batches again while they wait in RAM alone; None where none does."""
+        return self.hold or (self._keys if isinstance(self._work.learner, Calibration) else None)
+
+    @property
+    def waits(self) -> str:
+        """For what batches wait that may not be durable, in words; empty where none does."""
+        short, hold = self.shortfall, self.hold
+        if short is not None and hold is not None:
+            clients = f"{hold.clients:,} client{'s' if hold.clients != 1 else ''}"
+            return f"{short.told()} (privacy: {hold.samples} samples of {clients} in a step)"
+        return self._work.learner.waits_for
+
     def learned(self) -> tuple[Learned, dict[str, int]]:
         """What heads are solved from, with the last sequence of each client that is in it."""
         if self.boundary is not None:
             return self.boundary.learned, dict(self.boundary.tails)
-        return self._work.learner.learned(), self._tails()
+        learned = self._work.learner.learned()
+        return Rounded(learned) if self.rounds else learned, self._tails()
 
     def sums(self) -> Sums:
         """A copy of what closed forms need. Raises PreconditionError (reason NO_SUMS)."""

@@ -94,10 +94,23 @@ class Boundary:
         return inner.sums
 
 
-class Hold:
+class Fingerprints:
+    """Tell whether a batch that waits in RAM comes again as another one under its number."""
+
+    def __init__(self) -> None:
+        self._secret = secrets.token_bytes(32)
+
+    def fingerprint(self, message: bytes) -> bytes:
+        """Of a batch that waits. Keyed with what dies with the process: a plain digest of data that can be guessed
+        would confirm the guess."""
+        return hashlib.blake2b(message, key=self._secret, digest_size=16).digest()
+
+
+class Hold(Fingerprints):
     """The minima of one model."""
 
     def __init__(self, *, samples: int, clients: int, class_samples: int, task: Task = "classification") -> None:
+        super().__init__()
         self.samples = samples
         """k: in any step from one persisted or served state to the next."""
         self.clients = clients
@@ -105,7 +118,6 @@ class Hold:
         self.class_samples = class_samples
         """Below which no class is served."""
         self._task: Task = task
-        self._secret = secrets.token_bytes(32)
 
     @classmethod
     def of(cls, spec: ModelSpec) -> Self | None:
@@ -150,18 +162,12 @@ class Hold:
         shown = Shown(labels=masked.labels, count_C=masked.count_C, samples=masked.samples, record=record)
         return Boundary(learned=masked, told=told, tails=tails, shown=shown)
 
-    def fingerprint(self, message: bytes) -> bytes:
-        """Of a batch that waits, to notice another one under its number. Keyed with what dies with the process: a plain
-        digest of data that can be guessed would confirm the guess."""
-        return hashlib.blake2b(message, key=self._secret, digest_size=16).digest()
 
-
-def held(short: Shortfall, *, first: int, last: int, hold: Hold) -> PreconditionError:
-    """What a client is told whose batches were received and are not durable."""
+def held(waits: str, *, first: int, last: int) -> PreconditionError:
+    """What a client is told whose batches were received and are not durable. `waits`: for what, in words."""
     which = f"sequence {first}" if first == last else f"sequences {first} to {last}"
     return PreconditionError(
-        f"{which} are held, not durable: {short.told()} (privacy: {hold.samples} samples of "
-        f"{_plural(hold.clients, 'client', 'clients')} in a step); keep them, and send them again with what comes next",
+        f"{which} are held, not durable: {waits}; keep them, and send them again with what comes next",
         reason=HELD,
     )
 

@@ -80,6 +80,18 @@ class Graph:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Standing:
+    """How far 8 bits are."""
+
+    seen: int
+    """Images that ranges were counted over."""
+    evidence: Evidence | None
+    """Of the graph that ships, or where none does of the newest; None before the first."""
+    missing: str
+    """Why none may leave now, in words; empty where one may."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Waiting:
     pixels: list[TrunkInput]
     features_Bd: FeaturesBd
@@ -206,6 +218,17 @@ class LiveInt8:
         if graph is not None and graph.is_good(self._declared):
             return graph, graph.evidence(self._declared.max_drop)
         raise GateError(self._missing())
+
+    @property
+    def standing(self) -> Standing:
+        """How far it is."""
+        graph = self._shipped or self._tried
+        released = self._shipped is not None and self._shipped.is_good(self._declared)
+        return Standing(
+            seen=self._sketch.samples,
+            evidence=graph.evidence(self._declared.max_drop) if graph is not None else None,
+            missing="" if released else self._missing(),
+        )
 
     # -- inside -------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from everlearn.contribution import Contribution
 from everlearn.errors import EverlearnError, PreconditionError, SequenceGapError, UnlearnableError
 from everlearn.learners.base import Learner
+from everlearn.learners.calibration import Calibration
 from everlearn.memories.base import Origin
 from everlearn.metrics.fleet import FleetTally
 from everlearn.metrics.record import Record
@@ -107,8 +108,12 @@ class Integration:
         if batch.epoch != tail.epoch:
             return fenced(batch.epoch, batch.client, tail.epoch)
         if batch.sequence <= tail.integrated:
-            if tail.fingerprints.get(batch.sequence, batch.fingerprint) != batch.fingerprint:
+            is_another = tail.fingerprints.get(batch.sequence, batch.fingerprint) != batch.fingerprint
+            if is_another and not isinstance(self.learner, Calibration):
                 return reused(batch.sequence, tail)
+            if is_another:  # nobody was told that the other one is held: a client may have begun anew
+                tail.integrated = batch.sequence - 1
+                return self.take(batch, stack)
             return outcome_of(batch, *self._told, self._live(), duplicate=True, receipt=self._receipt_again(batch))
         expected = tail.integrated + 1
         if batch.sequence > expected:

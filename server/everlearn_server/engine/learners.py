@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from everlearn.learners import ClosedForm, Learner, TargetLearner
+from everlearn.learners.calibration import Calibration
 from everlearn.learners.first_session import FirstSession
 from everlearn.learners.noised import Noised
 from everlearn.learners.private_trainer import PrivateTrainer
@@ -30,6 +31,8 @@ def make_learner(
     Blocks: a trainer's process takes seconds to begin. Raises DataLossError for bytes that do not belong to it,
     UnavailableError where no process can be begun.
     """
+    if trunk.observes:
+        return Calibration(spec, trunk.feature_dim // 2)
     if spec.by_gradient:
         trainer = Trainer(spec, trunk.scale, tail=trunk.tail, data=data, settings=settings, sealer=sealer)
         return PrivateTrainer(trainer, spec, trunk.scale.step_d.size) if spec.privacy.tier == "dp" else trainer

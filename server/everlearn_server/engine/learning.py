@@ -19,6 +19,7 @@ from everlearn.errors import (
     TimelineChangedError,
 )
 from everlearn.inputs.samples import Features, Samples, Waiting
+from everlearn.learners.calibration import NOT_OF_INT8
 from everlearn.truth import Truth
 from everlearn.values import FeaturesBd
 from everlearn_server.engine.batches import Derived, Outcome
@@ -86,9 +87,10 @@ class LearnStream:
         self._client = client
         self._wants_receipts = receipts
         self._durable_only = durable_only
-        if receipts and self._writer.learner.inseparable_because:
+        stays = self._writer.learner.inseparable_because or (NOT_OF_INT8 if model.spec.spec.int8_trunk else "")
+        if receipts and stays:
             raise PreconditionError(
-                f"receipts would be of no use: {self._writer.learner.inseparable_because}; leave them out",
+                f"receipts would be of no use: {stays}; leave them out",
                 field="open.receipts",
                 reason="NOT_SEPARABLE",
             )
@@ -107,6 +109,13 @@ class LearnStream:
         self.held_sequence = 0
         """Last sequence that is in RAM and, where nothing may be committed yet, waits there."""
         expected = model.ready_trunk.feature_digest
+        if feature_digest and model.ready_trunk.observes:
+            raise PreconditionError(
+                f"the trunk in 8 bits, whose features these should be, is not made yet: {self._writer.held.waits}; "
+                "send images",
+                field="open.feature_digest",
+                reason="NOT_CALIBRATED",
+            )
         if feature_digest and feature_digest != expected:
             raise InputError(
                 f"features were computed by {feature_digest[:12]}..., this model's trunk is {expected[:12]}...; "
@@ -141,8 +150,8 @@ class LearnStream:
                 f"{self._in_flight} batches are in flight and {CREDITS} may; wait for credits", retry_after_s=0.1
             )
         self._in_flight += 1
-        if self._writer.held.hold is not None:
-            batch = replace(batch, fingerprint=self._writer.held.hold.fingerprint(message))
+        if (keys := self._writer.held.keys) is not None:
+            batch = replace(batch, fingerprint=keys.fingerprint(message))
         derived = self._derived_at_once(batch)
         if derived is not None and not self._in_line:
             self._hand_over(batch, derived)
@@ -342,9 +351,8 @@ class LearnStream:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._moved.wait(), GRACE_S)
                 continue
-            short, hold = self._writer.held.shortfall, self._writer.held.hold
-            if short is not None and hold is not None:
-                raise held(short, first=first, last=self._last_sequence, hold=hold)
+            if waits := self._writer.held.waits:
+                raise held(waits, first=first, last=self._last_sequence)
         await self._model.publisher.settled({self._client: self._last_sequence}, timeout_s=5.0)
         self._events.put(
             DurableUpTo(

@@ -57,6 +57,7 @@ class LiveModel:
         trainer: TrainerSettings = TrainerSettings(),  # noqa: B008  # frozen
         release_trunk: Callable[[LiveTrunk], None] = lambda trunk: None,
         on_first_stable: Callable[[str], None] = lambda name: None,
+        on_calibrated: Callable[[LiveModel], None] = lambda model: None,
         damages: Damages | None = None,
     ) -> None:
         self.row, self.spec = row, spec
@@ -75,7 +76,7 @@ class LiveModel:
         self._commit_share, self._trainer = commit_share, trainer
         self._own_threads: ThreadPoolExecutor | None = None
         self._row_lock, self._store_lock = asyncio.Lock(), asyncio.Lock()
-        self._on_first_stable = on_first_stable
+        self._on_first_stable, self._on_calibrated = on_first_stable, on_calibrated
         self.damages = damages or Damages()
         self._writer: ModelWriter | None = None
         self._publisher: Publisher | None = None
@@ -152,10 +153,11 @@ class LiveModel:
             on_durable=self._store_soon,
             hold=Hold.of(self.spec.spec),
             budget=Budget.of(self.spec.spec, self.row.lineage, await self._store.ledger.spends(self.name)),
-            limits=limits,
+            limits=limits if not trunk.observes else None,
             pace=Pace(self._commit_share, clock=time.monotonic if self._own_threads else time.thread_time),
         )
         self._writer.commit_id = ledger.commit_id if ledger else 0
+        self._writer.held.rounds = trunk.calibrated_on > 0
         self._writer.work.receipts, self._writer.work.parts = accounts
         self._publisher = self._make_publisher(latest)
         if first is not None:  # before anybody can open a stream, which then is tested by it
@@ -179,8 +181,7 @@ class LiveModel:
             await asyncio.to_thread(self._writer.learner.close)
         if self._own_threads is not None:
             self._own_threads.shutdown()
-            self._own_threads = None
-        self._writer, self._publisher = None, None
+        self._writer, self._publisher, self._own_threads = None, None, None
 
     async def revise(self, spec: Model) -> None:
         """Takes up a changed declaration that needs no new lineage; what changes the versions makes one at once."""
@@ -246,7 +247,10 @@ class LiveModel:
             self._publisher.ask()
 
     def _on_integrated(self) -> None:
-        if self._publisher is not None:
+        if self.trunk is not None and self.trunk.observes:
+            if not self.writer.learner.waits_for:
+                self._on_calibrated(self)
+        elif self._publisher is not None:
             self._publisher.touch()
 
     def _install(self, solved: Solved) -> None:
@@ -256,13 +260,7 @@ class LiveModel:
         def make(number: int, solved: Solved) -> Snapshot:
             return self._snapshot(number, solved.head, solved.tail, trunk, time.time())
 
-        self.book.publish(
-            solved,
-            spec=self.spec,
-            trunk=trunk,
-            prequential=tested(self.writer),
-            make=make,
-        )
+        self.book.publish(solved, spec=self.spec, trunk=trunk, prequential=tested(self.writer), make=make)
         if first and self.book.stable is not None:
             self._on_first_stable(self.name)
         if self.book.needs_numbers and (self._reserving is None or self._reserving.done()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -19,10 +20,11 @@ class Rest:
         self._task: asyncio.Task[None] | None = None
 
     def begin(self, after_s: float) -> None:
-        """Waits from now on; an earlier wait is over."""
+        """Waits from now on, where that is not for ever; an earlier wait is over."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(after_s, self._due)
+        if math.isfinite(after_s):
+            self._timer = asyncio.get_running_loop().call_later(after_s, self._due)
 
     def end(self) -> None:
         """Waits no more; what has begun goes on to its end."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from everlearn.backbones.tail import Tail
+from everlearn.export.int8_trunk import calibrated_on, observes
 from everlearn.runtime.session import TrunkSession
 from everlearn.values import FeatureScale, Front, Trunk
 
@@ -31,6 +32,16 @@ class LiveTrunk:
     """Where a part of the backbone learns: that part, as it was before. The features are then the values at the cut."""
 
     @property
+    def observes(self) -> bool:
+        """Whether it only stands in the place of a trunk in 8 bits, for which images have yet to come."""
+        return observes(self.provenance)
+
+    @property
+    def calibrated_on(self) -> int:
+        """Of a trunk in 8 bits: images that its ranges are from; 0 of another one."""
+        return calibrated_on(self.provenance)
+
+    @property
     def provider(self) -> str:
         """ONNX Runtime's execution provider in use; what follows the trunk runs there too."""
         return self.session.providers[0]
@@ -39,7 +50,7 @@ class LiveTrunk:
 class TrunkPool:
     """Opens each trunk once and counts who uses it. Not thread-safe: call from the event loop."""
 
-    def __init__(self, open_session: Callable[[bytes], TrunkSession]) -> None:
+    def __init__(self, open_session: Callable[[Trunk], TrunkSession]) -> None:
         self._open_session = open_session
         self._sessions: dict[str, TrunkSession] = {}
         self._users: Counter[str] = Counter()
@@ -52,7 +63,7 @@ class TrunkPool:
         """The model's view of the trunk; opens the session if nobody has, or takes the one given."""
         digest = trunk.digest
         if digest not in self._sessions:
-            self._sessions[digest] = session or self._open_session(trunk.onnx)
+            self._sessions[digest] = session or self._open_session(trunk)
         self._users[digest] += 1
         return LiveTrunk(
             digest=digest,

@@ -144,7 +144,7 @@ class Upgrade:
         self._trunk, lock = await self._owner.applier.trunk(self._spec, progress)
         self._lock = {**lock, **await self._owner.applier.student(self._spec, progress)}
         self._pairs = Pairs(self._before.feature_dim, self._trunk.feature_dim)
-        session: TrunkSession = await asyncio.to_thread(self._owner.fleet.open_session, self._trunk.onnx)
+        session: TrunkSession = await asyncio.to_thread(self._owner.fleet.open_session, self._trunk)
         self._after = self._owner.fleet.trunks.acquire(self._trunk, session)
 
     async def feed(self, samples: Samples) -> int:
@@ -323,6 +323,12 @@ def _check(before: Model, plan: Plan) -> None:
             "sums that are moved are estimates, from which no client's own can be subtracted any more; write "
             "privacy.client_sums: false first, which deletes them, or declare another model on that backbone",
             field="spec.privacy.client_sums",
+        )
+    if spec.int8_trunk is not None:
+        raise SpecError(
+            "a trunk in 8 bits is made from the model's first images, and the other backbone would have to meet those "
+            "first; declare another model on that backbone",
+            field="spec.int8_trunk",
         )
     if spec.memory.kind != "statistics":
         raise SpecError(f"memory {spec.memory.kind} cannot be moved; statistics can", field="spec.memory.kind")

@@ -9,7 +9,6 @@ import grpc
 from google.protobuf.message import Message
 
 from everlearn.errors import InvalidError, NotFoundError
-from everlearn.export.precision import precision_of
 from everlearn_protos.v1 import export_pb2
 from everlearn_server.engine.engine import Engine
 from everlearn_server.engine.precisions import sizes
@@ -51,9 +50,7 @@ class ExportService:
         """Begins; the operation's response is the Export."""
         client_of(context)
         name, version = names.version_of(request.version, field="version")
-        operation = await self._engine.start_export(
-            name, version, student=request.student, precision=precision_of(request.precision)
-        )
+        operation = await self._engine.start_export(name, version, student=request.student, precision=request.precision)
         message: Message = operation_message(operation)
         return message
 

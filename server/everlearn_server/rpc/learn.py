@@ -102,7 +102,8 @@ class LearnService:
 
     def _opened(self, stream: LearnStream, opening: learn_pb2.Open) -> learn_pb2.LearnResponse:
         model = self._engine.model(names.model_of(opening.model))
-        hold = model.writer.held.hold
+        hold, declared = model.writer.held.hold, model.spec.spec.int8_trunk
+        wanted = declared.samples if declared is not None and model.ready_trunk.observes else 0
         return learn_pb2.LearnResponse(
             opened=learn_pb2.Opened(
                 epoch=stream.epoch,
@@ -111,7 +112,7 @@ class LearnService:
                 credits=CREDITS,
                 input=input_contract(model),
                 held_sequence=stream.held_sequence,
-                min_samples=hold.samples if hold is not None else 0,
+                min_samples=hold.samples if hold is not None else wanted,
                 min_clients=hold.clients if hold is not None else 0,
                 heartbeat_bytes=self._heartbeat_bytes,
             )

@@ -22,6 +22,7 @@ from everlearn.values import FrontConfig
 from everlearn_protos.v1 import export_pb2, models_pb2, signing_pb2
 from everlearn_server.engine.budget import Spent
 from everlearn_server.engine.engine import Engine
+from everlearn_server.engine.int8 import LiveInt8
 from everlearn_server.engine.live_model import LiveModel
 from everlearn_server.engine.operations import Operation
 from everlearn_server.engine.precisions import export_id
@@ -78,7 +79,7 @@ async def _status(engine: Engine, model: LiveModel, *, report: bool) -> models_p
         status.labels.extend(shown.labels)
         status.samples_per_class.extend(int(count) for count in shown.count_C)
         status.sample_count = shown.samples
-        status.feature_dim = model.ready_trunk.feature_dim
+        status.feature_dim = 0 if model.ready_trunk.observes else model.ready_trunk.feature_dim
         tail = model.ready_trunk.tail
         status.trunk_bytes = model.ready_trunk.size_bytes + (len(tail.weights) if tail is not None else 0)
         status.input.CopyFrom(input_contract(model))
@@ -94,8 +95,10 @@ async def _status(engine: Engine, model: LiveModel, *, report: bool) -> models_p
             status.student.CopyFrom(_student(student))
         status.memory_digest = await model.writer.digest()
         status.inexact_because = learner.inexact_because
+        if (int8 := _int8(model)) is not None:
+            status.int8.CopyFrom(int8)
         short = model.writer.held.shortfall
-        status.held = short.told() if short is not None else ""
+        status.held = short.told() if short is not None else learner.waits_for
     return status
 
 
@@ -139,6 +142,17 @@ def _student(student: LiveStudent) -> models_pb2.StudentStatus:
         loss=figures.loss,
         problem=student.problem,
     )
+
+
+def _int8(model: LiveModel) -> models_pb2.Int8Status | None:
+    declared = model.spec.spec.int8_trunk
+    if declared is not None:
+        return models_pb2.Int8Status(wanted=declared.samples, calibrated_on=model.ready_trunk.calibrated_on)
+    if not isinstance(model.beside, LiveInt8):
+        return None
+    standing = model.beside.standing
+    told = standing.evidence.told() if standing.evidence is not None else {}
+    return models_pb2.Int8Status(seen=standing.seen, released=not standing.missing, missing=standing.missing, **told)
 
 
 def input_contract(model: LiveModel) -> models_pb2.InputContract:

@@ -55,6 +55,14 @@ def dump_manifest(trunk: Trunk) -> bytes:
     return json.dumps(body, sort_keys=True, indent=1).encode()
 
 
+def provenance_in(manifest: bytes) -> dict[str, str]:
+    """What a trunk tells of its source, without its bytes. Raises DataLossError."""
+    try:
+        return {str(name): str(value) for name, value in json.loads(manifest)["provenance"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataLossError(f"the trunk's manifest cannot be read ({type(error).__name__})") from error
+
+
 def load_trunk(onnx: bytes, manifest: bytes) -> Trunk:
     """The trunk that was dumped. Raises DataLossError if the manifest is broken or does not belong to these bytes."""
     try:

@@ -48,6 +48,8 @@ class PrecisionFacts:
     tolerance: float | None = None
     """Most that a score was allowed to differ by, relative to max(1, the sample's largest); None: as far as it will."""
     evidence: Evidence | None = None
+    calibrated_on: int = 0
+    """Where the server learns and answers in 8 bits itself: images that its ranges are from."""
 
     def told(self) -> dict[str, Any]:
         """For a record."""
@@ -56,7 +58,10 @@ class PrecisionFacts:
             "label_agreement": self.distance.label_agreement,
             "tolerance": self.tolerance,
         }
-        return {"parity": parity} | ({"accuracy": self.evidence.told()} if self.evidence is not None else {})
+        own = (
+            {"trunk": {"precision": self.precision, "calibrated_on": self.calibrated_on}} if self.calibrated_on else {}
+        )
+        return {"parity": parity} | own | ({"accuracy": self.evidence.told()} if self.evidence is not None else {})
 
 
 def section(facts: PrecisionFacts | None) -> list[str]:
@@ -69,6 +74,14 @@ def section(facts: PrecisionFacts | None) -> list[str]:
         f"Against the server, which computes in fp32, scores differ by at most {apart.max_rel_diff:.1e} of their size"
     )
     lines = [_HOW[facts.precision]]
+    if facts.calibrated_on:
+        own = (
+            "It learned on this very graph, and the server answers with it: nothing was rounded afterwards. The ranges "
+            f"are from the first {facts.calibrated_on} images. Weights of the network have 7 of the 8 bits, so that "
+            f"processors without VNNI add up the same integers. Against the server scores differ by at most "
+            f"{apart.max_rel_diff:.1e} of their size. {agreed}."
+        )
+        return [f"## Precision: {facts.precision}\n\n" + "\n\n".join([lines[0], own])]
     if facts.evidence is not None:
         lines.append(_tested(facts.evidence))
     if facts.tolerance is None:

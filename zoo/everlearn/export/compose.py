@@ -39,6 +39,7 @@ from everlearn.export.front import front_graph
 from everlearn.export.graphs import IR_VERSION, LOWEST_OPSET, TAIL_FEATURES, alone, join, with_tail
 from everlearn.export.head_nodes import node, tensor, text_tensor
 from everlearn.export.int8 import head_in_8_bits
+from everlearn.export.int8_trunk import RANGES, calibrated_on
 from everlearn.export.novelty import BEST, add_novelty, add_unknown, tell_novelty
 from everlearn.export.precision import Precision, halve
 from everlearn.metrics.label_sets import THRESHOLD
@@ -79,6 +80,7 @@ class Composer:
         front = trunk.front
         self._skeleton = join(front_graph(front), model) if isinstance(front, FrontConfig) else alone(model)
         self._dim = trunk.feature_dim
+        self._is_in_8_bits = calibrated_on(trunk.provenance) > 0
         self._metadata = _provenance(trunk)
 
     def compose(
@@ -116,7 +118,9 @@ class Composer:
         model.graph.name = "everlearn"
         learned = _learned(head) | ({"tail_digest": tail.digest} if tail is not None else {})
         known = self._metadata
-        if precision != "fp32":
+        if self._is_in_8_bits:
+            known = known | {"precision": "int8", "server_precision": "int8"}
+        elif precision != "fp32":
             # Its features are not quite the server's: nobody is to send them as such.
             digest = hashlib.sha256(f"{known['feature_digest']} in {precision}".encode()).hexdigest()
             known = known | {"feature_digest": digest, "precision": precision}
@@ -227,7 +231,8 @@ def _add_table(graph: onnx.GraphProto, labels: Sequence[str]) -> None:
 
 
 def _provenance(trunk: Trunk) -> dict[str, str]:
-    known = {key: value for key, value in trunk.provenance.items() if key not in ("source", "revision", "licence")}
+    left_out = ("source", "revision", "licence", RANGES)  # the ranges are in the graph
+    known = {key: value for key, value in trunk.provenance.items() if key not in left_out}
     return {
         "created_by": f"everlearn {__version__}",
         "trunk_digest": trunk.digest,

@@ -19,9 +19,9 @@ import numpy.typing as npt
 from everlearn.errors import DataLossError, InputError
 
 BINS_AN_OCTAVE: Final = 8
-_LOWEST, _HIGHEST = -20, 20
+LOWEST, HIGHEST = -20, 20
 """Octaves: magnitudes below 2^-20 count as none, above 2^20 as that."""
-BINS: Final = 1 + (_HIGHEST - _LOWEST) * BINS_AN_OCTAVE
+BINS: Final = 1 + (HIGHEST - LOWEST) * BINS_AN_OCTAVE
 """K; the first is for no magnitude at all."""
 OUTLIERS: Final = 0.002
 """Share of the images that may reach further than the range: of fewer than 500, none."""
@@ -44,8 +44,15 @@ class RangeSketch:
             raise InputError("not the finite extremes of this graph's tensors", field="extremes")
         # A range has to contain 0, which is exact in it: below and above are magnitudes of their own.
         reach_BT2 = np.maximum(extremes_BT2 * np.array([-1, 1], np.float32), 0)
-        np.add.at(self._counts_T2K, (*np.indices(reach_BT2.shape)[1:], _bin(reach_BT2)), 1)
-        self.samples += len(extremes_BT2)
+        self.add_bins(_bin(reach_BT2))
+
+    def add_bins(self, bin_BT2: npt.NDArray[np.integer]) -> None:
+        """Counts images whose bins are known already (`int8_trunk.observing`). Raises InputError for other tensors
+        than its own, and for what is no bin."""
+        if bin_BT2.shape[1:] != (len(self.tensors), 2) or bin_BT2.min(initial=0) < 0 or bin_BT2.max(initial=0) >= BINS:
+            raise InputError("not the bins of this graph's tensors", field="extremes")
+        np.add.at(self._counts_T2K, (*np.indices(bin_BT2.shape)[1:], bin_BT2), 1)
+        self.samples += len(bin_BT2)
 
     def ranges(self) -> dict[str, tuple[float, float]]:
         """Lowest and highest value of each tensor, but for outliers. Raises InputError where nothing was seen."""
@@ -83,10 +90,10 @@ class RangeSketch:
 def _bin(reach: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
     with np.errstate(divide="ignore"):
         octave = np.log2(reach, dtype=np.float64)
-    steps = np.ceil((np.clip(octave, _LOWEST, _HIGHEST) - _LOWEST) * BINS_AN_OCTAVE)
+    steps = np.ceil((np.clip(octave, LOWEST, HIGHEST) - LOWEST) * BINS_AN_OCTAVE)
     return np.asarray(steps, np.int64)
 
 
 def _edge(index: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """The upper end of a bin."""
-    return np.where(index == 0, 0.0, 2.0 ** (_LOWEST + index / BINS_AN_OCTAVE))
+    return np.where(index == 0, 0.0, 2.0 ** (LOWEST + index / BINS_AN_OCTAVE))

@@ -89,8 +89,14 @@ class Learner(ABC):
         return False
 
     @property
+    def waits_for(self) -> str:
+        """What has to come until anything can be acknowledged as durable, however long the stream rests, in words;
+        empty where that is nothing."""
+        return ""
+
+    @property
     def patience_s(self) -> float:
-        """Seconds without a batch after which `settle` is to be called while samples are held."""
+        """Seconds without a batch after which `settle` is to be called while samples are held; infinite for never."""
         return 0.0
 
     @property

@@ -106,6 +106,7 @@ CLASS_OF = {
     "spec.train": _LIVE,
     "spec.distill_to": _LIVE,
     "spec.int8_export": _LIVE,
+    "spec.int8_trunk": _REPLACE,
     "spec.gate.min_accuracy": _LIVE,
     "spec.gate.max_drop": _LIVE,
     "spec.gate.min_samples": _LIVE,

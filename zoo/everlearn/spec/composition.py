@@ -83,7 +83,7 @@ def contradictions(spec: ModelSpec) -> str | None:
     problem = _of_gradients(spec) if learns_by_gradient(spec) else _of_solved_heads(spec)
     problem = problem or _of_student(spec) or _of_aggregate(spec) or dp.contradiction(spec)
     problem = problem or _of_limits(spec) or _of_client_sums(spec) or _of_late_labels(spec)
-    return problem or _of_int8(spec) or unknown.contradiction(spec)
+    return problem or _of_int8(spec) or _of_int8_trunk(spec) or unknown.contradiction(spec)
 
 
 def _of_aggregate(spec: ModelSpec) -> str | None:
@@ -181,6 +181,39 @@ def _of_int8(spec: ModelSpec) -> str | None:
         return f"int8_export is of a frozen backbone, and there is {what}; leave one of them out"
     if spec.distill_to is not None:
         return "int8_export and distill_to both make a small model beside this one; leave one of them out"
+    return None
+
+
+def _of_int8_trunk(spec: ModelSpec) -> str | None:
+    """The trunk is made once, from what single images do in a frozen backbone, and nothing leaves it again."""
+    if spec.int8_trunk is None:
+        return None
+    if spec.privacy.tier != "no_raw":
+        return (
+            f"int8_trunk goes by how far single images reach, and privacy.tier {spec.privacy.tier} promises that "
+            "nothing is told of one; leave int8_trunk out, or write tier: no_raw"
+        )
+    if spec.privacy.client_sums:
+        return (
+            "int8_trunk keeps ranges that no client can be taken out of, and privacy.client_sums is there for taking "
+            "one out; leave one of them out"
+        )
+    if spec.input.modality != "image":
+        return (
+            f"int8_trunk is for images, whose backbones are convolutions, and samples are of modality "
+            f"{spec.input.modality}; leave it out"
+        )
+    if spec.adapt.kind != "frozen":
+        return (
+            f"int8_trunk stands still once it is made, and adapt {spec.adapt.kind} moves weights; write adapt.kind: "
+            "frozen, or leave int8_trunk out"
+        )
+    if spec.projection is not None:
+        return "int8_trunk would round a projection's random features as well; leave one of them out"
+    if spec.distill_to is not None:
+        return "int8_trunk and distill_to both make a small model for devices; leave one of them out"
+    if spec.int8_export is not None:
+        return "int8_export makes a graph in 8 bits beside the model's, and with int8_trunk that is one; leave it out"
     return None
 
 

@@ -15,6 +15,7 @@ from everlearn.spec import presets, rules
 from everlearn.spec.composition import GRADIENT_HEADS, contradictions, learns_by_gradient, wrong_for_task
 from everlearn.spec.input import Input
 from everlearn.spec.int8_export import Int8Export
+from everlearn.spec.int8_trunk import Int8Trunk
 from everlearn.spec.late_labels import LateLabels
 from everlearn.spec.outputs import MAX_OUTPUTS, DeclaredOutput
 from everlearn.spec.privacy import Limits, Privacy, Retention
@@ -300,6 +301,8 @@ class ModelSpec(Strict):
     """A student for devices, trained beside the model; none by default."""
     int8_export: Int8Export | None = None
     """Exports in 8 bits, prepared beside the stream; none by default."""
+    int8_trunk: Int8Trunk | None = None
+    """The backbone itself in 8 bits: learned, answered and shipped on; fp32 by default."""
     gate: Gate = Field(default_factory=Gate)
     """When a version may serve."""
     serving: Serving = Field(default_factory=Serving)

@@ -285,6 +285,12 @@ def _of_recipe(after: Model) -> list[str]:
             f"{int8_export.SHARE}, a tenth more work in all. It learns where clients send images, not features; and "
             "while it is declared, no client can be erased"
         )
+    if spec.int8_trunk is not None:
+        words.append(
+            f"the trunk in 8 bits is made from the first {spec.int8_trunk.samples:,} images (not features): until they "
+            "have come nothing is durable and nothing is answered, and clients keep them and send them again. What "
+            "they did to its ranges stays, so that no client can be erased from this model: replace it"
+        )
     if (spec.privacy.min_samples or 0) > _MANY_HELD:
         words.append(
             f"privacy.min_samples is {spec.privacy.min_samples:,}: each client keeps up to as many samples until they "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from everlearn.spec import dp, int8_export, late_labels
+from everlearn.spec import dp, int8_export, int8_trunk, late_labels
 from everlearn.spec.model import ModelSpec
 
 HELD_BY: Final = (
@@ -56,6 +56,8 @@ def _of_no_raw(spec: ModelSpec) -> tuple[str, ...]:
         lines.insert(1, _CLIENT_SUMS)
     if spec.int8_export is not None:
         lines.append(f"kept besides (int8_export): {int8_export.told()}")
+    if spec.int8_trunk is not None:
+        lines.append(f"kept besides (int8_trunk): {int8_trunk.told(spec.int8_trunk)}")
     if spec.late_labels is not None:
         lines.insert(1, f"personal data: {late_labels.told(spec.late_labels)}")
     return tuple(lines)

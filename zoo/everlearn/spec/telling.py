@@ -91,6 +91,8 @@ def _axes(spec: ModelSpec) -> list[tuple[str, str]]:
         found.append(("optimizer of the student", _options(student.optimizer)))
     if spec.int8_export is not None:
         found.append(("int8_export", _options(spec.int8_export)))
+    if spec.int8_trunk is not None:
+        found.append(("int8_trunk", _options(spec.int8_trunk)))
     return found
 
 

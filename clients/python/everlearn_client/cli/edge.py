@@ -117,7 +117,7 @@ PrecisionOption = Annotated[
     typer.Option(
         metavar="fp32|fp16|int8",
         envvar=f"{_E}PRECISION",
-        help="Of the model: fp16 halves the file; int8 is the fastest, where the model declares int8_export.",
+        help="Of the model, if not the server's: fp16 halves the file; int8 is the fastest, where it is declared.",
     ),
 ]
 ServerKeyOption = Annotated[
@@ -191,7 +191,7 @@ def run(
     settle: SettleOption = 1.0,
     once: OnceOption = False,
     version: VersionOption = "stable",
-    precision: PrecisionOption = "fp32",
+    precision: PrecisionOption = "",
     server_key: ServerKeyOption = "",
     threads: ThreadsOption = 1,
     watch_every: WatchOption = 30.0,

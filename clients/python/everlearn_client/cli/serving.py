@@ -77,9 +77,10 @@ def export(
     precision: Annotated[
         str,
         typer.Option(
-            metavar="fp32|fp16|int8", help="fp16 halves the file; int8 is the fastest, where int8_export is declared."
+            metavar="fp32|fp16|int8",
+            help="The server's if left out. fp16 halves the file; int8 is the fastest, where it is declared.",
         ),
-    ] = "fp32",
+    ] = "",
     base: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="With an earlier version's files: only the differences are downloaded."),

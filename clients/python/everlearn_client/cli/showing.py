@@ -82,6 +82,8 @@ def _put_description(found: models_pb2.Model) -> None:
         put(_late(status.late_labels))
     if status.HasField("student"):
         put(_student(status.student))
+    if status.HasField("int8"):
+        put(_int8(status.int8))
     for condition in status.conditions:
         put(f"{'ok' if condition.status else 'NOT'} {condition.type}: {condition.reason} {condition.message}".rstrip())
     if status.labels:
@@ -249,6 +251,20 @@ def _student(student: models_pb2.StudentStatus) -> str:
             f"{student.accuracy:.1%}"
         )
     return f"{learned}; {tested}" + (f"; the last batch failed: {student.problem}" if student.problem else "")
+
+
+def _int8(int8: models_pb2.Int8Status) -> str:
+    if int8.wanted:
+        made = f"made from {int8.calibrated_on:,} images" if int8.calibrated_on else f"waits for {int8.wanted:,} images"
+        return f"int8 trunk: {made}"
+    tested = "not tested yet"
+    if int8.tested:
+        tested = (
+            f"{int8.accuracy:.1%} right of {int8.tested:,} samples, fp32 {int8.fp32_accuracy:.1%}, {int8.max_drop:.1%} "
+            "may be lost"
+        )
+    ships = "ships" if int8.released else f"does not ship: {int8.missing}"
+    return f"int8 export: {tested}; ranges of {int8.observed:,} images ({int8.seen:,} seen); {ships}"
 
 
 def _time(moment: Timestamp) -> str:

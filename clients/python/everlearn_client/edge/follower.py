@@ -38,7 +38,7 @@ class Follower:
         threads: int = 1,
         with_features: bool = False,
         retry_for_s: float = 60.0,
-        precision: str = "fp32",
+        precision: str = "",
         server_key: str = "",
         on_switch: Callable[[str, str], None] | None = None,
     ) -> None:
@@ -121,7 +121,8 @@ class Follower:
             number = client.models.get(self._model).status.aliases.get(number, 0)
         wanted = version_name(self._model, number) if number else ""
         session = self.session
-        if session is not None and session.precision != self._precision and wanted != self._passed_over:
+        is_other = session is not None and self._precision not in ("", session.precision)
+        if is_other and wanted != self._passed_over:
             return True  # of the same version, maybe
         return not wanted or wanted not in (self.version, self._passed_over)
 

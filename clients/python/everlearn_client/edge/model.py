@@ -54,9 +54,9 @@ class EdgeSettings:
     """On the disk, for what waits; the oldest gives way."""
     spool_age_s: float | None = None
     """Older samples are dropped; None for never."""
-    precision: str = "fp32"
-    """Of the model that runs here: `fp16` is half as many bytes to download and to keep, and as fast; `int8`, where the
-    model declares int8_export, the fewest and the fastest."""
+    precision: str = ""
+    """Of the model that runs here, by default the server's own: `fp16` is half as many bytes to download and to keep,
+    and as fast; `int8`, where the model declares int8_export or int8_trunk, the fewest and the fastest."""
     server_key: str = ""
     """64 hexadecimal digits, as `everlearn info` shows them: only what this server signed runs here. Where it is empty,
     the first server that a model is pulled from is the one, for good."""
@@ -66,9 +66,9 @@ class EdgeSettings:
     """Between two attempts while it is: pauses double up to this."""
 
     def __post_init__(self) -> None:
-        if self.policy.send == "features" and self.precision != "fp32":
+        if self.policy.send == "features" and self.precision == "fp16":  # int8 may be what the server learns on
             raise InvalidArgument(
-                f"features computed in {self.precision} are not the server's; send samples, or run fp32",
+                f"features computed in {self.precision} are not the server's; send samples, or leave the precision out",
                 field="precision",
             )
 

@@ -54,6 +54,7 @@ class EdgeSession:
             self.labels = tuple(json.loads(told[f"{_PREFIX}{'outputs' if self.task == 'regression' else 'labels'}"]))
             self.feature_digest = told[f"{_PREFIX}feature_digest"]
             self.precision = told.get(f"{_PREFIX}precision", "fp32")
+            self._servers = told.get(f"{_PREFIX}server_precision", "fp32")
         except (KeyError, ValueError) as error:
             raise DataLoss(f"{path.name} is no export of everlearn: {error} is not in its metadata") from None
         self._with_features = with_features
@@ -75,7 +76,7 @@ class EdgeSession:
 
     def check_features(self) -> None:
         """Raises FailedPrecondition where the features of this file are not the server's, or cannot be told."""
-        if self.precision != "fp32":
+        if self.precision != self._servers:
             raise FailedPrecondition(
                 f"version {self.version} computes in {self.precision} here: its features are not the server's",
                 reason="NO_FEATURES",
