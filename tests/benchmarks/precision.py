@@ -18,6 +18,7 @@ from tests.benchmarks.table import Row
 
 from everlearn.export.compose import Composer
 from everlearn.export.int8 import observer, plan, quantised, rounded
+from everlearn.export.int8_trunk import calibrated
 from everlearn.export.parity import check_release, distance
 from everlearn.export.precision import PRECISIONS, TOLERANCE
 from everlearn.export.probes import Probes, plain_session
@@ -25,6 +26,7 @@ from everlearn.export.ranges import RangeSketch
 from everlearn.heads import head_for
 from everlearn.inputs.front import to_pixels
 from everlearn.learners import ClosedForm
+from everlearn.learners.rounded import Rounded
 from everlearn.memories import memory_for
 from everlearn.runtime.session import TrunkSession
 from everlearn.values import ImageHWC, LinearHead, Trunk
@@ -47,6 +49,8 @@ class _Learned:
     heads: tuple[LinearHead, LinearHead]
     """After all digits but the test's, and before the last 32 of them."""
     images: list[ImageHWC]
+    taught: list[ImageHWC]
+    taught_labels: list[str]
     seen: list[ImageHWC]
     """Learned, and looked at for ranges."""
     labels_B: npt.NDArray[np.int64]
@@ -86,8 +90,49 @@ def measure(scene: Scene, *, quick: bool) -> list[Row]:
         measured = f"{100 * _accuracy(made, learned):.1f} %, {len(file) / 1e6:.2f} MB"
         what = f"EfficientNet-Lite0, ten digits, {precision}"
         rows.append(Row(group=GROUP, what=what, measured=measured, detail=detail))
+    scene.tell("learned on the trunk in 8 bits")
+    rows.append(_on_int8_trunk(scene, learned, 5 if quick else 60))
     scene.tell("updates of every weight in 8 bits")
     return [*rows, *_full_updates(scene, learned)]
+
+
+def _on_int8_trunk(scene: Scene, learned: _Learned, times: int) -> Row:
+    """As a server with `int8_trunk` learns: all features are of the graph in 8 bits, and its own is what ships."""
+    planned, told = plan(learned.trunk.onnx), front(SIZE)
+    sketch, session = RangeSketch(planned.tensors), plain_session(observer(planned))
+    for image in learned.seen:
+        sketch.add(session.run(["extremes"], {"pixels": to_pixels(image, told)[None]})[0])
+    seven = calibrated(learned.trunk, sketch)
+    eight = replace(seven, onnx=quantised(planned, sketch.ranges()))
+    heads, accuracies = [], []
+    for trunk in (seven, eight):
+        head = _head_on(trunk, learned)
+        made = plain_session(Composer(trunk).compose(head, METADATA, precision="int8"))
+        heads.append(head)
+        accuracies.append(_accuracy(made, learned))
+    file = Composer(seven).compose(heads[0], METADATA, precision="int8")
+    probes = Probes.of(seven, TrunkSession(seven.onnx, arena=False).run)
+    report = check_release(file, heads[0].scores, heads[0].labels, probes, tolerance=1e-3)
+    borrowed = plain_session(Composer(seven).compose(rounded(learned.heads[0]), METADATA, precision="int8"))
+    small_ms = _cpu_ms(plain_session(file), np.stack(learned.images[:1]), times)
+    detail = (
+        f"head solved on features of the graph in 8 bits (weights of 7), ranges of {len(learned.seen)} images; "
+        f"accuracy as above. With weights of 8 bits, learned likewise: {100 * accuracies[1]:.1f} %. Control, fp32's "
+        f"head on this trunk: {100 * _accuracy(borrowed, learned):.1f} %. {small_ms:.2f} ms at {SIZE} px; the file's "
+        f"scores are the server's within {report.composed.max_rel_diff:.1e}"
+    )
+    measured = f"{100 * accuracies[0]:.1f} %, {len(file) / 1e6:.2f} MB"
+    what = "EfficientNet-Lite0, ten digits, learned on the int8 trunk"
+    return Row(group=GROUP, what=what, measured=measured, detail=detail)
+
+
+def _head_on(trunk: Trunk, learned: _Learned) -> LinearHead:
+    session, told = TrunkSession(trunk.onnx, arena=False), front(SIZE)
+    features_Bd = np.concatenate([session.run(to_pixels(image, told)[None]) for image in learned.taught])
+    memory = memory_for("statistics").create(trunk.feature_dim, ())
+    learner = ClosedForm(memory, head_for("balanced_ridge"), trunk.scale)
+    learner.learn(features_Bd, learned.taught_labels)
+    return Rounded(learner.learned()).solve().head
 
 
 def _in_8_bits(scene: Scene, trunk: Trunk, seen: list[ImageHWC], size: int) -> Trunk:
@@ -154,6 +199,8 @@ def _learn(scene: Scene, test: int) -> _Learned:
         trunk=trunk,
         heads=(heads[1], heads[0]),
         images=[images[row] for row in order[:test]],
+        taught=[images[row] for row in order[test:]],
+        taught_labels=[str(label) for label in labels_B[order[test:]]],
         seen=[images[row] for row in order[test : test + SEEN]],
         labels_B=labels_B[order[:test]],
     )

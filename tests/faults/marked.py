@@ -4,6 +4,7 @@ images    files and pixels, to a model of sums             tensors   rows of a t
 features  computed by a device itself, to the same         texts     through a tokenizer and an encoder
 latents   images, to a model that learns by gradients      student   images, to a model with a student in torch
 int8      images, to a model that prepares exports in 8 bits
+calibrated  images, to a model whose trunk in 8 bits is made from the first of them; for a run of its own
 """
 
 from __future__ import annotations
@@ -38,16 +39,18 @@ _WRONG_EVERY = 4
 _RAW = {"request_serializer": None, "response_deserializer": None}
 _STRUCK_AFTER = 12
 """Batches of each kind, all but durable."""
+CALIBRATED = "calibrated"
 MODEL_OF = {
     "images": "sums",
     "features": "sums",
     "tensors": "tensors",
     "texts": "texts",
     "int8": "eight",
+    CALIBRATED: "trunk",
     "latents": "latents",
     "student": "taught",
 }
-KINDS = tuple(MODEL_OF)
+KINDS = tuple(kind for kind in MODEL_OF if kind != CALIBRATED)
 QUICK = ("images", "features", "tensors", "int8")
 """Without torch."""
 
@@ -88,6 +91,7 @@ class Payloads:
         made: dict[str, Callable[[], str]] = {
             "sums": lambda: tiny.declaration(self._backbone, name="sums"),
             "eight": lambda: tiny.declaration(self._backbone, name="eight", int8_export={"min_tested": 1}),
+            "trunk": lambda: tiny.declaration(self._backbone, name="trunk", int8_trunk={"samples": 32}),
             "latents": lambda: tiny.declaration(self._backbone, name="latents", recipe="latent_replay"),
             "tensors": lambda: json.dumps({"metadata": {"name": "tensors"}, "spec": _TENSORS}),
             "texts": self._texts,

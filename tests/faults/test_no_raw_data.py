@@ -6,7 +6,7 @@ import signal
 from typing import Any
 
 import pytest
-from tests.faults.marked import KINDS, QUICK
+from tests.faults.marked import CALIBRATED, KINDS, QUICK
 from tests.faults.markers_run import CORES, HEAP, WRITES, run
 from tests.faults.not_here import NotHereError
 
@@ -45,6 +45,13 @@ def test_no_marker_of_a_thousand_payloads_is_found_anywhere_but_labels_and_names
     not_here(searched)
 
 
+def test_nor_is_any_of_the_images_that_a_trunk_in_8_bits_is_made_from_and_learns() -> None:
+    found = run(120, seed=11, kinds=(CALIBRATED,), looks={HEAP, CORES}, deaths=(signal.SIGSEGV,))
+    assert found["hits"] == 0, found["places"]
+    assert {"data folder", "log", "metrics"} <= set(found["places"])
+    not_here(found)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_nor_is_any_with_torch_and_texts_in_the_path() -> None:
@@ -62,6 +69,7 @@ def test_nor_is_any_with_torch_and_texts_in_the_path() -> None:
     [
         ("logs", "images", "log"),
         ("keeps", "images", HEAP),
+        ("keeps", CALIBRATED, HEAP),
         ("measures", "images", "metrics"),
         ("spills", "images", "temporary files"),
         ("decoder-keeps", "images", HEAP),
@@ -71,7 +79,7 @@ def test_nor_is_any_with_torch_and_texts_in_the_path() -> None:
     ],
 )
 def test_a_server_that_lets_payloads_lie_is_found_out(fault: str, kind: str, place: str) -> None:
-    found = run(40, 1, fault=fault, kinds=(kind,), looks={place})
+    found = run(120 if kind == CALIBRATED else 40, 1, fault=fault, kinds=(kind,), looks={place})
     if place in found["not_here"]:
         not_here(found)
     assert found["places"][place]
