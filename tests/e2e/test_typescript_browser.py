@@ -10,7 +10,6 @@ import base64
 import functools
 import io
 import json
-import os
 import queue
 import shutil
 import subprocess
@@ -41,6 +40,8 @@ class Site(Quiet):
     """The page, the client as it was built, the export, the question; and an ear for the answer."""
 
     export: Path
+    base: Path
+    """Of an earlier version."""
     asked: dict[str, Any]
     answers: queue.Queue[dict[str, Any]]
 
@@ -62,9 +63,9 @@ class Site(Quiet):
 
     def translate_path(self, path: str) -> str:
         top, _, rest = path.partition("?")[0].removeprefix("/").partition("/")
-        below = {"client": ROOT, "export": self.export}.get(top)
+        below = {"client": ROOT, "export": self.export, "base": self.base}.get(top)
         if below is None or ".." in rest.split("/"):
-            return str(ROOT / "test" / "page.html") if path == "/" else os.devnull
+            return str(ROOT / "test" / "page.html") if path == "/" else str(self.export / "missing")
         return str(below / rest)
 
 
@@ -93,8 +94,9 @@ def ask(tmp_path: Path) -> Ask:
     program = browser()
     opened = iter(range(100))
 
-    def asking(export: Path, **asked: Any) -> dict[str, Any]:
-        site = type("ThisSite", (Site,), {"export": export, "asked": asked, "answers": queue.Queue()})
+    def asking(export: Path, base: Path | None = None, **asked: Any) -> dict[str, Any]:
+        told = {"export": export, "base": base or export, "asked": {**asked, "base": base is not None}}
+        site = type("ThisSite", (Site,), {**told, "answers": queue.Queue()})
         with serving(site) as address:
             return opening(program, address + "/", tmp_path / f"profile{next(opened)}", site.answers)
 
@@ -176,3 +178,18 @@ def test_a_browser_runs_nothing_that_is_not_what_was_exported_or_signed(
     assert (flipped["error"], "not what was exported" in flipped["message"]) == ("DataLoss", True)
     (copy / "model.onnx").unlink()
     assert ask(copy, options={"serverKey": key})["error"] == "Unavailable"
+
+
+def test_a_browser_makes_a_new_version_of_the_one_it_has_and_a_difference(
+    ask: Ask, server: RealServer, client: Client, folder: Path, tmp_path: Path
+) -> None:
+    client.learn("tiny", [(tiny.images(8, index, seed=9), [label] * 8) for index, label in enumerate(LABELS)])
+    new = exported(server, "tiny", tmp_path / "new", "--difference-from", str(folder))
+    image = tiny.images(1, 2, seed=5)[0]
+    (new / "model.onnx").rename(tmp_path / "model.onnx")  # so that there is no other way
+    key = client.info().public_key
+    told = ask(new, base=folder, options={"serverKey": key}, samples=[image_of(image)])
+    assert "error" not in told, told
+    assert told["signed"] is True
+    check(told["answers"][0], client.predict("tiny", image[None], version=told["number"]))
+    assert ask(new, options={"serverKey": key})["error"] == "Unavailable"

@@ -4,6 +4,9 @@ import type { InferenceSession, InferenceSessionFactory, Tensor, TensorConstruct
 
 import { DataLoss, InvalidArgument } from "./errors.js";
 import { metadataOf } from "./metadata.js";
+import type { NumpyArray } from "./npz.js";
+import type { Pulled } from "./pull.js";
+import { type Found, selfTest } from "./self_test.js";
 
 /** onnxruntime-node or onnxruntime-web, whichever the caller has: `import * as ort from "onnxruntime-node"`. */
 export interface Runtime {
@@ -78,12 +81,16 @@ export class Model {
     this.input = told.get("input") ?? "";
   }
 
-  /** Raises DataLoss for bytes that are no export, or that ONNX Runtime does not take. `options`: ONNX Runtime's. */
+  /**
+   * What `pull` gave is tried with its probes first; an ONNX file alone is not. Raises DataLoss for bytes that are no
+   * export, that ONNX Runtime does not take, or that give other scores here. `options`: ONNX Runtime's.
+   */
   static async load(
     runtime: Runtime,
-    onnx: Uint8Array,
+    exported: Uint8Array | Pick<Pulled, "model" | "probes">,
     options: InferenceSession.SessionOptions = {},
   ): Promise<Model> {
+    const { model: onnx, probes } = exported instanceof Uint8Array ? { model: exported } : exported;
     const told = metadataOf(onnx);
     let session: InferenceSession;
     try {
@@ -91,7 +98,19 @@ export class Model {
     } catch (error) {
       throw new DataLoss(`ONNX Runtime does not take this file: ${String(error)}`);
     }
-    return new Model(runtime, session, told);
+    const model = new Model(runtime, session, told);
+    try {
+      await (probes && model.selfTest(probes));
+    } catch (error) {
+      await model.release();
+      throw error;
+    }
+    return model;
+  }
+
+  /** Runs the probes beside an export; returns the largest difference, as everlearn measures it. Raises DataLoss. */
+  async selfTest(probes: Uint8Array): Promise<number> {
+    return await selfTest(probes, (sample) => this.#tried(sample), this.abstains);
   }
 
   /** Whether it abstains from what is unlike all that it has learned. */
@@ -146,7 +165,24 @@ export class Model {
     return new this.#runtime.Tensor("uint8", rgb, [1, height, width, 3]);
   }
 
+  async #tried({ values, shape }: NumpyArray): Promise<Found> {
+    if (values instanceof Float64Array) {
+      throw new DataLoss("a probe has numbers of 64 bits, which no model takes");
+    }
+    const kind = values instanceof Uint8Array ? "uint8" : values instanceof BigInt64Array ? "int64" : "float32";
+    const { rows, novelty } = await this.#run(new this.#runtime.Tensor(kind, values as Uint8Array, shape));
+    return { scores: rows, novelty: novelty?.[0] };
+  }
+
   async #answers(given: Tensor, topK: number): Promise<Answer[]> {
+    const { rows, novelty } = await this.#run(given);
+    const columns = this.labels.length;
+    return Array.from({ length: rows.length / columns }, (_, row) =>
+      this.#answer(rows.subarray(row * columns, (row + 1) * columns), novelty?.[row], topK),
+    );
+  }
+
+  async #run(given: Tensor): Promise<{ rows: Float32Array; novelty: Float32Array | undefined }> {
     const scores = this.task === "regression" ? "values" : "scores";
     const wanted = this.abstains ? [scores, "novelty"] : [scores];
     let found: InferenceSession.OnnxValueMapType;
@@ -155,12 +191,7 @@ export class Model {
     } catch (error) {
       throw new InvalidArgument(`the model does not take [${given.dims.join(", ")}]: ${String(error)}`);
     }
-    const rows = numbersOf(found[scores]);
-    const novelty = this.abstains ? numbersOf(found["novelty"]) : undefined;
-    const columns = this.labels.length;
-    return Array.from({ length: rows.length / columns }, (_, row) =>
-      this.#answer(rows.subarray(row * columns, (row + 1) * columns), novelty?.[row], topK),
-    );
+    return { rows: numbersOf(found[scores]), novelty: this.abstains ? numbersOf(found["novelty"]) : undefined };
   }
 
   #answer(scores: Float32Array, novelty: number | undefined, topK: number): Answer {

@@ -4,7 +4,9 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 
 import { Unavailable } from "./errors.js";
-import type { Source } from "./pull.js";
+import type { Source } from "./source.js";
+
+export { ModelFolder } from "./folder.js";
 
 /** The folder that `everlearn export -d FOLDER` wrote. */
 export function folderSource(folder: string): Source {
@@ -13,7 +15,7 @@ export function folderSource(folder: string): Source {
       try {
         return new Uint8Array(await readFile(join(folder, fileName)));
       } catch (error) {
-        throw new Unavailable(`${fileName} cannot be read: ${String(error)}`);
+        throw new Unavailable(`${fileName} cannot be read: ${String(error)}`, false);
       }
     },
   };

@@ -3,12 +3,17 @@
 import { sha256Of } from "./bytes.js";
 import { DataLoss, InvalidArgument, Unavailable } from "./errors.js";
 import { KEYS, newest } from "./keys.js";
-import { checkSignature, isSigned, MANIFEST, parsedManifest, SIGNATURE } from "./manifest.js";
-
-/** Where an export lies. `read` gives a whole file, and raises Unavailable where it cannot. */
-export interface Source {
-  read(fileName: string): Promise<Uint8Array>;
-}
+import {
+  checkSignature,
+  type Expected,
+  isSigned,
+  MANIFEST,
+  type Manifest,
+  parsedManifest,
+  SIGNATURE,
+} from "./manifest.js";
+import { type Begun, inMemory, received, type Source } from "./source.js";
+import { differencesAt, updated } from "./updates.js";
 
 export interface PullOptions {
   /**
@@ -18,12 +23,18 @@ export interface PullOptions {
   serverKey?: string;
   /** Of model.onnx, where no manifest lies beside it. */
   sha256?: string;
+  /** What is here already, of an earlier version: where the source has the difference, only that is downloaded. */
+  base?: Pick<Pulled, "model" | "probes">;
+  /** Keeps what has arrived, for a pull that goes on later; in memory, where it is left out. */
+  begunAt?: (fileName: string, sha256: string) => Begun;
 }
 
 /** A verified export. */
 export interface Pulled {
   /** The ONNX file. */
   model: Uint8Array;
+  /** Samples with the scores they must get, for `Model.load`; where the export has them. */
+  probes?: Uint8Array;
   /** `models/{model}/versions/{number}`; empty where no manifest lies beside it. */
   version: string;
   /** Whether the server with the key that was given has signed it. */
@@ -33,6 +44,7 @@ export interface Pulled {
 }
 
 const MODEL = "model.onnx";
+const PROBES = "probes.npz";
 
 /**
  * Reads an export that `everlearn export` wrote: model.onnx, and beside it model.manifest.json and model.manifest.sig.
@@ -49,7 +61,7 @@ export async function pull(source: Source, options: PullOptions = {}): Promise<P
   }
   if (sha256 && !serverKey) {
     const model = await source.read(MODEL);
-    await check(model, { sha256 });
+    await check(MODEL, model, { sha256 });
     return { model, version: "", signed: false, serverKey: "" };
   }
   const told = await source.read(MANIFEST);
@@ -57,32 +69,41 @@ export async function pull(source: Source, options: PullOptions = {}): Promise<P
   if (key) {
     await checkSignature(told, await source.read(SIGNATURE), key);
   }
-  const { version, files } = parsedManifest(told);
-  const expected = files[MODEL];
+  const manifest = parsedManifest(told);
+  const expected = manifest.files[MODEL];
   if (expected === undefined || (sha256 && expected.sha256 !== sha256)) {
     throw new DataLoss(`${MANIFEST} is not of the file that is wanted`);
   }
-  const model = await source.read(MODEL);
-  await check(model, { sha256: expected.sha256, size: expected.size_bytes });
-  return { model, version, signed: key !== "", serverKey: key };
+  return { ...(await filesOf(source, manifest, expected, options)), signed: key !== "", serverKey: key };
 }
 
-/** Files below an address, through `fetch`: a folder on any web server. */
-export function urlSource(address: string | URL, fetching: typeof fetch = fetch): Source {
-  const base = String(address).replace(/\/*$/, "/");
+async function filesOf(
+  source: Source,
+  { version, files }: Manifest,
+  model: Expected,
+  options: PullOptions,
+): Promise<Omit<Pulled, "signed" | "serverKey">> {
+  const { base, begunAt = inMemory } = options;
+  const differences = base ? await differencesAt(source) : [];
+  const fetched = async (fileName: string, expected: Expected, have?: Uint8Array): Promise<Uint8Array> => {
+    if (have && (await sha256Of(have)) === expected.sha256) {
+      return have;
+    }
+    const made = have && (await updated(source, fileName, expected, have, differences, begunAt));
+    if (made) {
+      return made;
+    }
+    const begun = begunAt(fileName, expected.sha256);
+    const whole = await received(source, fileName, expected.size_bytes, begun);
+    await begun.clear();
+    await check(fileName, whole, { sha256: expected.sha256, size: expected.size_bytes });
+    return whole;
+  };
+  const probes = files[PROBES];
   return {
-    async read(fileName) {
-      let response: Response;
-      try {
-        response = await fetching(new URL(fileName, base));
-      } catch (error) {
-        throw new Unavailable(`${fileName} cannot be reached: ${String(error)}`);
-      }
-      if (!response.ok) {
-        throw new Unavailable(`${fileName} is not to be had (status ${response.status})`);
-      }
-      return new Uint8Array(await response.arrayBuffer());
-    },
+    version,
+    model: await fetched(MODEL, model, base?.model),
+    ...(probes ? { probes: await fetched(PROBES, probes, base?.probes) } : {}),
   };
 }
 
@@ -98,9 +119,9 @@ async function keysOf(source: Source): Promise<Uint8Array> {
   }
 }
 
-async function check(bytes: Uint8Array, expected: { sha256: string; size?: number }): Promise<void> {
+async function check(name: string, bytes: Uint8Array, expected: { sha256: string; size?: number }): Promise<void> {
   const digest = await sha256Of(bytes);
   if (digest !== expected.sha256 || (expected.size !== undefined && bytes.length !== expected.size)) {
-    throw new DataLoss(`${MODEL} is not what was exported: its sha256 is ${digest}, not ${expected.sha256}`);
+    throw new DataLoss(`${name} is not what was exported: its sha256 is ${digest}, not ${expected.sha256}`);
   }
 }

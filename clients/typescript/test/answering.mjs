@@ -14,31 +14,36 @@ async function given({ image, values, shape, png }, pixelsOf) {
     : { values: new Float32Array(bytes(values).buffer), shape };
 }
 
-async function answers(ort, source, asked, pixelsOf) {
-  const pulled = await pull(source, asked.options ?? {});
-  const model = await Model.load(ort, pulled.model);
+/** What a model says of itself, and of the samples that are asked about. */
+export async function answersOf(model, asked, pixelsOf) {
   const told = {
-    version: pulled.version,
-    signed: pulled.signed,
-    serverKey: pulled.serverKey,
     name: model.model,
     number: model.version,
     task: model.task,
     labels: model.labels,
     abstains: model.abstains,
   };
-  const found = [];
+  const answers = [];
   for (const { topK, ...sample } of asked.samples ?? []) {
-    found.push(...(await model.predict(await given(sample, pixelsOf), topK ? { topK } : {})));
+    answers.push(...(await model.predict(await given(sample, pixelsOf), topK ? { topK } : {})));
   }
   await model.release();
-  return { ...told, answers: found };
+  return { ...told, answers };
 }
 
-/** `pixelsOf`: decodes a PNG, where that can be done. */
-export async function answered(ort, source, asked, pixelsOf) {
+async function pulledAnswers(ort, sources, asked, pixelsOf) {
+  const base = sources.base && (await pull(sources.base, asked.options ?? {}));
+  const pulled = await pull(sources.source, { ...asked.options, ...(base ? { base } : {}) });
+  const model = await Model.load(ort, pulled);
+  const off = pulled.probes && (await model.selfTest(pulled.probes));
+  const { version, signed, serverKey } = pulled;
+  return { version, signed, serverKey, off, ...(await answersOf(model, asked, pixelsOf)) };
+}
+
+/** Of `sources.source`, pulled on top of what `sources.base` has. `pixelsOf`: decodes a PNG, where that can be done. */
+export async function answered(ort, sources, asked, pixelsOf) {
   try {
-    return await answers(ort, source, asked, pixelsOf);
+    return await pulledAnswers(ort, sources, asked, pixelsOf);
   } catch (error) {
     return { error: error.name, message: error.message };
   }

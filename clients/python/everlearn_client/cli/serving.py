@@ -14,6 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 from everlearn_client._download import DownloadProgress
 from everlearn_client.cli import exit_codes
 from everlearn_client.cli.connection import DEFAULT_SERVER, ModelArgument, ServerOption, connect, read_file
+from everlearn_client.cli.differences import Earlier, write_differences
 from everlearn_client.cli.output import Output, OutputOption, put_data, put_fields, put_table, say, stderr
 from everlearn_client.cli.tables import read_unlabelled
 from everlearn_client.cli.texts import SUFFIXES, read_unlabelled_texts
@@ -85,6 +86,14 @@ def export(
         Path | None,
         typer.Option(metavar="FOLDER", help="With an earlier version's files: only the differences are downloaded."),
     ] = None,
+    difference_from: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="With an earlier export: the difference from it is written, too, for those who have that one and pull "
+            "from a web server (clients/typescript). Can be given several times.",
+        ),
+    ] = None,
     name: Annotated[
         str | None,
         typer.Option(
@@ -95,6 +104,7 @@ def export(
     ] = None,
 ) -> None:
     """Take a version along as one ONNX file, checked against the server. An interrupted download is resumed."""
+    earlier = [Earlier(each) for each in difference_from or ()]  # before anything is written to the same folder
     with connect(ctx, server, client_id=name) as client:
         made = client.export(model, version, student=student, precision=precision)
         with _DownloadDisplay() as display:
@@ -104,6 +114,7 @@ def export(
     for name, data in signed:
         if data:  # servers of earlier releases sign nothing
             (folder / name).write_bytes(data)
+    write_differences(folder, made, earlier)
     if output is not Output.TABLE:
         parity = {"max_abs_diff": made.parity_max_abs_diff, "probes": made.probes}
         told = {"version": made.version, "precision": made.precision, "parity": parity}
