@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -108,6 +109,19 @@ def test_moves_of_aliases_are_logged_with_reason_and_origin(store: Store) -> Non
     moves = [(row.previous, row.number, row.reason) for row in log]
     assert moves == [(None, 1, "gate passed"), (1, 2, "gate passed"), (2, 1, "rolled back")]
     assert [(row.alias, row.number) for row in wait(store.catalog.aliases("digits"))] == [("stable", 1)]
+
+
+def test_each_move_of_an_alias_has_a_larger_number_whatever_the_clock_says(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_model(store)
+    add_versions(store, 1, 2)
+    moves = []
+    for clock_s, number in ((1e9, 1), (1e9, 2), (5.0, 1), (2e9, 2), (2e9, 2)):
+        monkeypatch.setattr(time, "time", lambda clock_s=clock_s: clock_s)
+        wait(store.catalog.set_alias("digits", "stable", number, "why"))
+        moves.append(wait(store.catalog.aliases("digits"))[0].moved)
+    assert moves == [1_000_000_000_000, 1_000_000_000_001, 1_000_000_000_002, 2_000_000_000_000, 2_000_000_000_000]
 
 
 def test_pruning_keeps_the_newest_the_aliased_and_the_exported(store: Store) -> None:

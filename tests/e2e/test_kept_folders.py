@@ -20,6 +20,7 @@ from everlearn_server.store import migrate
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 MORE = 2
 """Batches that come after."""
+REVISIONS = {"format_1": "0001", "format_2": "0002"}
 EXACT = {"sums", "level"}
 """Models whose memory is the same whatever the order of batches, and whoever took them in."""
 
@@ -37,12 +38,11 @@ def command(*words: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def folder(kept: str, tmp_path: Path) -> Path:
-    """Of this release's format: migrated by the command where it was not."""
+    """Of this release's format: migrated by the command."""
     data = unpacked(FIXTURES / kept, tmp_path)
-    if kept != "format_2":
-        migrated = command("migrate", "--data", data, "--backup-to", tmp_path / "backup")
-        assert migrated.returncode == 0, migrated.stderr
-        assert f"is of revision {migrate.head()}, it was of 0001" in migrated.stdout
+    migrated = command("migrate", "--data", data, "--backup-to", tmp_path / "backup")
+    assert migrated.returncode == 0, migrated.stderr
+    assert f"is of revision {migrate.head()}, it was of {REVISIONS[kept]}" in migrated.stdout
     return data
 
 

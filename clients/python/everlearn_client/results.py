@@ -130,6 +130,9 @@ class ExportInfo:
     """Of the weights in the file; scores are float32 in any case."""
     key_rotations: tuple[KeyRotation, ...] = ()
     """How the key that signed it came from the server's first one, in order."""
+    pointer: bytes = b""
+    """Which alias it was asked for by, and the number of that alias's move, as JSON; signed, too. Empty of a number."""
+    pointer_signature: bytes = b""
 
     @classmethod
     def of(cls, message: export_pb2.Export) -> ExportInfo:
@@ -145,6 +148,8 @@ class ExportInfo:
             message.signature,
             message.precision or "fp32",
             tuple(KeyRotation.of(each) for each in message.key_rotations),
+            message.pointer,
+            message.pointer_signature,
         )
 
 

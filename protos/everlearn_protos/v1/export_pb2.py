@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from everlearn_protos.v1 import signing_pb2 as everlearn__protos_dot_v1_dot_signing__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n everlearn_protos/v1/export.proto\x12\x0c\x65verlearn.v1\x1a#google/longrunning/operations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!everlearn_protos/v1/signing.proto\"J\n\x13\x43reateExportRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0f\n\x07student\x18\x02 \x01(\x08\x12\x11\n\tprecision\x18\x03 \x01(\t\"\x98\x02\n\x06\x45xport\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\'\n\x05\x66iles\x18\x03 \x03(\x0b\x32\x18.everlearn.v1.ExportFile\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1b\n\x13parity_max_abs_diff\x18\x05 \x01(\x01\x12\x0e\n\x06probes\x18\x06 \x01(\x03\x12\x10\n\x08manifest\x18\x07 \x01(\x0c\x12\x11\n\tsignature\x18\x08 \x01(\x0c\x12\x11\n\tprecision\x18\t \x01(\t\x12\x30\n\rkey_rotations\x18( \x03(\x0b\x32\x19.everlearn.v1.KeyRotation\"C\n\nExportFile\x12\x11\n\tfile_name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\" \n\x10GetExportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"K\n\x12ListExportsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"U\n\x13ListExportsResponse\x12%\n\x07\x65xports\x18\x01 \x03(\x0b\x32\x14.everlearn.v1.Export\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"H\n\x15\x44ownloadExportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tfile_name\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x03\"I\n\x11PlanUpdateRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tfile_name\x18\x02 \x01(\t\x12\x13\n\x0bhave_sha256\x18\x03 \x01(\t\"<\n\x12PlanUpdateResponse\x12&\n\x05steps\x18\x01 \x03(\x0b\x32\x17.everlearn.v1.DeltaStep\"v\n\tDeltaStep\x12\x13\n\x0b\x62\x61se_sha256\x18\x01 \x01(\t\x12\x15\n\rtarget_sha256\x18\x02 \x01(\t\x12\x19\n\x11target_size_bytes\x18\x03 \x01(\x03\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x0e\n\x06sha256\x18\x05 \x01(\t\"s\n\x14\x44ownloadDeltaRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tfile_name\x18\x02 \x01(\t\x12\x13\n\x0b\x62\x61se_sha256\x18\x03 \x01(\t\x12\x15\n\rtarget_sha256\x18\x04 \x01(\t\x12\x0e\n\x06offset\x18\x05 \x01(\x03\"i\n\x16\x44ownloadExportResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\r\n\x05\x63rc32\x18\x03 \x01(\r\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x0e\n\x06sha256\x18\x05 \x01(\t2\x85\x04\n\rExportService\x12P\n\x0c\x43reateExport\x12!.everlearn.v1.CreateExportRequest\x1a\x1d.google.longrunning.Operation\x12\x41\n\tGetExport\x12\x1e.everlearn.v1.GetExportRequest\x1a\x14.everlearn.v1.Export\x12R\n\x0bListExports\x12 .everlearn.v1.ListExportsRequest\x1a!.everlearn.v1.ListExportsResponse\x12]\n\x0e\x44ownloadExport\x12#.everlearn.v1.DownloadExportRequest\x1a$.everlearn.v1.DownloadExportResponse0\x01\x12O\n\nPlanUpdate\x12\x1f.everlearn.v1.PlanUpdateRequest\x1a .everlearn.v1.PlanUpdateResponse\x12[\n\rDownloadDelta\x12\".everlearn.v1.DownloadDeltaRequest\x1a$.everlearn.v1.DownloadExportResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n everlearn_protos/v1/export.proto\x12\x0c\x65verlearn.v1\x1a#google/longrunning/operations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!everlearn_protos/v1/signing.proto\"J\n\x13\x43reateExportRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0f\n\x07student\x18\x02 \x01(\x08\x12\x11\n\tprecision\x18\x03 \x01(\t\"\xc4\x02\n\x06\x45xport\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\'\n\x05\x66iles\x18\x03 \x03(\x0b\x32\x18.everlearn.v1.ExportFile\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1b\n\x13parity_max_abs_diff\x18\x05 \x01(\x01\x12\x0e\n\x06probes\x18\x06 \x01(\x03\x12\x10\n\x08manifest\x18\x07 \x01(\x0c\x12\x11\n\tsignature\x18\x08 \x01(\x0c\x12\x11\n\tprecision\x18\t \x01(\t\x12\x30\n\rkey_rotations\x18( \x03(\x0b\x32\x19.everlearn.v1.KeyRotation\x12\x0f\n\x07pointer\x18) \x01(\x0c\x12\x19\n\x11pointer_signature\x18* \x01(\x0c\"C\n\nExportFile\x12\x11\n\tfile_name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\" \n\x10GetExportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"K\n\x12ListExportsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"U\n\x13ListExportsResponse\x12%\n\x07\x65xports\x18\x01 \x03(\x0b\x32\x14.everlearn.v1.Export\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"H\n\x15\x44ownloadExportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tfile_name\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x03\"I\n\x11PlanUpdateRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tfile_name\x18\x02 \x01(\t\x12\x13\n\x0bhave_sha256\x18\x03 \x01(\t\"<\n\x12PlanUpdateResponse\x12&\n\x05steps\x18\x01 \x03(\x0b\x32\x17.everlearn.v1.DeltaStep\"v\n\tDeltaStep\x12\x13\n\x0b\x62\x61se_sha256\x18\x01 \x01(\t\x12\x15\n\rtarget_sha256\x18\x02 \x01(\t\x12\x19\n\x11target_size_bytes\x18\x03 \x01(\x03\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x0e\n\x06sha256\x18\x05 \x01(\t\"s\n\x14\x44ownloadDeltaRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tfile_name\x18\x02 \x01(\t\x12\x13\n\x0b\x62\x61se_sha256\x18\x03 \x01(\t\x12\x15\n\rtarget_sha256\x18\x04 \x01(\t\x12\x0e\n\x06offset\x18\x05 \x01(\x03\"i\n\x16\x44ownloadExportResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\r\n\x05\x63rc32\x18\x03 \x01(\r\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x0e\n\x06sha256\x18\x05 \x01(\t2\x85\x04\n\rExportService\x12P\n\x0c\x43reateExport\x12!.everlearn.v1.CreateExportRequest\x1a\x1d.google.longrunning.Operation\x12\x41\n\tGetExport\x12\x1e.everlearn.v1.GetExportRequest\x1a\x14.everlearn.v1.Export\x12R\n\x0bListExports\x12 .everlearn.v1.ListExportsRequest\x1a!.everlearn.v1.ListExportsResponse\x12]\n\x0e\x44ownloadExport\x12#.everlearn.v1.DownloadExportRequest\x1a$.everlearn.v1.DownloadExportResponse0\x01\x12O\n\nPlanUpdate\x12\x1f.everlearn.v1.PlanUpdateRequest\x1a .everlearn.v1.PlanUpdateResponse\x12[\n\rDownloadDelta\x12\".everlearn.v1.DownloadDeltaRequest\x1a$.everlearn.v1.DownloadExportResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,27 +37,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEEXPORTREQUEST']._serialized_start=155
   _globals['_CREATEEXPORTREQUEST']._serialized_end=229
   _globals['_EXPORT']._serialized_start=232
-  _globals['_EXPORT']._serialized_end=512
-  _globals['_EXPORTFILE']._serialized_start=514
-  _globals['_EXPORTFILE']._serialized_end=581
-  _globals['_GETEXPORTREQUEST']._serialized_start=583
-  _globals['_GETEXPORTREQUEST']._serialized_end=615
-  _globals['_LISTEXPORTSREQUEST']._serialized_start=617
-  _globals['_LISTEXPORTSREQUEST']._serialized_end=692
-  _globals['_LISTEXPORTSRESPONSE']._serialized_start=694
-  _globals['_LISTEXPORTSRESPONSE']._serialized_end=779
-  _globals['_DOWNLOADEXPORTREQUEST']._serialized_start=781
-  _globals['_DOWNLOADEXPORTREQUEST']._serialized_end=853
-  _globals['_PLANUPDATEREQUEST']._serialized_start=855
-  _globals['_PLANUPDATEREQUEST']._serialized_end=928
-  _globals['_PLANUPDATERESPONSE']._serialized_start=930
-  _globals['_PLANUPDATERESPONSE']._serialized_end=990
-  _globals['_DELTASTEP']._serialized_start=992
-  _globals['_DELTASTEP']._serialized_end=1110
-  _globals['_DOWNLOADDELTAREQUEST']._serialized_start=1112
-  _globals['_DOWNLOADDELTAREQUEST']._serialized_end=1227
-  _globals['_DOWNLOADEXPORTRESPONSE']._serialized_start=1229
-  _globals['_DOWNLOADEXPORTRESPONSE']._serialized_end=1334
-  _globals['_EXPORTSERVICE']._serialized_start=1337
-  _globals['_EXPORTSERVICE']._serialized_end=1854
+  _globals['_EXPORT']._serialized_end=556
+  _globals['_EXPORTFILE']._serialized_start=558
+  _globals['_EXPORTFILE']._serialized_end=625
+  _globals['_GETEXPORTREQUEST']._serialized_start=627
+  _globals['_GETEXPORTREQUEST']._serialized_end=659
+  _globals['_LISTEXPORTSREQUEST']._serialized_start=661
+  _globals['_LISTEXPORTSREQUEST']._serialized_end=736
+  _globals['_LISTEXPORTSRESPONSE']._serialized_start=738
+  _globals['_LISTEXPORTSRESPONSE']._serialized_end=823
+  _globals['_DOWNLOADEXPORTREQUEST']._serialized_start=825
+  _globals['_DOWNLOADEXPORTREQUEST']._serialized_end=897
+  _globals['_PLANUPDATEREQUEST']._serialized_start=899
+  _globals['_PLANUPDATEREQUEST']._serialized_end=972
+  _globals['_PLANUPDATERESPONSE']._serialized_start=974
+  _globals['_PLANUPDATERESPONSE']._serialized_end=1034
+  _globals['_DELTASTEP']._serialized_start=1036
+  _globals['_DELTASTEP']._serialized_end=1154
+  _globals['_DOWNLOADDELTAREQUEST']._serialized_start=1156
+  _globals['_DOWNLOADDELTAREQUEST']._serialized_end=1271
+  _globals['_DOWNLOADEXPORTRESPONSE']._serialized_start=1273
+  _globals['_DOWNLOADEXPORTRESPONSE']._serialized_end=1378
+  _globals['_EXPORTSERVICE']._serialized_start=1381
+  _globals['_EXPORTSERVICE']._serialized_end=1898
 # @@protoc_insertion_point(module_scope)

@@ -63,6 +63,8 @@ class Export(google.protobuf.message.Message):
     SIGNATURE_FIELD_NUMBER: builtins.int
     PRECISION_FIELD_NUMBER: builtins.int
     KEY_ROTATIONS_FIELD_NUMBER: builtins.int
+    POINTER_FIELD_NUMBER: builtins.int
+    POINTER_SIGNATURE_FIELD_NUMBER: builtins.int
     name: builtins.str
     """`models/{model}/exports/{version number}`, and `-{precision}` where that is not fp32."""
     version: builtins.str
@@ -75,6 +77,12 @@ class Export(google.protobuf.message.Message):
     """Ed25519 (RFC 8032) of `manifest`, by the key that GetServerInfo tells."""
     precision: builtins.str
     """Of the file. `export.json`, where there is one, says more of it."""
+    pointer: builtins.bytes
+    """Where the export was created for `stable` or `latest`: JSON of `kind` ("everlearn alias 1"), `model`, `alias`,
+    `version`, and `number`, which is larger with each move of that alias, back to an earlier version, too. Who has seen
+    a number takes no smaller one: that is an old answer. Ed25519 of it by the same key.
+    """
+    pointer_signature: builtins.bytes
     @property
     def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ExportFile]: ...
     @property
@@ -96,9 +104,11 @@ class Export(google.protobuf.message.Message):
         signature: builtins.bytes = ...,
         precision: builtins.str = ...,
         key_rotations: collections.abc.Iterable[everlearn_protos.v1.signing_pb2.KeyRotation] | None = ...,
+        pointer: builtins.bytes = ...,
+        pointer_signature: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["create_time", b"create_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["create_time", b"create_time", "files", b"files", "key_rotations", b"key_rotations", "manifest", b"manifest", "name", b"name", "parity_max_abs_diff", b"parity_max_abs_diff", "precision", b"precision", "probes", b"probes", "signature", b"signature", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["create_time", b"create_time", "files", b"files", "key_rotations", b"key_rotations", "manifest", b"manifest", "name", b"name", "parity_max_abs_diff", b"parity_max_abs_diff", "pointer", b"pointer", "pointer_signature", b"pointer_signature", "precision", b"precision", "probes", b"probes", "signature", b"signature", "version", b"version"]) -> None: ...
 
 Global___Export: typing_extensions.TypeAlias = Export
 

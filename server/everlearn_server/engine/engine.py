@@ -24,7 +24,7 @@ from everlearn_server.engine.exporter import MODEL_FILE, Exporter, is_in_8_bits,
 from everlearn_server.engine.fleet import EngineSettings, Fleet
 from everlearn_server.engine.int8 import released_by
 from everlearn_server.engine.live_model import LiveModel
-from everlearn_server.engine.manifest import manifest
+from everlearn_server.engine.manifest import manifest, pointer
 from everlearn_server.engine.operations import Operation, Operations
 from everlearn_server.engine.precisions import export_id, exports_of
 from everlearn_server.engine.probe import Probe, probe
@@ -33,7 +33,7 @@ from everlearn_server.engine.student_release import release_student
 from everlearn_server.engine.trunks import LiveTrunk
 from everlearn_server.engine.updates import Updates
 from everlearn_server.engine.upgrade import Upgrades
-from everlearn_server.engine.versions import Versioned
+from everlearn_server.engine.versions import ALIASES, Versioned
 from everlearn_server.engine.waiting_room import best_labels
 from everlearn_server.engine.work_queue import WorkQueue
 from everlearn_server.store.keys import Keys
@@ -247,8 +247,13 @@ class Engine:
             released_by(self.model(name).beside, name, versioned.snapshot.feature_digest)
         if student:
             versioned = await release_student(self.model(name), versioned)
-        await self.model(name).store_version(versioned)
-        request = {"version": str(versioned.record.number), "precision": chosen}
+        pointed = {}
+        if version in ALIASES and not student:
+            versioned, moved = await self.model(name).store_pointed(version)
+            pointed = {"alias": version, "moved": str(moved)}
+        else:
+            await self.model(name).store_version(versioned)
+        request = {"version": str(versioned.record.number), "precision": chosen, **pointed}
         return await self.operations.start("export", name, request, self._run_export)
 
     async def exports(self, name: str) -> list[ExportRow]:
@@ -277,6 +282,14 @@ class Engine:
     def signed_manifest(self, row: ExportRow) -> tuple[bytes, bytes]:
         """What an export is, and the signature of it."""
         told = manifest(row)
+        return told, self._store.keys.sign(told)
+
+    def signed_pointer(self, row: ExportRow, operation: Operation) -> tuple[bytes, bytes]:
+        """Which alias named the version of this export when it was asked for by that name, and the signature; both
+        empty where it was asked for by number."""
+        if "alias" not in operation.request:
+            return b"", b""
+        told = pointer(row, operation.request["alias"], int(operation.request["moved"]))
         return told, self._store.keys.sign(told)
 
     @property

@@ -333,6 +333,14 @@ class LiveModel:
         async with self._store_lock:
             await self._put_version(versioned, {})
 
+    async def store_pointed(self, alias: str) -> tuple[Versioned, int]:
+        """Stores the version that an alias names now, and that it does; returns it and the number of that move."""
+        async with self._store_lock:
+            versioned = self.book.find(alias)
+            await self._put_version(versioned, {alias: versioned.record.number})
+            rows = await self._store.catalog.aliases(self.name)
+            return versioned, next(row.moved for row in rows if row.alias == alias)
+
     async def _put_version(self, versioned: Versioned, aliases: dict[str, int]) -> None:
         """Stores a version once and points aliases at it; holds the lock, or two callers would store it twice."""
         moved = {alias: number for alias, number in aliases.items() if self._pointed.get(alias) != number}

@@ -13,6 +13,21 @@ KIND: Final = "everlearn export manifest 1"
 """Nothing else that is signed begins like it."""
 
 
+POINTER_KIND: Final = "everlearn alias 1"
+
+
+def pointer(row: ExportRow, alias: str, moved: int) -> bytes:
+    """JSON: the alias named this export's version. `moved`: number of the move that brought it there."""
+    told = {
+        "kind": POINTER_KIND,
+        "model": f"models/{row.model}",
+        "alias": alias,
+        "version": f"models/{row.model}/versions/{row.version_number}",
+        "number": moved,
+    }
+    return json.dumps(told, sort_keys=True).encode()
+
+
 def manifest(row: ExportRow) -> bytes:
     """JSON; equal for equal rows."""
     told = {

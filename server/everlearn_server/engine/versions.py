@@ -22,6 +22,7 @@ from everlearn_server.engine.trunks import LiveTrunk
 from everlearn_server.engine.writer import ModelWriter
 from everlearn_server.store.rows import VersionRow
 
+ALIASES = ("stable", "latest")
 _EPHEMERAL = 8
 """Heads that were superseded before they were stored and can still be asked for by number."""
 _NUMBERS = 64
@@ -200,7 +201,7 @@ class VersionBook:
 
     def find(self, version: str) -> Versioned:
         """By number, `stable` or `latest`; empty means `stable`. Raises NotFoundError, PreconditionError."""
-        if version in ("", "stable", "latest"):
+        if version in ("", *ALIASES):
             found = self.latest if version == "latest" else self.stable
             if found is not None:
                 return self._shown(found)

@@ -331,7 +331,9 @@ async def _result(operation: Operation, engine: Engine) -> Message:
         _, number, precision = names.export_of(operation.result["name"])
         for row in await engine.exports(operation.model):
             if (row.version_number, row.precision) == (number, precision):
-                return export_message(row, engine)
+                message = export_message(row, engine)
+                message.pointer, message.pointer_signature = engine.signed_pointer(row, operation)
+                return message
         raise NotFoundError(
             f"the export of version {number} has been deleted since, as retention.exports demands; create it again",
             field="version",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from everlearn.errors import DataLossError, InvalidError, UnavailableError
-from everlearn_server.store import migrate
+from everlearn_server.store import migrate, versions
 from everlearn_server.store.blobs import make_folder, sync_folder
 from everlearn_server.store.database import Database
 from everlearn_server.store.manifest import Manifest, Progress, copy_file, sync_tree
@@ -80,4 +80,5 @@ def _begin(part: Path) -> tuple[str, bool]:
 def _begin_timeline(database: Database, part: Path) -> tuple[str, bool]:
     with database.transaction() as connection:
         is_current = migrate.check(connection, folder=part)
+        versions.move_all(connection)
         return begin_timeline(connection, restored=True), is_current

@@ -70,6 +70,8 @@ class AliasRow:
     model: str
     alias: str
     number: int
+    moved: int = 0
+    """Of this move: more than that of any before it, over restores and deleted models, too. Devices go by it."""
 
 
 @dataclass(frozen=True, kw_only=True)

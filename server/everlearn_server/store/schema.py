@@ -100,6 +100,7 @@ class AliasColumns(TypedColumns):
     model = Column(String, ForeignKey(OWNER, ondelete="CASCADE"), primary_key=True)
     alias = Column(String, primary_key=True)
     number = Column(Integer, nullable=False)
+    moved = Column(BigInteger, nullable=False, server_default="0")
 
 
 alias = Table(

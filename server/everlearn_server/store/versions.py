@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection
 from dataclasses import asdict, fields
 
-from sqlalchemy import ColumnElement, Connection, Row, delete, insert, select, union, update
+from sqlalchemy import ColumnElement, Connection, Row, delete, func, insert, inspect, select, union, update
 
 from everlearn.errors import NotFoundError
 from everlearn_server.store.history import prune
@@ -83,16 +83,32 @@ def point(connection: Connection, name: str, alias_name: str, number: int, reaso
     previous = connection.scalars(select(alias.c.number).where(*chosen)).one_or_none()
     if previous == number:
         return
+    moved = next_move(connection.scalars(select(func.max(alias.c.moved)).where(alias.c.model == name)).one() or 0)
     if previous is None:
-        connection.execute(insert(alias).values(model=name, alias=alias_name, number=number))
+        connection.execute(insert(alias).values(model=name, alias=alias_name, number=number, moved=moved))
     else:
-        connection.execute(update(alias).where(*chosen).values(number=number))
+        connection.execute(update(alias).where(*chosen).values(number=number, moved=moved))
     connection.execute(
         insert(promotion).values(
             model=name, alias=alias_name, number=number, previous=previous, reason=reason, create_time_s=time.time()
         )
     )
     prune(connection, promotion.c.id, promotion.c.model == name, keep=PROMOTIONS_KEPT)
+
+
+def next_move(last: int) -> int:
+    """The number of a move: milliseconds since the epoch, so that it is beyond those that a restored database has
+    forgotten; and more than the last one, whatever the clock says."""
+    return max(last + 1, int(time.time() * 1000))
+
+
+def move_all(connection: Connection) -> None:
+    """Every alias is moved to where it is: after a restore its last move is newer than what devices have seen of the
+    time that was lost. A database of before moves were numbered gets its numbers where it is migrated."""
+    if "moved" in {column["name"] for column in inspect(connection).get_columns(alias.name)}:
+        for row in connection.execute(select(alias.c.model, alias.c.alias, alias.c.moved)).all():
+            chosen = alias.c.model == row.model, alias.c.alias == row.alias
+            connection.execute(update(alias).where(*chosen).values(moved=next_move(row.moved)))
 
 
 def promotions(connection: Connection, name: str, limit: int) -> tuple[PromotionRow, ...]:

@@ -94,7 +94,7 @@ class Follower:
         if self.on_trial or not self._is_new(client):
             return False
         export = client.export(self._model, self._version, precision=self._precision)
-        self._trust.check(export, client)
+        self._trust.check(export, client, alias=self._version if isinstance(self._version, str) else "")
         wanted = _needed(export)
         slot = Slot.of(wanted)
         current = self._slots.active
