@@ -56,7 +56,7 @@ bench-learning: $(READY) ## Every recipe and its peers on the same streams, into
 	@$(BIN)/python -m tests.benchmarks.learning
 
 bench-edge: $(READY) ## A device: its import, memory, processor and line, into tests/benchmarks/results.
-	@$(BIN)/python -m tests.benchmarks edge delta --called edge
+	@$(BIN)/python -m tests.benchmarks edge delta thumbnails --called edge
 
 UV_LOCK = uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
   --no-header --no-annotate --quiet --upgrade

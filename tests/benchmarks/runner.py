@@ -25,6 +25,7 @@ NAMES = (
     "head_swap",
     "export",
     "delta",
+    "thumbnails",
     "precision",
     "serving",
     "memory",

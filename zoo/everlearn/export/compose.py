@@ -42,6 +42,7 @@ from everlearn.export.int8 import head_in_8_bits
 from everlearn.export.int8_trunk import RANGES, calibrated_on
 from everlearn.export.novelty import BEST, add_novelty, add_unknown, tell_novelty
 from everlearn.export.precision import Precision, halve
+from everlearn.inputs.front import crop_targets
 from everlearn.metrics.label_sets import THRESHOLD
 from everlearn.values import Front, FrontConfig, LinearHead, Task, TextFront, Trunk
 
@@ -249,7 +250,9 @@ def _provenance(trunk: Trunk) -> dict[str, str]:
 
 def _size(front: Front) -> dict[str, str]:
     if isinstance(front, FrontConfig):
-        return {"modality": "image", "front_size": f"{front.height}x{front.width}"}
+        height, width = (front.height, front.width) if front.resize == "squash" else crop_targets(front)
+        size = {"front_size": f"{front.height}x{front.width}", "front_resized": f"{height}x{width}"}
+        return {"modality": "image", **size, "front_resize": front.resize}
     if isinstance(front, TextFront):
         return {"modality": "text", "tokenizer_sha256": front.tokenizer, "max_tokens": str(front.max_tokens)}
     ranges = [list(pair) for pair in zip(front.low, front.high, strict=True)]

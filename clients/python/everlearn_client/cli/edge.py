@@ -57,6 +57,7 @@ class Send(StrEnum):
     """What of a sample is kept and sent."""
 
     SAMPLE = "sample"
+    THUMBNAIL = "thumbnail"
     FEATURES = "features"
 
 
@@ -160,7 +161,16 @@ DuplicatesOption = Annotated[
 SendOption = Annotated[
     Send,
     typer.Option(
-        envvar=f"{_E}SEND", help="Of what is taught: the file itself, or only its features, computed here: few KB each."
+        envvar=f"{_E}SEND",
+        help="Of what is taught: the file itself, the picture made smaller, or only its features: few KB each.",
+    ),
+]
+ThumbnailOption = Annotated[
+    int | None,
+    typer.Option(
+        min=8,
+        envvar=f"{_E}THUMBNAIL_PX",
+        help="Longer side of thumbnails; what the model resizes pictures to if left out.",
     ),
 ]
 MeteredOption = Annotated[
@@ -203,6 +213,7 @@ def run(
     mb_per_day: PerDayOption = None,
     duplicates: DuplicatesOption = False,
     send: SendOption = Send.SAMPLE,
+    thumbnail_px: ThumbnailOption = None,
     metered: MeteredOption = None,
     step: StepOption = "",
 ) -> None:
@@ -219,7 +230,7 @@ def run(
     from everlearn_client.edge.folder_source import FolderSource
     from everlearn_client.edge.runtime import Runtime
 
-    policy = _policy(only_unsure, margin, temperature, per_hour, mb_per_day, duplicates, send)
+    policy = _policy(only_unsure, margin, temperature, per_hour, mb_per_day, duplicates, send, thumbnail_px)
     settings = _settings(policy, watch_every, threads, spool_mb, server_key, precision)
     journal, number = folder / "read", int(version) if version.isdecimal() else version
     files = FolderSource(
@@ -248,6 +259,7 @@ def _policy(
     mb_per_day: float | None,
     duplicates: bool,
     send: Send,
+    thumbnail_px: int | None,
 ) -> SendPolicy:
     from everlearn_client.edge import SendPolicy
 
@@ -257,6 +269,7 @@ def _policy(
         temperature=temperature,
         samples_per_hour=per_hour,
         send=send.value,
+        thumbnail_px=thumbnail_px,
         duplicate_bits=None if duplicates else SendPolicy.duplicate_bits,
         bytes_per_day=None if mb_per_day is None else mb_per_day * 1e6,
     )

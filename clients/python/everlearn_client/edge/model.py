@@ -26,6 +26,7 @@ from everlearn_client.edge.policy import Allowance, BackOff, Chooser, SendPolicy
 from everlearn_client.edge.sending import Drain, Drained
 from everlearn_client.edge.session import EdgeSession
 from everlearn_client.edge.spool import Spool, SpoolStats
+from everlearn_client.edge.thumbnails import check_image, longest_side, png, reduced
 from everlearn_client.errors import EverlearnClientError, FailedPrecondition, InvalidArgument, Overloaded
 from everlearn_client.resource_names import learner_name, model_name
 from everlearn_client.results import Predictions
@@ -206,18 +207,19 @@ class EdgeModel:
         """One labelled sample: kept for the server if the policy says so; returns what it said.
 
         `sample`: uint8 [H, W, 3], or float32 of a tensor model's shape. `send`: what is to be sent in its place, e.g.
-        `[jpeg]`, or a thumbnail. `scores_C`: of `predict`, so that the model does not run twice; not where it
-        abstained.
+        `[jpeg]`. `scores_C`: of `predict`, so that the model does not run twice; not where it abstained.
 
-        Raises InvalidArgument; where the policy sends features FailedPrecondition, if there is no model yet
-        (`NO_MODEL`) or one that computes in another precision than the server (`NO_FEATURES`).
+        Raises InvalidArgument; where the policy sends features, or thumbnails without a size, FailedPrecondition, if
+        there is no model yet (`NO_MODEL`) or one that computes in another precision than the server (`NO_FEATURES`).
         """
         array = np.asarray(sample)
         form: SampleInput = array[None] if array.dtype == np.uint8 else Tensors(array[None].astype(np.float32))
         session = self._follower.session
+        if send is not None and not self.sends_samples:
+            what = {"features": "features", "thumbnail": "thumbnails"}[self._settings.policy.send]
+            raise InvalidArgument(f"the policy sends {what}, so nothing else can be sent", field="send")
+        size = self._thumbnail_size(array) if self._settings.policy.send == "thumbnail" else None
         if self.sends_features:
-            if send is not None:
-                raise InvalidArgument("the policy sends features, so nothing else can be sent", field="send")
             session = self._session()
             session.check_features()
         if scores_C is None and self._settings.policy.only_unsure and session is not None:
@@ -227,6 +229,8 @@ class EdgeModel:
         why = self._chooser.decide(scores_C=scores_C, sample=array, label=str(label))
         if why != "send":
             return why
+        if size is not None:
+            send = [png(reduced(array, *size))]
         if self.sends_features and session is not None:
             kept: SampleInput = Features(session.features(session.array_of(form)))
             self._spool.put(Batch(kept, [label], step), feature_digest=session.feature_digest)
@@ -242,6 +246,21 @@ class EdgeModel:
     def sends_features(self) -> bool:
         """Whether no sample itself is kept or sent."""
         return self._settings.policy.send == "features"
+
+    @property
+    def sends_samples(self) -> bool:
+        """Whether samples are kept and sent as they are."""
+        return self._settings.policy.send == "sample"
+
+    def _thumbnail_size(self, image: npt.NDArray[Any]) -> tuple[int, int]:
+        check_image(image)
+        side_px, (height, width) = self._settings.policy.thumbnail_px, image.shape[:2]
+        if side_px is not None:
+            return longest_side(height, width, side_px)
+        front = self._session().resized
+        if front is None:
+            raise InvalidArgument("the model takes no images, so there are no thumbnails", field="sample")
+        return front.of(height, width)
 
     @property
     def spool(self) -> SpoolStats:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from everlearn_client._retry import JITTER
+from everlearn_client.edge.thumbnails import MIN_PX
 from everlearn_client.errors import InvalidArgument
 
 SecondsClock = Callable[[], float]
@@ -51,10 +52,14 @@ class SendPolicy:
     """Samples that are remembered."""
     bytes_per_day: float | None = None
     """Up the line; None for no limit."""
-    send: Literal["sample", "features"] = "sample"
+    send: Literal["sample", "thumbnail", "features"] = "sample"
     """What of a sample is kept and sent: itself, or only its features, computed here by the shipped trunk. Then nothing
     of it lies on the disk or leaves the device, and nothing is taught before there is a model. Some kilobytes each,
-    and personal data all the same where samples are: parts of a picture can be guessed from its features."""
+    and personal data all the same where samples are: parts of a picture can be guessed from its features. A thumbnail
+    is the image made smaller, as a PNG file: lossless from there on, and readable without the model."""
+    thumbnail_px: int | None = None
+    """Longer side of a thumbnail. None for what the model's front resizes an image to anyway: then nothing is taught
+    before there is a model."""
     when_metered: Literal["wait", "send"] = "wait"
     """Whether anything is sent while the connection costs money."""
 
@@ -68,7 +73,8 @@ class SendPolicy:
             "duplicate_cosine": 0 < self.duplicate_cosine <= 1,
             "duplicate_window": self.duplicate_window >= 1,
             "bytes_per_day": self.bytes_per_day is None or self.bytes_per_day > 0,
-            "send": self.send in ("sample", "features"),
+            "send": self.send in ("sample", "thumbnail", "features"),
+            "thumbnail_px": self.thumbnail_px is None or (self.send == "thumbnail" and self.thumbnail_px >= MIN_PX),
             "when_metered": self.when_metered in ("wait", "send"),
         }
         for name, right in checks.items():

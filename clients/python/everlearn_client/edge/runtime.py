@@ -129,7 +129,7 @@ class Runtime:
         record["decision"] = self._model.observe(
             read_.array,
             truth,
-            send=None if read_.encoded is None or self._model.sends_features else [read_.encoded],
+            send=None if read_.encoded is None or not self._model.sends_samples else [read_.encoded],
             step=self._step,
             scores_C=None if answer.scores_NC is None or any(answer.abstained) else answer.scores_NC[0],
         )

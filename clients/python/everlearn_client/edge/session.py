@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from everlearn_client.edge.thumbnails import Resized
 from everlearn_client.errors import DataLoss, FailedPrecondition, InvalidArgument
 from everlearn_client.results import Predictions, ScoredLabel
 from everlearn_client.samples import SampleInput, Tensors
@@ -57,6 +58,8 @@ class EdgeSession:
             self._servers = told.get(f"{_PREFIX}server_precision", "fp32")
         except (KeyError, ValueError) as error:
             raise DataLoss(f"{path.name} is no export of everlearn: {error} is not in its metadata") from None
+        self.resized = _resized(told)
+        """What its front makes of an image before it crops; None of a model that takes none."""
         self._with_features = with_features
         self.input_name = str(self._session.get_inputs()[0].name)
         self._output = "values" if self.task == "regression" else "scores"
@@ -155,3 +158,14 @@ class EdgeSession:
         else:
             chosen = [int(index) for index in np.argsort(-scores_C, kind="stable")[: max(1, top_k)]]
         return tuple(ScoredLabel(self.labels[index], index, float(scores_C[index])) for index in chosen)
+
+
+def _resized(told: Mapping[str, str]) -> Resized | None:
+    """Files of earlier releases name the size after the crop alone: then it is taken to keep 7/8, as most do."""
+    size = told.get(f"{_PREFIX}front_size")
+    if size is None:
+        return None
+    height, width = map(int, told.get(f"{_PREFIX}front_resized", size).split("x"))
+    if f"{_PREFIX}front_resized" not in told:
+        return Resized(height=-(-height * 8 // 7), width=-(-width * 8 // 7), squash=False)
+    return Resized(height=height, width=width, squash=told[f"{_PREFIX}front_resize"] == "squash")
