@@ -59,7 +59,7 @@ ENV PATH=/opt/everlearn/bin:$PATH
 FROM runtime AS serving
 # Freed memory is overwritten, and none lingers in thread caches: raw data is out of the heap a moment after it was used.
 # (The server would set these by starting itself anew; larger thresholds for big messages it sets in any case.)
-ENV MALLOC_PERTURB_=165 PYTHONMALLOC=malloc GLIBC_TUNABLES=glibc.malloc.tcache_count=0
+ENV MALLOC_PERTURB_=165 PYTHONMALLOC=malloc GLIBC_TUNABLES=glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0
 ENV EVERLEARN_LISTEN=0.0.0.0:8470 EVERLEARN_DATA=/var/lib/everlearn
 VOLUME /var/lib/everlearn
 EXPOSE 8470

@@ -63,7 +63,7 @@ def test_a_child_is_told_to_wipe_what_it_frees() -> None:
 
 def test_other_tunables_stay_and_the_thread_caches_are_off() -> None:
     told = wiping({"GLIBC_TUNABLES": "glibc.malloc.tcache_count=7:glibc.pthread.rseq=0"})["GLIBC_TUNABLES"]
-    assert told == "glibc.pthread.rseq=0:glibc.malloc.tcache_count=0"
+    assert told == "glibc.pthread.rseq=0:glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
 
 
 SMALL_ARRAYS = """
