@@ -66,7 +66,7 @@ def test_a_matrix_below_its_means_is_found_however_small_the_defect_is_against_t
     least = np.linalg.eigvalsh(sums.gram_dd - _between(sums))[0]
     vector = np.linalg.eigh(sums.gram_dd - _between(sums))[1][:, 0]
     whole = np.rint(1.01 * least * np.outer(vector, vector) / 2) * 2  # even: not to be found by parity
-    sums._lower_dd -= np.tril(whole)
+    sums._lower_dd[:] -= np.tril(whole)
     assert any("least eigenvalue" in text for text in invariants.of_sums(sums, limit=LIMIT))
 
 

@@ -1,7 +1,8 @@
-"""A large array that is stored elsewhere too: set down while nobody needs it, taken up by whoever does."""
+"""Large arrays that are stored elsewhere too: set down while nobody needs them, taken up by whoever does."""
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable
 
@@ -11,36 +12,44 @@ import numpy.typing as npt
 Float = npt.NDArray[np.float64]
 
 
-class SetDown:
-    """Holds an array, or knows how to get it back. Any thread may read; one at a time sets it down."""
+Arrays = tuple[Float, ...]
 
-    def __init__(self, array: Float) -> None:
-        self._array: Float | None = array
-        self._recall: Callable[[], Float] | None = None
+
+class SetDown:
+    """Holds arrays, or knows how to get them back. Any thread may read; one at a time sets them down."""
+
+    def __init__(self, *arrays: Float) -> None:
+        self._arrays: Arrays | None = arrays
+        self._recall: Callable[[], Arrays] | None = None
         self._taking_up = threading.Lock()
 
     @property
-    def array(self) -> Float:
-        """The array, taken up if it was set down. Raises what `recall` raises; it stays down then."""
-        array = self._array
-        return array if array is not None else self._taken_up()
+    def arrays(self) -> Arrays:
+        """The arrays, taken up if they were set down. Raises what `recall` raises; they stay down then."""
+        arrays = self._arrays
+        return arrays if arrays is not None else self._taken_up()
 
     @property
     def held_bytes(self) -> int:
         """Bytes in RAM."""
-        return self._array.nbytes if self._array is not None else 0
+        return sum(array.nbytes for array in self._arrays or ())
 
-    def set_down(self, recall: Callable[[], Float]) -> int:
-        """Lets go of it, and gives the bytes that this frees. `recall` is called by whoever needs it first."""
+    def set_down(self, recall: Callable[[], Arrays]) -> int:
+        """Lets go of them, and gives the bytes that this frees. `recall` is called by whoever needs them first."""
         with self._taking_up:
             freed = self.held_bytes
             if freed:
-                self._array, self._recall = None, recall
+                self._arrays, self._recall = None, recall
         return freed
 
-    def _taken_up(self) -> Float:
+    def _taken_up(self) -> Arrays:
         with self._taking_up:
-            if self._array is None:  # another thread may have been quicker
-                assert self._recall is not None, "it was set down"
-                self._array, self._recall = self._recall(), None
-            return self._array
+            if self._arrays is None:  # another thread may have been quicker
+                assert self._recall is not None, "they were set down"
+                self._arrays, self._recall = self._recall(), None
+            return self._arrays
+
+
+def fingerprint(array: Float) -> bytes:
+    """sha256 of its numbers, to know it again."""
+    return hashlib.sha256(np.ascontiguousarray(array).data).digest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from everlearn.errors import InvalidError
+from everlearn.errors import InvalidError, PreconditionError
 
 Float = npt.NDArray[np.float64]
 Count = npt.NDArray[np.int64] | Float
@@ -22,3 +22,16 @@ def check_remainder(count_C: Count, sum_Cd: Float, diagonal_d: Float) -> None:
     between_d = np.einsum("cd,cd,c->d", sum_Cd, sum_Cd, 1.0 / np.maximum(count_C, 1))
     if (diagonal_d < between_d * (1 - 1e-9)).any() or (not count_C.any() and diagonal_d.any()):
         raise InvalidError("cannot subtract: the remaining sums belong to no set of samples", field="gram")
+
+
+def check_alike(own: tuple[int, bool], other: tuple[int, bool], verb: str) -> None:
+    """Whether two sums, each with its d and whether it is exact, can be added. Raises InvalidError, PreconditionError
+    (reason INEXACT_SUMS)."""
+    if other[0] != own[0]:
+        raise InvalidError(f"sums of {other[0]} features; here there are {own[0]}", field="dim")
+    if not (own[1] and other[1]):
+        raise PreconditionError(
+            f"cannot {verb}: these sums have decayed or were moved to another backbone, and are no longer exact; "
+            "only sums without decay (memory.decay: 1) that never moved can be merged or subtracted",
+            reason="INEXACT_SUMS",
+        )

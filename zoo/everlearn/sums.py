@@ -12,7 +12,8 @@ Adding to G costs a pass over all of it, however few rows are added. So rows wai
 are `BLOCK_ROWS` of them or somebody reads: since all is exact, which rows were added together shows nowhere.
 
 Memory: 8 d^2 + 8 C d bytes (C rounded up by at most 2 x): 13 MB at d = 1280 with ten classes. G is symmetric and only
-its lower triangle is kept up to date. One writer; readers take a `copy()`. G can be set down while nobody needs it.
+its lower triangle is kept up to date. One writer; readers take a `copy()`. S and G can be set down while nobody needs
+them.
 
 Axes: B samples in a batch, C classes, d features.
 """
@@ -29,8 +30,8 @@ import numpy as np
 import numpy.typing as npt
 
 from everlearn import _sums_format
-from everlearn._set_down import SetDown
-from everlearn._sums_checks import check_remainder
+from everlearn._set_down import SetDown, fingerprint
+from everlearn._sums_checks import check_alike, check_remainder
 from everlearn.errors import DataLossError, InputError, InvalidError, PreconditionError
 from everlearn.labels import Labels
 from everlearn.linalg import add_gram
@@ -66,8 +67,8 @@ class Sums:
             raise InvalidError(f"dim is {dim}; it must be at least 1", field="dim")
         self._labels = Labels()
         self._count_C: Count = np.zeros(0, np.int64)
-        self._sum_Cd: Float = np.zeros((0, dim))
-        self._lower_dd = np.zeros((dim, dim), order="F")  # column-major, as BLAS updates it in place
+        # G is column-major, as BLAS updates it in place.
+        self._keep(np.zeros((0, dim)), np.zeros((dim, dim), order="F"))
         self._wait_for_none()
         self.declare(labels)
 
@@ -85,14 +86,13 @@ class Sums:
         if not all(np.isfinite(part).all() for part in (count_C, sum_Cd, lower_dd)):
             raise InvalidError("estimated sums must be finite")
         made._count_C = np.array(count_C, np.float64)
-        made._sum_Cd = np.array(sum_Cd, np.float64)
-        made._lower_dd = np.array(np.tril(lower_dd), np.float64, order="F")
+        made._keep(np.array(sum_Cd, np.float64), np.array(np.tril(lower_dd), np.float64, order="F"))
         return made
 
     @property
     def dim(self) -> int:
         """d."""
-        return int(self._sum_Cd.shape[1])
+        return self._dim
 
     @property
     def labels(self) -> list[str]:
@@ -178,16 +178,20 @@ class Sums:
 
     @property
     def held_bytes(self) -> int:
-        """Of G; none while it is set down."""
-        return self._gram.held_bytes
+        """Of S and G; none while they are set down."""
+        return self._large.held_bytes
 
     def set_down(self, recall: Callable[[], Sums]) -> int:
-        """Lets go of G until somebody needs it, and gives the bytes that this frees. `recall` gives these very sums
-        from where they are stored: whoever needs G calls it and waits, meets what it raises, and DataLossError where
-        it gives others.
+        """Lets go of S and G until somebody needs them, and gives the bytes that this frees. `recall` gives these very
+        sums from where they are stored: whoever needs them calls it and waits, meets what it raises, and DataLossError
+        where it gives others.
         """
         self._settle()
-        return self._gram.set_down(lambda: self._recalled(recall()))
+        if not self.held_bytes:
+            return 0
+        known = len(self._labels)
+        was = fingerprint(self._sum_Cd[:known])
+        return self._large.set_down(lambda: self._recalled(recall(), known, was))
 
     def merge(self, other: Sums) -> None:
         """Adds another memory's sums: as if its samples had been added here.
@@ -202,7 +206,7 @@ class Sums:
         self._make_room()
         self._count_C[rows] += other.count_C
         self._sum_Cd[rows] += other.sum_Cd
-        self._lower_dd += other._lower_dd
+        np.add(self._lower_dd, other._lower_dd, out=self._lower_dd)
         self._room_rows = 0
 
     def subtract(self, other: Sums) -> None:
@@ -226,8 +230,9 @@ class Sums:
         count_C[rows] -= other.count_C[known]
         sum_Cd[rows] -= other.sum_Cd[known]
         check_remainder(count_C, sum_Cd, self._lower_dd.diagonal() - other.gram_lower_dd.diagonal())
-        self._count_C, self._sum_Cd = count_C, sum_Cd
-        self._lower_dd -= other._lower_dd
+        np.subtract(self._lower_dd, other._lower_dd, out=self._lower_dd)
+        self._count_C = count_C
+        self._keep(sum_Cd, self._lower_dd)
 
     def copy(self) -> Self:
         """An independent copy, to solve on while learning goes on (1 ms at d = 1280)."""
@@ -235,8 +240,8 @@ class Sums:
         twin = type(self).__new__(type(self))
         twin._wait_for_none()
         twin._labels = self._labels.copy()
-        twin._count_C, twin._sum_Cd = self.count_C.copy(), self.sum_Cd.copy()
-        twin._lower_dd = self._lower_dd.copy(order="F")
+        twin._count_C = self.count_C.copy()
+        twin._keep(self.sum_Cd.copy(), self._lower_dd.copy(order="F"))
         return twin
 
     def __eq__(self, other: object) -> bool:
@@ -290,23 +295,28 @@ class Sums:
             sums._labels = Labels(labels)
         except InputError as error:
             raise DataLossError(f"these bytes are sealed but not a memory: {error}") from error
-        sums._count_C, sums._sum_Cd, sums._lower_dd = count_C, sum_Cd, lower_dd
+        sums._count_C = count_C
+        sums._keep(sum_Cd, lower_dd)
         return sums
 
     @property
+    def _sum_Cd(self) -> Float:  # noqa: N802  # axes
+        return self._large.arrays[0]
+
+    @property
     def _lower_dd(self) -> Float:
-        return self._gram.array
+        return self._large.arrays[1]
 
-    @_lower_dd.setter
-    def _lower_dd(self, lower_dd: Float) -> None:
-        self._gram = SetDown(lower_dd)
+    def _keep(self, sum_Cd: Float, lower_dd: Float) -> None:
+        self._dim = len(lower_dd)
+        self._large = SetDown(sum_Cd, lower_dd)
 
-    def _recalled(self, stored: Sums) -> Float:
-        known = len(stored._labels)  # classes that were declared since have no samples
-        alike = stored.labels == self.labels[:known] and not self._sum_Cd[known:].any()
-        if not alike or not np.array_equal(stored.sum_Cd, self._sum_Cd[:known]):
+    def _recalled(self, stored: Sums, known: int, was: bytes) -> tuple[Float, Float]:
+        if stored.labels != self.labels[:known] or fingerprint(stored._sum_Cd) != was:
             raise DataLossError("the stored memory is not the one that was set down; restart from the last commit")
-        return stored._lower_dd
+        sum_Cd = np.zeros((self._count_C.size, self.dim))  # classes that were declared since have no samples
+        sum_Cd[:known] = stored._sum_Cd
+        return sum_Cd, stored._lower_dd
 
     def _wait_for_none(self) -> None:
         self._waiting: list[tuple[QuantisedBd, npt.NDArray[np.intp]]] = []
@@ -347,7 +357,7 @@ class Sums:
     def _decay(self, keep: float) -> None:
         """All but the Gram matrix, which decays on its way through BLAS."""
         self._count_C = np.multiply(self._count_C, keep, dtype=np.float64)  # floats from now on
-        self._sum_Cd *= keep
+        np.multiply(self._sum_Cd, keep, out=self._sum_Cd)
         gone = (self._count_C > 0) & (self._count_C < FORGOTTEN)
         self._count_C[gone], self._sum_Cd[gone] = 0.0, 0.0
 
@@ -355,8 +365,8 @@ class Sums:
         if len(self._labels) > self._count_C.size:
             # Doubling: 2,000 classes that come one by one cost one copy each, not 1,000.
             grown = max(len(self._labels), 2 * self._count_C.size) - self._count_C.size
+            self._keep(np.concatenate([self._sum_Cd, np.zeros((grown, self.dim))]), self._lower_dd)
             self._count_C = np.concatenate([self._count_C, np.zeros(grown, self._count_C.dtype)])
-            self._sum_Cd = np.concatenate([self._sum_Cd, np.zeros((grown, self.dim))])
 
     def _take_room(self, quantised_Bd: QuantisedBd) -> None:
         """For rows that are about to be added. Raises PreconditionError (reason MEMORY_FULL)."""
@@ -380,14 +390,7 @@ class Sums:
         return largest
 
     def _check_alike(self, other: Sums, verb: str) -> None:
-        if other.dim != self.dim:
-            raise InvalidError(f"sums of {other.dim} features; here there are {self.dim}", field="dim")
-        if not (self.is_exact and other.is_exact):
-            raise PreconditionError(
-                f"cannot {verb}: these sums have decayed or were moved to another backbone, and are no longer exact; "
-                "only sums without decay (memory.decay: 1) that never moved can be merged or subtracted",
-                reason="INEXACT_SUMS",
-            )
+        check_alike((self.dim, self.is_exact), (other.dim, other.is_exact), verb)
 
 
 def _read_only(view: Array) -> Array:

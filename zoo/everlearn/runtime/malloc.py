@@ -12,9 +12,10 @@ def tune_malloc() -> bool:
     """Keeps buffers of up to 128 MiB in the heap instead of mapping and unmapping each.
 
     Every map costs page faults, which large gRPC messages are slowed down by. The heap gives memory back once 256 MiB
-    are free at its top. Two heaps serve all threads: with one, those that answer wait for those that run a trunk; a heap
-    each, as is the default, keeps more and settles later (`python -m tests.benchmarks memory` measures what is kept). It holds for what is allocated from then on: call it
-    before the first model is loaded. Returns False, having done nothing, where the C library is not glibc.
+    are free at its top. Two heaps serve all threads: with one, those that answer wait for those that run a trunk; a
+    heap each, as is the default, keeps more and settles later (`python -m tests.benchmarks memory` measures what is
+    kept). It holds for what is allocated from then on: call it before the first model is loaded. Returns False, having
+    done nothing, where the C library is not glibc.
     """
     if not sys.platform.startswith("linux"):
         return False
