@@ -27,6 +27,7 @@ NAMES = (
     "delta",
     "thumbnails",
     "precision",
+    "fine_tune",
     "serving",
     "memory",
     "heads",
