@@ -29,6 +29,7 @@ from everlearn_server.rpc.admin import AdminService, AdminSocket
 from everlearn_server.rpc.clients import ClientService
 from everlearn_server.rpc.erasures import ErasureService
 from everlearn_server.rpc.exports import ExportService
+from everlearn_server.rpc.fleet import FleetService
 from everlearn_server.rpc.learn import LearnService
 from everlearn_server.rpc.models import ModelService
 from everlearn_server.rpc.oip import InferenceService
@@ -139,6 +140,7 @@ class Server:
             ExportService(engine),
             ClientService(engine),
             ErasureService(engine),
+            FleetService(engine),
             OperationsService(engine),
             ServerInfoService(engine, providers=self._providers, protection=self._protection),
         ]
@@ -245,6 +247,9 @@ def _reading(model: LiveModel) -> ModelReading:
         labels_joined=late.joined if late else 0,
         label_delay_median_s=(late.delay_median_s or 0.0) if late else 0.0,
         label_delay_p90_s=(late.delay_p90_s or 0.0) if late else 0.0,
+        canary_version=model.rollout.state.canary,
+        withdrawn_versions=len(model.rollout.state.withdrawn),
+        devices=len(model.rollout.reports),
     )
 
 

@@ -93,6 +93,9 @@ class ModelReading:
     labels_joined: int = 0
     label_delay_median_s: float = 0.0
     label_delay_p90_s: float = 0.0
+    canary_version: int = 0
+    withdrawn_versions: int = 0
+    devices: int = 0
 
 
 class _Models(Collector):
@@ -152,6 +155,9 @@ _FIGURES: tuple[tuple[str, str, Callable[[ModelReading], float]], ...] = (
     ("late_labels", "Late labels learned", lambda reading: reading.labels_joined),
     ("late_delay_median_seconds", "From prediction to label", lambda reading: reading.label_delay_median_s),
     ("late_delay_p90_seconds", "From prediction to label, 90 %", lambda reading: reading.label_delay_p90_s),
+    ("canary_version", "Version that chosen devices try, 0 for none", lambda reading: reading.canary_version),
+    ("withdrawn_versions", "Versions that devices do not get any more", lambda reading: reading.withdrawn_versions),
+    ("devices", "Devices that have checked in since the start", lambda reading: reading.devices),
 )
 _COUNTERS = frozenset({"commits", "commit_seconds", "saturated_values", "late_predictions", "late_labels"})
 

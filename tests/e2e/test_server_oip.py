@@ -212,6 +212,7 @@ def test_reflection_lists_every_service_and_resolves_it(server: RealServer) -> N
             "everlearn.v1.ExportService",
             "everlearn.v1.ClientService",
             "everlearn.v1.ErasureService",
+            "everlearn.v1.FleetService",
             "everlearn.v1.ServerInfoService",
             "google.longrunning.Operations",
             "grpc.health.v1.Health",

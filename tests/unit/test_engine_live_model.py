@@ -157,7 +157,7 @@ def test_rollback_and_its_pause_survive_a_restart(tmp_path: Path) -> None:
             await model.store_version(model.book.find("latest"))
             first = head_bytes(model)
             await learn(model, 3, 4)
-            await model.point_stable(model.book.roll_back(first[0]), "rolled back")
+            await model.rollout.point_stable(model.book.roll_back(first[0]), "rolled back")
         async with live_model(store, tmp_path) as again:
             assert again.book.promotion_paused
             assert head_bytes(again, "stable") == first

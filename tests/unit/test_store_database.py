@@ -82,7 +82,7 @@ def test_a_database_of_a_newer_release_is_refused_and_left_as_it_is(tmp_path: Pa
     _execute(file, "UPDATE alembic_version SET version_num = '9999'")
     before = file.read_bytes()
     with pytest.raises(
-        PreconditionError, match=r"newer everlearn .revision 9999, this one knows up to 0003"
+        PreconditionError, match=r"newer everlearn .revision 9999, this one knows up to 0004"
     ) as refusal:
         Store.open(tmp_path)
     assert refusal.value.reason == "NEWER_DATABASE"

@@ -12,7 +12,7 @@ from everlearn_client.errors import from_rpc_error
 from everlearn_client.resource_names import model_name, version_name
 from everlearn_client.results import Applied
 from everlearn_client.samples import SampleInput, to_message
-from everlearn_protos.v1 import clients_pb2, clients_pb2_grpc, models_pb2_grpc
+from everlearn_protos.v1 import clients_pb2, clients_pb2_grpc, fleet_pb2, fleet_pb2_grpc, models_pb2_grpc
 from everlearn_protos.v1 import models_pb2 as pb
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class Models:
         self._client = client
         self._stub = models_pb2_grpc.ModelServiceStub(client.channel)
         self._clients = clients_pb2_grpc.ClientServiceStub(client.channel)
+        self._fleet = fleet_pb2_grpc.FleetServiceStub(client.channel)
 
     def plan(self, declaration: str, *, timeout_s: float = DECLARE_TIMEOUT_S) -> pb.Plan:
         """What applying this YAML would change, cost and delete; changes nothing."""
@@ -121,9 +122,10 @@ class Models:
         request = pb.PromoteVersionRequest(name=version_name(model, version), etag=etag)
         return self._client.call(self._stub.PromoteVersion, request)
 
-    def rollback(self, model: str, version: int = 0, *, etag: str = "") -> pb.Model:
-        """Points `stable` back (0 = the newest earlier one that passed its gate) and pauses automatic promotion."""
-        request = pb.RollbackModelRequest(name=model_name(model), version=version, etag=etag)
+    def rollback(self, model: str, version: int = 0, *, canary: bool = False, etag: str = "") -> pb.Model:
+        """Points `stable` back (0 = the newest earlier one that passed its gate) and pauses automatic promotion; an
+        open canary ends. `canary`: withdraws that alone. Raises FailedPrecondition (`NO_CANARY`)."""
+        request = pb.RollbackModelRequest(name=model_name(model), version=version, canary=canary, etag=etag)
         return self._client.call(self._stub.RollbackModel, request)
 
     def clients(self, model: str, *, head_change: bool = False) -> Iterator[clients_pb2.ModelClient]:
@@ -153,6 +155,11 @@ class Models:
         """Ends a client's quarantine. What was refused meanwhile is not learned; it may send that again."""
         request = clients_pb2.ReleaseClientRequest(parent=model_name(model), client=client)
         return self._client.call(self._clients.ReleaseClient, request).client
+
+    def check_in(self, request: fleet_pb2.CheckInRequest) -> fleet_pb2.CheckInResponse:
+        """As a device: which version is wanted here, told how the present one fares. A client without a `client_id` of
+        its own is not counted."""
+        return self._client.call(self._fleet.CheckIn, request)
 
     def probe(self, model: str, *, timeout_s: float = PROBE_TIMEOUT_S) -> pb.ModelProbe:
         """How well the backbone fits what was learned, and what it costs.

@@ -24,13 +24,15 @@ def model_name(model: str) -> str:
 
 
 def version_name(model: str, version: str | int) -> str:
-    """Name of a version: a number, `stable` or `latest`. Raises InvalidArgument.
+    """Name of a version: a number, `stable`, `latest` or `canary`. Raises InvalidArgument.
 
     >>> version_name("digits", 3)
     'models/digits/versions/3'
     """
-    if str(version) not in ("stable", "latest") and not (str(version).isdecimal() and int(version) > 0):
-        raise InvalidArgument(f"{version!r} is not a version: a number from 1, 'stable' or 'latest'", field="version")
+    if str(version) not in ("stable", "latest", "canary") and not (str(version).isdecimal() and int(version) > 0):
+        raise InvalidArgument(
+            f"{version!r} is not a version: a number from 1, 'stable', 'latest' or 'canary'", field="version"
+        )
     return f"{model_name(model)}/versions/{version}"
 
 

@@ -25,27 +25,37 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!everlearn_protos/v1/clients.proto\x12\x0c\x65verlearn.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"`\n\x12ListClientsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x13\n\x0bhead_change\x18\x04 \x01(\x08\"Z\n\x13ListClientsResponse\x12*\n\x07\x63lients\x18\x01 \x03(\x0b\x32\x19.everlearn.v1.ModelClient\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa9\x04\n\x0bModelClient\x12\x0e\n\x06\x63lient\x18\x01 \x01(\t\x12\x0f\n\x07samples\x18\x02 \x01(\x03\x12\r\n\x05share\x18\x03 \x01(\x01\x12\x0e\n\x06tested\x18\x04 \x01(\x03\x12\x0f\n\x07\x63orrect\x18\x05 \x01(\x03\x12\x15\n\rrecent_tested\x18\x06 \x01(\x03\x12\x17\n\x0frecent_accuracy\x18\x07 \x01(\x01\x12\x1c\n\x0fothers_accuracy\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x10rejected_batches\x18\t \x01(\x03\x12\x17\n\x0f\x63lipped_samples\x18\n \x01(\x03\x12\x13\n\x0bquarantined\x18\x0b \x01(\x08\x12\x15\n\rlast_sequence\x18\x0c \x01(\x03\x12\x18\n\x10\x64urable_sequence\x18\r \x01(\x03\x12\x1a\n\x12\x64ownloaded_version\x18\x0e \x01(\x03\x12\x31\n\rdownload_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rmistake_share\x18\x10 \x01(\x01\x12\x18\n\x0bhead_change\x18\x11 \x01(\x01H\x01\x88\x01\x01\x12\x1b\n\x0erecent_novelty\x18\x12 \x01(\x01H\x02\x88\x01\x01\x12\x1b\n\x0erecent_unknown\x18\x13 \x01(\x01H\x03\x88\x01\x01\x42\x12\n\x10_others_accuracyB\x0e\n\x0c_head_changeB\x11\n\x0f_recent_noveltyB\x11\n\x0f_recent_unknown\"9\n\x17QuarantineClientRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06\x63lient\x18\x02 \x01(\t\"E\n\x18QuarantineClientResponse\x12)\n\x06\x63lient\x18\x01 \x01(\x0b\x32\x19.everlearn.v1.ModelClient\"6\n\x14ReleaseClientRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06\x63lient\x18\x02 \x01(\t\"B\n\x15ReleaseClientResponse\x12)\n\x06\x63lient\x18\x01 \x01(\x0b\x32\x19.everlearn.v1.ModelClient2\xa0\x02\n\rClientService\x12R\n\x0bListClients\x12 .everlearn.v1.ListClientsRequest\x1a!.everlearn.v1.ListClientsResponse\x12\x61\n\x10QuarantineClient\x12%.everlearn.v1.QuarantineClientRequest\x1a&.everlearn.v1.QuarantineClientResponse\x12X\n\rReleaseClient\x12\".everlearn.v1.ReleaseClientRequest\x1a#.everlearn.v1.ReleaseClientResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!everlearn_protos/v1/clients.proto\x12\x0c\x65verlearn.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"`\n\x12ListClientsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x13\n\x0bhead_change\x18\x04 \x01(\x08\"Z\n\x13ListClientsResponse\x12*\n\x07\x63lients\x18\x01 \x03(\x0b\x32\x19.everlearn.v1.ModelClient\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xd5\x04\n\x0bModelClient\x12\x0e\n\x06\x63lient\x18\x01 \x01(\t\x12\x0f\n\x07samples\x18\x02 \x01(\x03\x12\r\n\x05share\x18\x03 \x01(\x01\x12\x0e\n\x06tested\x18\x04 \x01(\x03\x12\x0f\n\x07\x63orrect\x18\x05 \x01(\x03\x12\x15\n\rrecent_tested\x18\x06 \x01(\x03\x12\x17\n\x0frecent_accuracy\x18\x07 \x01(\x01\x12\x1c\n\x0fothers_accuracy\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x10rejected_batches\x18\t \x01(\x03\x12\x17\n\x0f\x63lipped_samples\x18\n \x01(\x03\x12\x13\n\x0bquarantined\x18\x0b \x01(\x08\x12\x15\n\rlast_sequence\x18\x0c \x01(\x03\x12\x18\n\x10\x64urable_sequence\x18\r \x01(\x03\x12\x1a\n\x12\x64ownloaded_version\x18\x0e \x01(\x03\x12\x31\n\rdownload_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rmistake_share\x18\x10 \x01(\x01\x12\x18\n\x0bhead_change\x18\x11 \x01(\x01H\x01\x88\x01\x01\x12\x1b\n\x0erecent_novelty\x18\x12 \x01(\x01H\x02\x88\x01\x01\x12\x1b\n\x0erecent_unknown\x18\x13 \x01(\x01H\x03\x88\x01\x01\x12*\n\x06\x64\x65vice\x18\x14 \x01(\x0b\x32\x1a.everlearn.v1.DeviceReportB\x12\n\x10_others_accuracyB\x0e\n\x0c_head_changeB\x11\n\x0f_recent_noveltyB\x11\n\x0f_recent_unknown\"\xc4\x03\n\x0c\x44\x65viceReport\x12\x36\n\x06labels\x18\x01 \x03(\x0b\x32&.everlearn.v1.DeviceReport.LabelsEntry\x12\x31\n\rcheck_in_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07running\x18\x03 \x01(\x03\x12\x13\n\x0bpredictions\x18\x04 \x01(\x03\x12\x14\n\x0c\x66\x61iled_share\x18\x05 \x01(\x01\x12\x19\n\x0cunsure_share\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07novelty\x18\x07 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\nlatency_ms\x18\x08 \x01(\x01\x12\x39\n\x08given_up\x18\t \x03(\x0b\x32\'.everlearn.v1.DeviceReport.GivenUpEntry\x12\x11\n\tis_canary\x18\n \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cGivenUpEntry\x12\x0b\n\x03key\x18\x01 \x01(\x03\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0f\n\r_unsure_shareB\n\n\x08_novelty\"9\n\x17QuarantineClientRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06\x63lient\x18\x02 \x01(\t\"E\n\x18QuarantineClientResponse\x12)\n\x06\x63lient\x18\x01 \x01(\x0b\x32\x19.everlearn.v1.ModelClient\"6\n\x14ReleaseClientRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06\x63lient\x18\x02 \x01(\t\"B\n\x15ReleaseClientResponse\x12)\n\x06\x63lient\x18\x01 \x01(\x0b\x32\x19.everlearn.v1.ModelClient2\xa0\x02\n\rClientService\x12R\n\x0bListClients\x12 .everlearn.v1.ListClientsRequest\x1a!.everlearn.v1.ListClientsResponse\x12\x61\n\x10QuarantineClient\x12%.everlearn.v1.QuarantineClientRequest\x1a&.everlearn.v1.QuarantineClientResponse\x12X\n\rReleaseClient\x12\".everlearn.v1.ReleaseClientRequest\x1a#.everlearn.v1.ReleaseClientResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'everlearn_protos.v1.clients_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_DEVICEREPORT_LABELSENTRY']._loaded_options = None
+  _globals['_DEVICEREPORT_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_DEVICEREPORT_GIVENUPENTRY']._loaded_options = None
+  _globals['_DEVICEREPORT_GIVENUPENTRY']._serialized_options = b'8\001'
   _globals['_LISTCLIENTSREQUEST']._serialized_start=84
   _globals['_LISTCLIENTSREQUEST']._serialized_end=180
   _globals['_LISTCLIENTSRESPONSE']._serialized_start=182
   _globals['_LISTCLIENTSRESPONSE']._serialized_end=272
   _globals['_MODELCLIENT']._serialized_start=275
-  _globals['_MODELCLIENT']._serialized_end=828
-  _globals['_QUARANTINECLIENTREQUEST']._serialized_start=830
-  _globals['_QUARANTINECLIENTREQUEST']._serialized_end=887
-  _globals['_QUARANTINECLIENTRESPONSE']._serialized_start=889
-  _globals['_QUARANTINECLIENTRESPONSE']._serialized_end=958
-  _globals['_RELEASECLIENTREQUEST']._serialized_start=960
-  _globals['_RELEASECLIENTREQUEST']._serialized_end=1014
-  _globals['_RELEASECLIENTRESPONSE']._serialized_start=1016
-  _globals['_RELEASECLIENTRESPONSE']._serialized_end=1082
-  _globals['_CLIENTSERVICE']._serialized_start=1085
-  _globals['_CLIENTSERVICE']._serialized_end=1373
+  _globals['_MODELCLIENT']._serialized_end=872
+  _globals['_DEVICEREPORT']._serialized_start=875
+  _globals['_DEVICEREPORT']._serialized_end=1327
+  _globals['_DEVICEREPORT_LABELSENTRY']._serialized_start=1205
+  _globals['_DEVICEREPORT_LABELSENTRY']._serialized_end=1250
+  _globals['_DEVICEREPORT_GIVENUPENTRY']._serialized_start=1252
+  _globals['_DEVICEREPORT_GIVENUPENTRY']._serialized_end=1298
+  _globals['_QUARANTINECLIENTREQUEST']._serialized_start=1329
+  _globals['_QUARANTINECLIENTREQUEST']._serialized_end=1386
+  _globals['_QUARANTINECLIENTRESPONSE']._serialized_start=1388
+  _globals['_QUARANTINECLIENTRESPONSE']._serialized_end=1457
+  _globals['_RELEASECLIENTREQUEST']._serialized_start=1459
+  _globals['_RELEASECLIENTREQUEST']._serialized_end=1513
+  _globals['_RELEASECLIENTRESPONSE']._serialized_start=1515
+  _globals['_RELEASECLIENTRESPONSE']._serialized_end=1581
+  _globals['_CLIENTSERVICE']._serialized_start=1584
+  _globals['_CLIENTSERVICE']._serialized_end=1872
 # @@protoc_insertion_point(module_scope)

@@ -92,6 +92,7 @@ class ModelClient(google.protobuf.message.Message):
     HEAD_CHANGE_FIELD_NUMBER: builtins.int
     RECENT_NOVELTY_FIELD_NUMBER: builtins.int
     RECENT_UNKNOWN_FIELD_NUMBER: builtins.int
+    DEVICE_FIELD_NUMBER: builtins.int
     client: builtins.str
     """The name that it gives."""
     samples: builtins.int
@@ -138,6 +139,10 @@ class ModelClient(google.protobuf.message.Message):
     recent_unknown: builtins.float
     @property
     def download_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    @property
+    def device(self) -> Global___DeviceReport:
+        """What it said of itself when it last checked in, as a device; unset for one that has not since the server's start."""
+
     def __init__(
         self,
         *,
@@ -160,9 +165,10 @@ class ModelClient(google.protobuf.message.Message):
         head_change: builtins.float | None = ...,
         recent_novelty: builtins.float | None = ...,
         recent_unknown: builtins.float | None = ...,
+        device: Global___DeviceReport | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_head_change", b"_head_change", "_others_accuracy", b"_others_accuracy", "_recent_novelty", b"_recent_novelty", "_recent_unknown", b"_recent_unknown", "download_time", b"download_time", "head_change", b"head_change", "others_accuracy", b"others_accuracy", "recent_novelty", b"recent_novelty", "recent_unknown", b"recent_unknown"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_head_change", b"_head_change", "_others_accuracy", b"_others_accuracy", "_recent_novelty", b"_recent_novelty", "_recent_unknown", b"_recent_unknown", "client", b"client", "clipped_samples", b"clipped_samples", "correct", b"correct", "download_time", b"download_time", "downloaded_version", b"downloaded_version", "durable_sequence", b"durable_sequence", "head_change", b"head_change", "last_sequence", b"last_sequence", "mistake_share", b"mistake_share", "others_accuracy", b"others_accuracy", "quarantined", b"quarantined", "recent_accuracy", b"recent_accuracy", "recent_novelty", b"recent_novelty", "recent_tested", b"recent_tested", "recent_unknown", b"recent_unknown", "rejected_batches", b"rejected_batches", "samples", b"samples", "share", b"share", "tested", b"tested"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_head_change", b"_head_change", "_others_accuracy", b"_others_accuracy", "_recent_novelty", b"_recent_novelty", "_recent_unknown", b"_recent_unknown", "device", b"device", "download_time", b"download_time", "head_change", b"head_change", "others_accuracy", b"others_accuracy", "recent_novelty", b"recent_novelty", "recent_unknown", b"recent_unknown"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_head_change", b"_head_change", "_others_accuracy", b"_others_accuracy", "_recent_novelty", b"_recent_novelty", "_recent_unknown", b"_recent_unknown", "client", b"client", "clipped_samples", b"clipped_samples", "correct", b"correct", "device", b"device", "download_time", b"download_time", "downloaded_version", b"downloaded_version", "durable_sequence", b"durable_sequence", "head_change", b"head_change", "last_sequence", b"last_sequence", "mistake_share", b"mistake_share", "others_accuracy", b"others_accuracy", "quarantined", b"quarantined", "recent_accuracy", b"recent_accuracy", "recent_novelty", b"recent_novelty", "recent_tested", b"recent_tested", "recent_unknown", b"recent_unknown", "rejected_batches", b"rejected_batches", "samples", b"samples", "share", b"share", "tested", b"tested"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_head_change", b"_head_change"]) -> typing.Literal["head_change"] | None: ...
     @typing.overload
@@ -173,6 +179,95 @@ class ModelClient(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_recent_unknown", b"_recent_unknown"]) -> typing.Literal["recent_unknown"] | None: ...
 
 Global___ModelClient: typing_extensions.TypeAlias = ModelClient
+
+@typing.final
+class DeviceReport(google.protobuf.message.Message):
+    """A device, as it told of itself. Nothing proves it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class LabelsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    @typing.final
+    class GivenUpEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.int
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.int = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    LABELS_FIELD_NUMBER: builtins.int
+    CHECK_IN_TIME_FIELD_NUMBER: builtins.int
+    RUNNING_FIELD_NUMBER: builtins.int
+    PREDICTIONS_FIELD_NUMBER: builtins.int
+    FAILED_SHARE_FIELD_NUMBER: builtins.int
+    UNSURE_SHARE_FIELD_NUMBER: builtins.int
+    NOVELTY_FIELD_NUMBER: builtins.int
+    LATENCY_MS_FIELD_NUMBER: builtins.int
+    GIVEN_UP_FIELD_NUMBER: builtins.int
+    IS_CANARY_FIELD_NUMBER: builtins.int
+    running: builtins.int
+    """Number of the version that answers there; 0 for none. The rest is of that version."""
+    predictions: builtins.int
+    failed_share: builtins.float
+    """Shares of them that failed; that got no label, with their mean novelty, of a model that declares unknown: abstain."""
+    unsure_share: builtins.float
+    novelty: builtins.float
+    latency_ms: builtins.float
+    is_canary: builtins.bool
+    """Chosen by rollout.canary.selector."""
+    @property
+    def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]: ...
+    @property
+    def check_in_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    @property
+    def given_up(self) -> google.protobuf.internal.containers.ScalarMap[builtins.int, builtins.str]:
+        """Versions that it takes no more, each with GivenUp.Why."""
+
+    def __init__(
+        self,
+        *,
+        labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        check_in_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        running: builtins.int = ...,
+        predictions: builtins.int = ...,
+        failed_share: builtins.float = ...,
+        unsure_share: builtins.float | None = ...,
+        novelty: builtins.float | None = ...,
+        latency_ms: builtins.float = ...,
+        given_up: collections.abc.Mapping[builtins.int, builtins.str] | None = ...,
+        is_canary: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_novelty", b"_novelty", "_unsure_share", b"_unsure_share", "check_in_time", b"check_in_time", "novelty", b"novelty", "unsure_share", b"unsure_share"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_novelty", b"_novelty", "_unsure_share", b"_unsure_share", "check_in_time", b"check_in_time", "failed_share", b"failed_share", "given_up", b"given_up", "is_canary", b"is_canary", "labels", b"labels", "latency_ms", b"latency_ms", "novelty", b"novelty", "predictions", b"predictions", "running", b"running", "unsure_share", b"unsure_share"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_novelty", b"_novelty"]) -> typing.Literal["novelty"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_unsure_share", b"_unsure_share"]) -> typing.Literal["unsure_share"] | None: ...
+
+Global___DeviceReport: typing_extensions.TypeAlias = DeviceReport
 
 @typing.final
 class QuarantineClientRequest(google.protobuf.message.Message):

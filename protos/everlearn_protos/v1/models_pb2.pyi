@@ -161,6 +161,7 @@ class ModelStatus(google.protobuf.message.Message):
     BUDGET_FIELD_NUMBER: builtins.int
     LATE_LABELS_FIELD_NUMBER: builtins.int
     INT8_FIELD_NUMBER: builtins.int
+    ROLLOUT_FIELD_NUMBER: builtins.int
     state: Global___ModelStatus.State.ValueType
     sample_count: builtins.int
     trunk_digest: builtins.str
@@ -230,6 +231,10 @@ class ModelStatus(google.protobuf.message.Message):
     def int8(self) -> Global___Int8Status:
         """Of a model that declares int8_trunk or int8_export."""
 
+    @property
+    def rollout(self) -> Global___RolloutStatus:
+        """Of a model that declares rollout."""
+
     def __init__(
         self,
         *,
@@ -256,9 +261,10 @@ class ModelStatus(google.protobuf.message.Message):
         budget: Global___BudgetStatus | None = ...,
         late_labels: Global___LateLabelsStatus | None = ...,
         int8: Global___Int8Status | None = ...,
+        rollout: Global___RolloutStatus | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["budget", b"budget", "input", b"input", "int8", b"int8", "late_labels", b"late_labels", "prequential", b"prequential", "report", b"report", "student", b"student"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "budget", b"budget", "bytes_at_rest", b"bytes_at_rest", "conditions", b"conditions", "feature_dim", b"feature_dim", "held", b"held", "inexact_because", b"inexact_because", "input", b"input", "int8", b"int8", "labels", b"labels", "late_labels", b"late_labels", "lock", b"lock", "memory_digest", b"memory_digest", "prequential", b"prequential", "privacy", b"privacy", "promotion_paused", b"promotion_paused", "report", b"report", "sample_count", b"sample_count", "samples_per_class", b"samples_per_class", "state", b"state", "student", b"student", "trunk_bytes", b"trunk_bytes", "trunk_digest", b"trunk_digest"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["budget", b"budget", "input", b"input", "int8", b"int8", "late_labels", b"late_labels", "prequential", b"prequential", "report", b"report", "rollout", b"rollout", "student", b"student"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "budget", b"budget", "bytes_at_rest", b"bytes_at_rest", "conditions", b"conditions", "feature_dim", b"feature_dim", "held", b"held", "inexact_because", b"inexact_because", "input", b"input", "int8", b"int8", "labels", b"labels", "late_labels", b"late_labels", "lock", b"lock", "memory_digest", b"memory_digest", "prequential", b"prequential", "privacy", b"privacy", "promotion_paused", b"promotion_paused", "report", b"report", "rollout", b"rollout", "sample_count", b"sample_count", "samples_per_class", b"samples_per_class", "state", b"state", "student", b"student", "trunk_bytes", b"trunk_bytes", "trunk_digest", b"trunk_digest"]) -> None: ...
 
 Global___ModelStatus: typing_extensions.TypeAlias = ModelStatus
 
@@ -313,6 +319,120 @@ class Int8Status(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["accuracy", b"accuracy", "calibrated_on", b"calibrated_on", "fp32_accuracy", b"fp32_accuracy", "max_drop", b"max_drop", "missing", b"missing", "observed", b"observed", "released", b"released", "seen", b"seen", "tested", b"tested", "wanted", b"wanted"]) -> None: ...
 
 Global___Int8Status: typing_extensions.TypeAlias = Int8Status
+
+@typing.final
+class RolloutStatus(google.protobuf.message.Message):
+    """Where the versions of a model are on their way to its devices."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CANARY_FIELD_NUMBER: builtins.int
+    SINCE_FIELD_NUMBER: builtins.int
+    WAITS_FOR_FIELD_NUMBER: builtins.int
+    TRIED_FIELD_NUMBER: builtins.int
+    OTHERS_FIELD_NUMBER: builtins.int
+    BEFORE_FIELD_NUMBER: builtins.int
+    WATCHED_UNTIL_FIELD_NUMBER: builtins.int
+    WITHDRAWN_FIELD_NUMBER: builtins.int
+    canary: builtins.int
+    """Version that is a canary, since when, and what it waits for, in words; 0 where none is."""
+    waits_for: builtins.str
+    before: builtins.int
+    """Version before the stable one, which comes back if devices report the stable one bad until that time; 0 where that
+    is over.
+    """
+    @property
+    def since(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    @property
+    def tried(self) -> Global___CohortFigures:
+        """What devices reported of it, and of what it is compared with: the stable version. Since the server's start."""
+
+    @property
+    def others(self) -> Global___CohortFigures: ...
+    @property
+    def watched_until(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    @property
+    def withdrawn(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___WithdrawnVersion]:
+        """Newest first; 100 at most are remembered."""
+
+    def __init__(
+        self,
+        *,
+        canary: builtins.int = ...,
+        since: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        waits_for: builtins.str = ...,
+        tried: Global___CohortFigures | None = ...,
+        others: Global___CohortFigures | None = ...,
+        before: builtins.int = ...,
+        watched_until: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        withdrawn: collections.abc.Iterable[Global___WithdrawnVersion] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["others", b"others", "since", b"since", "tried", b"tried", "watched_until", b"watched_until"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["before", b"before", "canary", b"canary", "others", b"others", "since", b"since", "tried", b"tried", "waits_for", b"waits_for", "watched_until", b"watched_until", "withdrawn", b"withdrawn"]) -> None: ...
+
+Global___RolloutStatus: typing_extensions.TypeAlias = RolloutStatus
+
+@typing.final
+class CohortFigures(google.protobuf.message.Message):
+    """What devices reported of one version, no device counted for more than its part."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DEVICES_FIELD_NUMBER: builtins.int
+    GAVE_UP_FIELD_NUMBER: builtins.int
+    PREDICTIONS_FIELD_NUMBER: builtins.int
+    FAILED_SHARE_FIELD_NUMBER: builtins.int
+    UNSURE_SHARE_FIELD_NUMBER: builtins.int
+    NOVELTY_FIELD_NUMBER: builtins.int
+    devices: builtins.int
+    """That answered with it; that gave it up."""
+    gave_up: builtins.int
+    predictions: builtins.int
+    failed_share: builtins.float
+    unsure_share: builtins.float
+    """Of models that declare unknown: abstain: share of samples that got no label, and mean novelty."""
+    novelty: builtins.float
+    def __init__(
+        self,
+        *,
+        devices: builtins.int = ...,
+        gave_up: builtins.int = ...,
+        predictions: builtins.int = ...,
+        failed_share: builtins.float = ...,
+        unsure_share: builtins.float | None = ...,
+        novelty: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_novelty", b"_novelty", "_unsure_share", b"_unsure_share", "novelty", b"novelty", "unsure_share", b"unsure_share"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_novelty", b"_novelty", "_unsure_share", b"_unsure_share", "devices", b"devices", "failed_share", b"failed_share", "gave_up", b"gave_up", "novelty", b"novelty", "predictions", b"predictions", "unsure_share", b"unsure_share"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_novelty", b"_novelty"]) -> typing.Literal["novelty"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_unsure_share", b"_unsure_share"]) -> typing.Literal["unsure_share"] | None: ...
+
+Global___CohortFigures: typing_extensions.TypeAlias = CohortFigures
+
+@typing.final
+class WithdrawnVersion(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    TIME_FIELD_NUMBER: builtins.int
+    version: builtins.int
+    reason: builtins.str
+    @property
+    def time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        version: builtins.int = ...,
+        reason: builtins.str = ...,
+        time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["time", b"time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["reason", b"reason", "time", b"time", "version", b"version"]) -> None: ...
+
+Global___WithdrawnVersion: typing_extensions.TypeAlias = WithdrawnVersion
 
 @typing.final
 class LateLabelsStatus(google.protobuf.message.Message):
@@ -1710,6 +1830,7 @@ class RollbackModelRequest(google.protobuf.message.Message):
     NAME_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
     ETAG_FIELD_NUMBER: builtins.int
+    CANARY_FIELD_NUMBER: builtins.int
     name: builtins.str
     """`models/{model}`."""
     version: builtins.int
@@ -1717,14 +1838,19 @@ class RollbackModelRequest(google.protobuf.message.Message):
     earlier version that passed its gate.
     """
     etag: builtins.str
+    canary: builtins.bool
+    """Withdraws the canary in place of that: `stable` stays where it is, promotion goes on. FAILED_PRECONDITION (reason
+    NO_CANARY) where none is open.
+    """
     def __init__(
         self,
         *,
         name: builtins.str = ...,
         version: builtins.int = ...,
         etag: builtins.str = ...,
+        canary: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["etag", b"etag", "name", b"name", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["canary", b"canary", "etag", b"etag", "name", b"name", "version", b"version"]) -> None: ...
 
 Global___RollbackModelRequest: typing_extensions.TypeAlias = RollbackModelRequest
 

@@ -3,16 +3,32 @@ of it is learned."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from everlearn.metrics.prequential import ClientRecord, Prequential
+from everlearn_server.engine.device_reports import Use
 from everlearn_server.engine.hold import Hold
 from everlearn_server.engine.integration import Integration
 from everlearn_server.engine.live_model import LiveModel
 from everlearn_server.store.rows import DownloadRow
 
 _NOTHING = ClientRecord(tested=0, correct=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceFigures:
+    """What a client said of itself as a device."""
+
+    labels: Mapping[str, str]
+    heard_time_s: float
+    running: int
+    """0 for no version."""
+    use: Use
+    """Of that version."""
+    given_up: Mapping[int, str]
+    is_canary: bool
+    """Chosen by the declared selector."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,15 +61,21 @@ class ClientFigures:
     """Share of them that were unknown."""
     downloaded: DownloadRow | None = None
     """What it took last; None for nothing that is known."""
+    device: DeviceFigures | None = None
+    """None where it has not checked in since the server's start."""
 
 
 async def client_figures(model: LiveModel, downloads: Iterable[DownloadRow]) -> list[ClientFigures]:
-    """Those that sent most first, then those that sent nothing and took a version; among these, with an empty name, all
-    that gave none. Raises PreconditionError (MODEL_NOT_READY)."""
+    """Those that sent most first, then those that sent nothing and took a version or checked in; among these, with an
+    empty name, all that gave none. Raises PreconditionError (MODEL_NOT_READY)."""
     hold = model.writer.held.hold
     learned = {each.client: each for each in await model.writer.look(lambda work: _figures(work, hold))}
     taken = {row.client: row for row in downloads}
-    found = [replace(learned.get(each, _absent(each)), downloaded=taken.get(each)) for each in {**learned, **taken}]
+    devices = _devices(model)
+    found = [
+        replace(learned.get(each, _absent(each)), downloaded=taken.get(each), device=devices.get(each))
+        for each in {**learned, **taken, **devices}
+    ]
     return sorted(found, key=lambda each: (-each.samples, each.client not in learned, each.client))
 
 
@@ -63,6 +85,21 @@ async def quarantine(
     """Whether anything of the client is learned. Raises NotFoundError, PreconditionError, UnavailableError."""
     await model.writer.quarantine(client, quarantined=quarantined)
     return next(each for each in await client_figures(model, downloads) if each.client == client)
+
+
+def _devices(model: LiveModel) -> dict[str, DeviceFigures]:
+    rollout = model.rollout
+    return {
+        client: DeviceFigures(
+            labels=device.labels,
+            heard_time_s=device.heard_time_s,
+            running=device.running,
+            use=device.use(device.running) or Use(),
+            given_up=device.given_up,
+            is_canary=rollout.is_chosen(client, device.labels),
+        )
+        for client, device in rollout.reports.items()
+    }
 
 
 def _absent(client: str) -> ClientFigures:

@@ -215,6 +215,7 @@ class Engine:
         model = self.model(name)
         check_etag(model, etag)
         await self._point_stable(model, lambda: model.book.promote(version), "promoted")
+        model.rollout.judge_soon()
         self._fleet.tell_ready(model)
         return model
 
@@ -225,15 +226,24 @@ class Engine:
         await self._point_stable(model, lambda: model.book.roll_back(number), "rolled back")
         return model
 
+    async def withdraw_canary(self, name: str, etag: str) -> LiveModel:
+        """No device is to run the canary any more; `stable` stays. Raises PreconditionError (NO_CANARY)."""
+        model = self.model(name)
+        check_etag(model, etag)
+        await model.rollout.withdraw_canary()
+        return model
+
     async def _point_stable(self, model: LiveModel, point: Callable[[], Versioned], reason: str) -> None:
-        before = model.book.stable, model.book.promotion_paused
-        versioned = point()
-        try:
-            await model.point_stable(versioned, reason)
-        except DataLossError as error:  # its weights were read only now: what served before goes on
-            model.book.stable, model.book.promotion_paused = before
-            self.damages.found("version", model.name, error, name=str(versioned.record.number))
-            raise
+        async with model.rollout.lock:
+            before = model.book.stable, model.book.promotion_paused
+            versioned = point()
+            try:
+                await model.rollout.point_stable(versioned, reason)
+            except DataLossError as error:  # its weights were read only now: what served before goes on
+                model.book.stable, model.book.promotion_paused = before
+                self.damages.found("version", model.name, error, name=str(versioned.record.number))
+                raise
+            await model.rollout.moved_by_hand(before[0].record.number if before[0] is not None else 0)
 
     async def start_export(self, name: str, version: str, *, student: bool = False, precision: str = "") -> Operation:
         """Begins an export; the version that the name means now is the one exported, or its student as it is now.
@@ -249,7 +259,7 @@ class Engine:
             versioned = await release_student(self.model(name), versioned)
         pointed = {}
         if version in ALIASES and not student:
-            versioned, moved = await self.model(name).store_pointed(version)
+            versioned, moved = await self.model(name).rollout.pointed(version)
             pointed = {"alias": version, "moved": str(moved)}
         else:
             await self.model(name).store_version(versioned)

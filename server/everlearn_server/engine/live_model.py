@@ -28,10 +28,11 @@ from everlearn_server.engine.learners import make_learner, make_records, sealer_
 from everlearn_server.engine.pace import Pace
 from everlearn_server.engine.publisher import Publisher, Solved, solved_of
 from everlearn_server.engine.restoring import TrunkOf, aliased, stored_versions
+from everlearn_server.engine.rollouts import LiveRollout
 from everlearn_server.engine.serving import Snapshot
 from everlearn_server.engine.tails import LiveTail
 from everlearn_server.engine.trunks import LiveTrunk
-from everlearn_server.engine.versions import VersionBook, Versioned, tested
+from everlearn_server.engine.versions import VersionBook, Versioned, judged_by, tested
 from everlearn_server.engine.writer import ModelWriter
 from everlearn_server.store.rows import Commit, Erasing, ModelRow, Receipt
 from everlearn_server.store.store import Store
@@ -70,21 +71,21 @@ class LiveModel:
         self.book.paged = pages.paged
         self.book.promotion_paused = row.promotion_paused
         self.book.class_samples = spec.spec.privacy.min_class_samples or 0
-        self._store = store
+        self.store = store
         self._executor, self.solvers = executor, solvers
-        self._release_trunk, self._pages = release_trunk, pages
+        self._release_trunk, self.pages = release_trunk, pages
         self._commit_share, self._trainer = commit_share, trainer
         self._own_threads: ThreadPoolExecutor | None = None
-        self._row_lock, self._store_lock = asyncio.Lock(), asyncio.Lock()
+        self._row_lock, self.store_lock = asyncio.Lock(), asyncio.Lock()
         self._on_first_stable, self._on_calibrated = on_first_stable, on_calibrated
         self.damages = damages or Damages()
+        self.rollout = LiveRollout(self)
         self._writer: ModelWriter | None = None
         self._publisher: Publisher | None = None
         self._storing: asyncio.Task[None] | None = None
         self._reserving: asyncio.Task[None] | None = None
         self._stored_at_s = 0.0
-        self._pointed: dict[str, int] = {}
-        """Aliases as they are stored."""
+        self.pointed: dict[str, int] = {}  # aliases, as they are stored
 
     @property
     def name(self) -> str:
@@ -126,33 +127,34 @@ class LiveModel:
         """
         self.trunk, self.beside, self._closed = trunk, beside, False
         await self._restore_versions(trunk, trunk_of)
+        await self.rollout.load()
         try:
-            data = await self._store.ledger.memory(self.name)
-            ledger = await self._store.ledger.state(self.name)
-            sealer = await sealer_of(self.spec.spec, self._store, self.name)
+            data = await self.store.ledger.memory(self.name)
+            ledger = await self.store.ledger.state(self.name)
+            sealer = await sealer_of(self.spec.spec, self.store, self.name)
             learner = await asyncio.to_thread(make_learner, self.spec.spec, trunk, data, self._trainer, sealer)
             prequential, limits = make_records(self.spec.spec, ledger.prequential_json if ledger else None)
         except DataLossError as error:
             self.damages.found("memory", self.name, error)
             raise
         await self._reserve_numbers()
-        latest, accounts = self.book.latest, await accounts_of(self._store, self.row, self.spec.spec)
+        latest, accounts = self.book.latest, await accounts_of(self.store, self.row, self.spec.spec)
         self._writer = ModelWriter(
             model=self.name,
             uid=self.row.uid,
             lineage=self.row.lineage,
-            timeline=self._store.timeline,
+            timeline=self.store.timeline,
             learner=learner,
             scale=trunk.scale,
             prequential=prequential,
-            streams=await self._store.ledger.streams(self.name),
-            ledger=self._store.ledger,
+            streams=await self.store.ledger.streams(self.name),
+            ledger=self.store.ledger,
             executor=self._threads(),
             live=lambda: self.book.latest.snapshot if self.book.latest else None,
             on_integrated=self._on_integrated,
             on_durable=self._store_soon,
             hold=Hold.of(self.spec.spec),
-            budget=Budget.of(self.spec.spec, self.row.lineage, await self._store.ledger.spends(self.name)),
+            budget=Budget.of(self.spec.spec, self.row.lineage, await self.store.ledger.spends(self.name)),
             limits=limits if not trunk.observes else None,
             pace=Pace(self._commit_share, clock=time.monotonic if self._own_threads else time.thread_time),
         )
@@ -168,6 +170,7 @@ class LiveModel:
     async def stop(self, *, commit: bool = True) -> None:
         """Commits what is staged, stores the last version, and stops."""
         self._closed = True
+        await self.rollout.close()
         if self._writer is not None:
             await self._writer.close(commit=commit)
         if self._publisher is not None:
@@ -192,17 +195,17 @@ class LiveModel:
         )
         self.spec = spec
         if before.privacy.client_sums and not now.privacy.client_sums:
-            await writer.between_commits(lambda work: drop_parts(work, self._store, self.name))
+            await writer.between_commits(lambda work: drop_parts(work, self.store, self.name))
         self.book.take_input(now.input)
         self.book.class_samples = now.privacy.min_class_samples or 0
         await writer.declare(now.labels)
         await self.prune()
-        await self._store.moments.thin(self.name, writer.work.keeping)
+        await self.rollout.revised()
+        await self.store.moments.thin(self.name, writer.work.keeping)
         if now.head != before.head:
             self.publisher.close()
             self._publisher = self._make_publisher(None)
-        judged = (before.head, before.labels, before.gate, before.serving.promotion, before.privacy, before.unknown)
-        if judged != (now.head, now.labels, now.gate, now.serving.promotion, now.privacy, now.unknown):
+        if judged_by(before) != judged_by(now):
             self.publisher.touch()
 
     async def update_row(self, *, memory: Commit | None = None, **changes: Any) -> ModelRow:
@@ -211,9 +214,9 @@ class LiveModel:
         async with self._row_lock:
             row, etag = replace(self.row, update_time_s=time.time(), **changes), self.row.etag
             if memory is None:
-                self.row = await self._store.catalog.put_model(row, expected_etag=etag)
+                self.row = await self.store.catalog.put_model(row, expected_etag=etag)
             else:
-                self.row = await self._store.ledger.replace(row, memory, expected_etag=etag)
+                self.row = await self.store.ledger.replace(row, memory, expected_etag=etag)
             return self.row
 
     def let_go(self) -> list[LiveTrunk]:
@@ -298,29 +301,30 @@ class LiveModel:
             await self._store_latest()
 
     def _is_stored(self, latest: Versioned) -> bool:
-        return latest.record.number in self.book.stored and self._pointed.get("latest") == latest.record.number
+        return latest.record.number in self.book.stored and self.pointed.get("latest") == latest.record.number
 
     async def _store_latest(self) -> None:
-        async with self._store_lock:
+        async with self.store_lock:
             latest, stable = self.book.latest, self.book.stable
             if latest is None or self._writer is None or not self._writer.is_durable(latest.tails):
                 return
             if stable is not None and stable is not latest:
                 # It may be a head that was superseded before it was stored, by one that the gate held back.
-                await self._put_version(stable, {"stable": stable.record.number})
+                await self.put_version(stable, {"stable": stable.record.number})
             number = latest.record.number
-            await self._put_version(latest, {"latest": number, **({"stable": number} if stable is latest else {})})
+            await self.put_version(latest, {"latest": number, **({"stable": number} if stable is latest else {})})
             await self._prune()
             await self._reserve_numbers()
             self._stored_at_s = time.monotonic()
+        self.rollout.judge_soon()
 
     async def prune(self) -> None:
         """Deletes stored versions beyond the declared number."""
-        async with self._store_lock:
+        async with self.store_lock:
             await self._prune()
 
     async def _prune(self) -> None:
-        gone = await self._store.catalog.prune_versions(self.name, self.spec.spec.serving.keep_versions)
+        gone = await self.store.catalog.prune_versions(self.name, self.spec.spec.serving.keep_versions)
         self.book.forget(gone)
         for number in gone:
             self.damages.gone(self.name, kind="version", name=str(number))
@@ -330,42 +334,35 @@ class LiveModel:
 
     async def store_version(self, versioned: Versioned) -> None:
         """Stores a version that somebody relies on (promoted, exported)."""
-        async with self._store_lock:
-            await self._put_version(versioned, {})
+        async with self.store_lock:
+            await self.put_version(versioned, {})
 
-    async def store_pointed(self, alias: str) -> tuple[Versioned, int]:
-        """Stores the version that an alias names now, and that it does; returns it and the number of that move."""
-        async with self._store_lock:
-            versioned = self.book.find(alias)
-            await self._put_version(versioned, {alias: versioned.record.number})
-            rows = await self._store.catalog.aliases(self.name)
-            return versioned, next(row.moved for row in rows if row.alias == alias)
-
-    async def _put_version(self, versioned: Versioned, aliases: dict[str, int]) -> None:
+    async def put_version(self, versioned: Versioned, aliases: dict[str, int]) -> None:
         """Stores a version once and points aliases at it; holds the lock, or two callers would store it twice."""
-        moved = {alias: number for alias, number in aliases.items() if self._pointed.get(alias) != number}
+        moved = {alias: number for alias, number in aliases.items() if self.pointed.get(alias) != number}
         if self.book.is_withdrawn(versioned.record.number):
             raise NotFoundError(f"version {versioned.record.number} was withdrawn by an erasure", field="version")
         if versioned.record.number not in self.book.stored:
             versioned = versioned.of_commit(self.writer.commit_id if self.writer.is_durable(versioned.tails) else 0)
             reason = "published" if aliases else "kept"
-            await self._store.catalog.put_version(versioned.record, aliases=moved, reason=reason)
+            await self.store.catalog.put_version(versioned.record, aliases=moved, reason=reason)
             self.book.keep(versioned)
         else:
             for alias, number in moved.items():
-                await self._store.catalog.set_alias(self.name, alias, number, "published")
-        self._pointed.update(moved)
+                await self.store.catalog.set_alias(self.name, alias, number, "published")
+        self.pointed.update(moved)
 
     async def erase(self, take_out: Callable[[Integration], Erasing]) -> Receipt:
         """Takes something out, commits, and solves a head of what is left; what knew it serves until that is there, and
         never again. Raises what `take_out` raises; nothing has changed then."""
-        async with self._store_lock:  # held from before the commit: a version that knew it must not be stored after it
+        async with self.store_lock:  # held from before the commit: a version that knew it must not be stored after it
             await self._reserve_numbers()
             receipt = await self.writer.erase(take_out)
             self.publisher.close()
             changes, solved = self.writer.work.changes, await solved_of(self.writer, self.solvers)
             self.book.withdraw(receipt.withdrawn)
-            self._pointed = {alias: at for alias, at in self._pointed.items() if at in self.book.stored}
+            self.rollout.forget(frozenset(receipt.withdrawn), receipt.erased.client if receipt.erased else "")
+            self.pointed = {alias: at for alias, at in self.pointed.items() if at in self.book.stored}
             if solved is not None:
                 self._install(solved)
             self.book.fall_back()
@@ -375,29 +372,19 @@ class LiveModel:
         await self._store_latest()
         return receipt
 
-    async def point_stable(self, versioned: Versioned, reason: str) -> None:
-        """Stores the alias `stable` and whether promotion is paused. Raises DataLossError where its head is damaged."""
-        async with self._store_lock:
-            number, head = versioned.record.number, versioned.snapshot.head
-            self.book.take_head(number, await asyncio.to_thread(self._pages.whole, head))
-            await self._put_version(versioned, {})
-            await self._store.catalog.set_alias(self.name, "stable", number, reason)
-            self._pointed["stable"] = number
-        await self.update_row(promotion_paused=self.book.promotion_paused)
-
     async def _reserve_numbers(self) -> None:
         count = self.book.needs_numbers
         if count:
-            self.book.add_numbers(await self._store.catalog.reserve_versions(self.name, count), count)
+            self.book.add_numbers(await self.store.catalog.reserve_versions(self.name, count), count)
 
     async def _restore_versions(self, trunk: LiveTrunk, trunk_of: TrunkOf) -> None:
-        self._pointed = {row.alias: row.number for row in await self._store.catalog.aliases(self.name)}
-        catalog, earlier, versions = self._store.catalog, self.earlier_trunks, dict[int, Versioned]()
+        self.pointed = {row.alias: row.number for row in await self.store.catalog.aliases(self.name)}
+        catalog, earlier, versions = self.store.catalog, self.earlier_trunks, dict[int, Versioned]()
         for each in await stored_versions(catalog, self.name, trunk, trunk_of, earlier, self.damages):
             tail = LiveTail(each.solution.tail) if each.solution.tail is not None else None
             snapshot = self._snapshot(each.row.number, each.solution.head, tail, each.trunk, each.row.create_time_s)
             versions[each.row.number] = self.book.restore(each.row, snapshot)
-        self.book.stable, latest = await aliased(catalog, self.name, versions, self._pointed)
+        self.book.stable, latest = await aliased(catalog, self.name, versions, self.pointed)
         if latest is not None and latest.record.lineage == self.row.lineage:
             self.book.latest = latest
         self.book.page()

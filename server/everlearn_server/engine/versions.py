@@ -12,7 +12,7 @@ from typing import Any
 
 from everlearn.errors import GateError, NotFoundError, PreconditionError
 from everlearn.spec.input import Input
-from everlearn.spec.model import Gate, Model
+from everlearn.spec.model import Gate, Model, ModelSpec
 from everlearn.spec.promises import promises
 from everlearn.spec.telling import axes
 from everlearn.values import LinearHead
@@ -22,7 +22,7 @@ from everlearn_server.engine.trunks import LiveTrunk
 from everlearn_server.engine.writer import ModelWriter
 from everlearn_server.store.rows import VersionRow
 
-ALIASES = ("stable", "latest")
+ALIASES = ("stable", "latest", "canary")
 _EPHEMERAL = 8
 """Heads that were superseded before they were stored and can still be asked for by number."""
 _NUMBERS = 64
@@ -104,6 +104,8 @@ class VersionBook:
         self.stored: set[int] = set()
         self.stable: Versioned | None = None
         self.latest: Versioned | None = None
+        self.canary = 0
+        """Number of a stored version that a few devices run before it is stable; 0 for none."""
         self.promotion_paused = False
         self.class_samples = 0
         """Versions that show a smaller class than this are as good as not there."""
@@ -143,7 +145,8 @@ class VersionBook:
         prequential: Mapping[str, Any],
         make: Callable[[int, Solved], Snapshot],
     ) -> Versioned:
-        """A new version becomes `latest`, and `stable` too where promotion is automatic and the gate passes."""
+        """A new version becomes `latest`, and `stable` too where promotion is automatic and the gate passes. Where a
+        rollout is declared only the first does; later ones are canaries before (see `rollouts.py`)."""
         if self._next >= self._reserved_to:
             raise PreconditionError("version numbers are being reserved", reason=NO_NUMBERS)
         number, self._next = self._next, self._next + 1
@@ -186,7 +189,8 @@ class VersionBook:
         versioned = Versioned(snapshot=make(number, solved), record=record, tails=solved.tails, fewest=fewest)
         self._versions[number] = versioned
         self.latest = versioned
-        if gate.passed and spec.spec.serving.promotion == "auto" and not self.promotion_paused:
+        at_once = spec.spec.rollout is None or self.stable is None
+        if gate.passed and at_once and spec.spec.serving.promotion == "auto" and not self.promotion_paused:
             self.stable = versioned
         self._forget_ephemeral()
         return versioned
@@ -200,8 +204,12 @@ class VersionBook:
         return self._versions[number]
 
     def find(self, version: str) -> Versioned:
-        """By number, `stable` or `latest`; empty means `stable`. Raises NotFoundError, PreconditionError."""
-        if version in ("", *ALIASES):
+        """By number, `stable`, `latest` or `canary`; empty means `stable`. Raises NotFoundError, PreconditionError."""
+        if version == "canary":
+            if not self.canary:
+                raise NotFoundError(f"model {self._model!r} has no canary now", field="version")
+            version = str(self.canary)
+        if version in ("", "stable", "latest"):
             found = self.latest if version == "latest" else self.stable
             if found is not None:
                 return self._shown(found)
@@ -278,8 +286,14 @@ class VersionBook:
 
     def aliases_of(self, number: int) -> list[str]:
         """Names that point at a version."""
+        return [alias for alias, target in self.aliases.items() if target == number]
+
+    @property
+    def aliases(self) -> dict[str, int]:
+        """Name -> number of the version that it points at."""
         named = {"stable": self.stable, "latest": self.latest}
-        return [alias for alias, target in named.items() if target and target.record.number == number]
+        found = {alias: target.record.number for alias, target in named.items() if target is not None}
+        return {**found, **({"canary": self.canary} if self.canary else {})}
 
     def keep(self, versioned: Versioned) -> None:
         """It has been stored; meanwhile it may have been forgotten, or the input's limits may have changed."""
@@ -315,6 +329,7 @@ class VersionBook:
         self.stored = kept & self._versions.keys()
         self.stable = self.stable if self.stable and self.stable.record.number in kept else None
         self.latest = self.latest if self.latest and self.latest.record.number in kept else None
+        self.canary = self.canary if self.canary in kept else 0
 
     def is_withdrawn(self, number: int) -> bool:
         """Whether it must not be stored, or stored again."""
@@ -363,6 +378,11 @@ def tested(writer: ModelWriter) -> dict[str, Any]:
         "inexact_because": writer.learner.inexact_because,
         **({"budget": writer.budget.told} if writer.budget else {}),
     }
+
+
+def judged_by(spec: ModelSpec) -> tuple[object, ...]:
+    """What decides which versions there are, and which of them are stable."""
+    return spec.head, spec.labels, spec.gate, spec.serving.promotion, spec.privacy, spec.unknown, spec.rollout
 
 
 def _fewest(samples_C: Sequence[int]) -> int:

@@ -13,7 +13,8 @@ from everlearn_server.engine.clients import ClientFigures, client_figures, quara
 from everlearn_server.engine.engine import Engine
 from everlearn_server.engine.influence import weighed
 from everlearn_server.rpc import names, wire
-from everlearn_server.rpc.messages import timestamp
+from everlearn_server.rpc.moments import timestamp
+from everlearn_server.rpc.rollout import device_message
 
 
 class ClientService:
@@ -63,10 +64,12 @@ class ClientService:
 
 
 def _message(figures: ClientFigures) -> p.ModelClient:
-    told = asdict(replace(figures, downloaded=None))
-    del told["downloaded"]
+    told = asdict(replace(figures, downloaded=None, device=None))
+    del told["downloaded"], told["device"]
     message = p.ModelClient(**told)
     if figures.downloaded is not None:
         message.downloaded_version = figures.downloaded.version_number
         message.download_time.CopyFrom(timestamp(figures.downloaded.update_time_s))
+    if figures.device is not None:
+        message.device.CopyFrom(device_message(figures.device))
     return message

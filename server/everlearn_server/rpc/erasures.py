@@ -13,7 +13,7 @@ from everlearn_server.engine.engine import Engine
 from everlearn_server.engine.erasure_receipt import Asked, Told
 from everlearn_server.engine.rewinding import Rewound
 from everlearn_server.rpc import names, wire
-from everlearn_server.rpc.messages import timestamp
+from everlearn_server.rpc.moments import timestamp
 from everlearn_server.store.rows import ErasureRow
 
 _NAMED = 20

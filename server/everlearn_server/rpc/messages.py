@@ -9,7 +9,6 @@ from typing import Any
 from google.longrunning import operations_pb2
 from google.protobuf import json_format
 from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from everlearn.errors import NotFoundError
 from everlearn.inputs.figures import ImageFigures
@@ -31,6 +30,8 @@ from everlearn_server.engine.students import LiveStudent, student_of
 from everlearn_server.engine.truth_check import MAX_BATCH_SAMPLES
 from everlearn_server.engine.waiting_room import LateFigures
 from everlearn_server.rpc import names
+from everlearn_server.rpc.moments import timestamp
+from everlearn_server.rpc.rollout import rollout_message
 from everlearn_server.rpc.status import to_status
 from everlearn_server.store.key_file import Rotation
 from everlearn_server.store.keys import Keys
@@ -71,9 +72,9 @@ async def _status(engine: Engine, model: LiveModel, *, report: bool) -> models_p
         )
     for damage in model.damages.of(row.name):
         status.conditions.add(type="DataIntact", status=False, reason="DATA_LOSS", message=damage.message)
-    for alias, versioned in (("stable", book.stable), ("latest", book.latest)):
-        if versioned is not None:
-            status.aliases[alias] = versioned.record.number
+    status.aliases.update(book.aliases)
+    if model.spec.spec.rollout is not None:
+        status.rollout.CopyFrom(rollout_message(model.rollout))
     if model.is_started:
         learner, shown = model.writer.learner, model.writer.held.shown
         status.labels.extend(shown.labels)
@@ -290,13 +291,6 @@ def input_probe_message(front: FrontConfig, figures: list[ImageFigures]) -> mode
         height=front.height,
         width=front.width,
     )
-
-
-def timestamp(seconds: float) -> Timestamp:
-    """Seconds since the epoch as a message."""
-    message = Timestamp()
-    message.FromMicroseconds(round(seconds * 1e6))
-    return message
 
 
 def operation_message(operation: Operation) -> Any:

@@ -123,6 +123,10 @@ class ModelService:
         name = names.model_of(request.name)
         if request.version < 0:
             raise InvalidError(f"{request.version} is negative; 0 means the one before", field="version")
+        if request.canary and request.version:
+            raise InvalidError("withdraws the canary, and stable goes nowhere; leave one of them out", field="version")
+        if request.canary:
+            return await model_message(self._engine, await self._engine.withdraw_canary(name, request.etag))
         return await model_message(self._engine, await self._engine.roll_back(name, request.version, request.etag))
 
     async def probe(self, request: models_pb2.ProbeModelRequest, _: wire.Context) -> models_pb2.ModelProbe:

@@ -20,7 +20,8 @@ from everlearn.spec.schema import json_schema
 from everlearn_protos.v1 import server_info_pb2
 from everlearn_server.engine.engine import Engine
 from everlearn_server.rpc import wire
-from everlearn_server.rpc.messages import rotation_messages, timestamp
+from everlearn_server.rpc.messages import rotation_messages
+from everlearn_server.rpc.moments import timestamp
 
 _LIBRARIES = ("grpcio", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "protobuf", "timm", "torch")
 

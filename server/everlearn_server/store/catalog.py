@@ -8,7 +8,7 @@ from dataclasses import fields
 from sqlalchemy import Connection
 
 from everlearn.errors import InvalidError
-from everlearn_server.store import artefacts, downloads, models, references, versions
+from everlearn_server.store import artefacts, downloads, models, references, rollouts, versions
 from everlearn_server.store.blobs import Blobs
 from everlearn_server.store.database import Database
 from everlearn_server.store.payload import collect, recover, stowed
@@ -96,6 +96,15 @@ class Catalog:
     async def set_alias(self, model: str, alias: str, number: int, reason: str) -> None:
         """Points an alias to a version and logs why. Raises NotFoundError (no such version)."""
         await self._database.write(versions.point, model, alias, number, reason)
+
+    async def rollout(self, model: str) -> str | None:
+        """The state of a model's rollout, as `move_rollout` wrote it; None for none."""
+        return await self._database.read(rollouts.find, model)
+
+    async def move_rollout(self, model: str, state_json: str, aliases: Mapping[str, int | None], reason: str) -> None:
+        """Writes the state of a rollout and points the aliases that move with it (None: at nothing any more); together,
+        and logged. Raises NotFoundError (no such model, or an alias of no version)."""
+        await self._database.write(rollouts.move, model, state_json, aliases, reason)
 
     async def promotion_log(self, model: str, *, limit: int = 1_000) -> tuple[PromotionRow, ...]:
         """The last moves of a model's aliases, oldest first; the store keeps the last 10,000 a model."""

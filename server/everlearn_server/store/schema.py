@@ -350,3 +350,13 @@ class PrivacySpendColumns(TypedColumns):
 
 
 privacy_spend = Table("privacy_spend", metadata, PrivacySpendColumns)
+
+
+class RolloutColumns(TypedColumns):
+    """Which version is a canary, which are withdrawn and why. What devices reported is nowhere on the disk."""
+
+    model = Column(String, ForeignKey(OWNER, ondelete="CASCADE"), primary_key=True)
+    state_json = Column(Text, nullable=False)
+
+
+rollout = Table("rollout", metadata, RolloutColumns)

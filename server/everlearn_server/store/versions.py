@@ -88,6 +88,18 @@ def point(connection: Connection, name: str, alias_name: str, number: int, reaso
         connection.execute(insert(alias).values(model=name, alias=alias_name, number=number, moved=moved))
     else:
         connection.execute(update(alias).where(*chosen).values(number=number, moved=moved))
+    _log(connection, name, alias_name, number, previous, reason)
+
+
+def unpoint(connection: Connection, name: str, alias_name: str, reason: str) -> None:
+    """Removes an alias, and logs at which version it pointed to the end; nothing where there is none."""
+    gone = delete(alias).where(alias.c.model == name, alias.c.alias == alias_name).returning(alias.c.number)
+    number = connection.scalars(gone).one_or_none()
+    if number is not None:
+        _log(connection, name, alias_name, number, number, reason)
+
+
+def _log(connection: Connection, name: str, alias_name: str, number: int, previous: int | None, reason: str) -> None:
     connection.execute(
         insert(promotion).values(
             model=name, alias=alias_name, number=number, previous=previous, reason=reason, create_time_s=time.time()
@@ -104,9 +116,10 @@ def next_move(last: int) -> int:
 
 def move_all(connection: Connection) -> None:
     """Every alias is moved to where it is: after a restore its last move is newer than what devices have seen of the
-    time that was lost. A database of before moves were numbered gets its numbers where it is migrated."""
+    time that was lost; a canary's is not before that of `stable`. A database of before moves were numbered gets its numbers where it is migrated."""
     if "moved" in {column["name"] for column in inspect(connection).get_columns(alias.name)}:
-        for row in connection.execute(select(alias.c.model, alias.c.alias, alias.c.moved)).all():
+        rows = select(alias.c.model, alias.c.alias, alias.c.moved).order_by(alias.c.alias.desc())
+        for row in connection.execute(rows).all():
             chosen = alias.c.model == row.model, alias.c.alias == row.alias
             connection.execute(update(alias).where(*chosen).values(moved=next_move(row.moved)))
 

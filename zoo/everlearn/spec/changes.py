@@ -135,6 +135,7 @@ CLASS_OF = {
     "spec.unknown.kind": _REVISION,
     "spec.unknown.false_alarms": _REVISION,
     "spec.late_labels": _RETENTION,
+    "spec.rollout": _LIVE,
 }
 
 _NOTES = {

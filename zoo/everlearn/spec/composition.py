@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from everlearn.spec import dp, unknown
+from everlearn.spec import dp, rollout, unknown
 from everlearn.values import Task
 
 if TYPE_CHECKING:
@@ -83,7 +83,9 @@ def contradictions(spec: ModelSpec) -> str | None:
     problem = _of_gradients(spec) if learns_by_gradient(spec) else _of_solved_heads(spec)
     problem = problem or _of_student(spec) or _of_aggregate(spec) or dp.contradiction(spec)
     problem = problem or _of_limits(spec) or _of_client_sums(spec) or _of_late_labels(spec)
-    return problem or _of_int8(spec) or _of_int8_trunk(spec) or unknown.contradiction(spec)
+    return (
+        problem or _of_int8(spec) or _of_int8_trunk(spec) or unknown.contradiction(spec) or rollout.contradiction(spec)
+    )
 
 
 def _of_aggregate(spec: ModelSpec) -> str | None:

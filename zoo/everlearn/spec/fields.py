@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import get_args
 
 from pydantic.fields import FieldInfo
 
@@ -32,6 +33,23 @@ def section_of(field: FieldInfo) -> type[Strict] | None:
     """The class of a field that has fields of its own, None for a leaf."""
     kind = field.annotation
     return kind if isinstance(kind, type) and issubclass(kind, Strict) else None
+
+
+def part_of(field: FieldInfo) -> type[Strict] | None:
+    """The class of a field that has fields of its own, one that may be left out too; None for others."""
+    kinds = [kind for kind in get_args(field.annotation) if kind is not type(None)]
+    if section_of(field) is not None or len(kinds) != 1:
+        return section_of(field)
+    return kinds[0] if isinstance(kinds[0], type) and issubclass(kinds[0], Strict) else None
+
+
+def parts(section: type[Strict] = Model, path: str = "") -> Iterator[tuple[str, type[Strict]]]:
+    """As `sections`, those that may be left out too."""
+    yield path, section
+    for name, field in section.model_fields.items():
+        below = part_of(field)
+        if below is not None:
+            yield from parts(below, join(path, name))
 
 
 def sections(section: type[Strict] = Model, path: str = "") -> Iterator[tuple[str, type[Strict]]]:

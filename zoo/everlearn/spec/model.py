@@ -20,6 +20,7 @@ from everlearn.spec.late_labels import LateLabels
 from everlearn.spec.outputs import MAX_OUTPUTS, DeclaredOutput
 from everlearn.spec.privacy import Limits, Privacy, Retention
 from everlearn.spec.recipe import Adapt, Loss, Optimizer, Projection, Regularizer, Schedule, Training, filled
+from everlearn.spec.rollout import Rollout
 from everlearn.spec.strict import Strict
 from everlearn.spec.unknown import Unknown
 from everlearn.values import Task
@@ -124,10 +125,9 @@ class Backbone(Strict):
     @field_validator("architecture")
     @classmethod
     def _onnx_is_its_own_architecture(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value is not None and info.data.get("loader") in ("onnx", rules.MLP, rules.IDENTITY):
-            raise ValueError(
-                f"loader {info.data['loader']} needs none, its source is its own architecture; leave it out"
-            )
+        loader = info.data.get("loader")
+        if value is not None and loader in ("onnx", rules.MLP, rules.IDENTITY):
+            raise ValueError(f"loader {loader} needs none, its source is its own architecture; leave it out")
         if value == "":
             raise ValueError("must not be empty; leave it out for what the repository says")
         return value
@@ -317,6 +317,8 @@ class ModelSpec(Strict):
     """What is answered to a sample unlike all learned classes; by default the best of them."""
     late_labels: LateLabels | None = None
     """Predicted samples that wait in RAM for labels that come later; none by default."""
+    rollout: Rollout | None = None
+    """A few devices run a version before all others do; by default it is for all at once."""
 
     @model_validator(mode="before")
     @classmethod

@@ -291,6 +291,11 @@ def _of_recipe(after: Model) -> list[str]:
             "have come nothing is durable and nothing is answered, and clients keep them and send them again. What "
             "they did to its ranges stays, so that no client can be erased from this model: replace it"
         )
+    if spec.rollout is not None:
+        words.append(
+            "rollout goes by what devices report, each under the name it gives itself, which nothing proves: let only "
+            "your devices reach the server, or one that lies may stop a version (rollout.health.max_failures: more)"
+        )
     if (spec.privacy.min_samples or 0) > _MANY_HELD:
         words.append(
             f"privacy.min_samples is {spec.privacy.min_samples:,}: each client keeps up to as many samples until they "

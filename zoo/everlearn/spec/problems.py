@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 
 from everlearn.spec import rules
 from everlearn.spec.document import READ_AS, Document, Written, is_plain_number
-from everlearn.spec.fields import UNDECLARED, join, leaf_fields, section_of, sections
+from everlearn.spec.fields import UNDECLARED, join, leaf_fields, part_of, parts, sections
 from everlearn.spec.model import Model
 from everlearn.spec.strict import Strict
 
@@ -58,7 +58,7 @@ def _paths(location: tuple[int | str, ...]) -> tuple[str, str]:
         if section is not None:
             leaf = path = join(path, str(part))
             field = section.model_fields.get(str(part))
-            section = section_of(field) if field else None
+            section = part_of(field) if field else None
         elif isinstance(part, int) or (leaf == "metadata.labels" and part != "[key]"):
             path = join(path, part)
     return leaf, path
@@ -142,7 +142,7 @@ def _yaml_number(number: float) -> str:
 
 def _unknown_key(path: str) -> str:
     # The innermost section around it, not what stands before the last dot: a wrong key may contain dots.
-    parent, section = [(at, each) for at, each in sections() if not at or path.startswith(at + ".")][-1]
+    parent, section = [(at, each) for at, each in parts() if not at or path.startswith(at + ".")][-1]
     key = path.removeprefix(parent).removeprefix(".")
     known = [name for name in section.model_fields if join(parent, name) not in UNDECLARED]
     if near := difflib.get_close_matches(key.lower().replace("-", "_"), known, n=1):
@@ -159,7 +159,7 @@ def _missing(path: str) -> str:
     if path == "spec.input.size":
         return "has too few items; write a square's side, or [height, width]"
     parent, _, name = path.rpartition(".")
-    section = next(section for at, section in sections() if at == parent)
+    section = next(section for at, section in parts() if at == parent)
     return f"is missing: {section.model_fields[name].description}"
 
 

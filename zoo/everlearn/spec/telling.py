@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from everlearn.spec import presets, unknown
+from everlearn.spec import presets, rollout, unknown
 from everlearn.spec.composition import learns_again
 from everlearn.spec.model import ModelSpec
 from everlearn.spec.promises import promises
@@ -27,6 +27,8 @@ def told(spec: ModelSpec) -> tuple[str, ...]:
     lines.append(_limits(spec))
     if spec.unknown.kind != "answer":
         lines.append(unknown.told(spec.unknown))
+    if spec.rollout is not None:
+        lines.append(rollout.told(spec.rollout))
     if preset.advice:
         lines.append(f"use it: {preset.advice}")
     return tuple(lines)

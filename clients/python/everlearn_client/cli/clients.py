@@ -34,11 +34,13 @@ def clients(
     `mistakes` is its share of all samples that were predicted wrong before they were learned: a sign of who moves the
     head. `moves head` (--head-change) is a measure: how far the scores of all samples learned would move without it, in
     units of their spread. `novelty`, of a model that declares unknown: abstain, is how unlike all that was learned its
-    recent samples were, and how many of them were unknown: what has drifted shows there before it is wrong.
+    recent samples were, and how many of them were unknown: what has drifted shows there before it is wrong. Devices
+    that have checked in since the server's start show their labels, what they run, and what they report of it.
     """
     with connect(ctx, server) as client:
         found = list(client.models.clients(model, head_change=head_change))
     watched = any(each.HasField("recent_novelty") for each in found)
+    devices = any(each.HasField("device") for each in found)
     if output is not Output.TABLE:
         put_data(plain(found), output)
         return
@@ -57,8 +59,15 @@ def clients(
         "sequence",
         "state",
         "downloaded",
+        *(["device", "runs", "health"] if devices else []),
     )
-    put_table(columns, (_row(each, head_change=head_change, watched=watched) for each in found))
+    put_table(
+        columns,
+        (
+            (*_row(each, head_change=head_change, watched=watched), *(_device(each) if devices else ()))
+            for each in found
+        ),
+    )
 
 
 def quarantine(
@@ -124,3 +133,21 @@ def _row(found: clients_pb2.ModelClient, *, head_change: bool, watched: bool) ->
         if found.downloaded_version
         else "",
     )
+
+
+def _device(found: clients_pb2.ModelClient) -> tuple[object, ...]:
+    """Labels, what runs there, and how that fares; empty of a client that is none."""
+    if not found.HasField("device"):
+        return "", "", ""
+    device = found.device
+    health = [f"{device.predictions:,} predictions"]
+    if device.failed_share:
+        health.append(f"{device.failed_share:.1%} failed")
+    if device.HasField("unsure_share"):
+        health.append(f"{device.unsure_share:.1%} unknown (novelty {device.novelty:.2f})")
+    if device.latency_ms:
+        health.append(f"{device.latency_ms:.1f} ms")
+    health += [f"gave up {number}: {why.lower()}" for number, why in sorted(device.given_up.items())]
+    labels = ", ".join(f"{key}={value}" for key, value in sorted(device.labels.items()))
+    runs = f"version {device.running}{' (chosen for canaries)' if device.is_canary else ''}" if device.running else "-"
+    return labels or "-", runs, ", ".join(health)

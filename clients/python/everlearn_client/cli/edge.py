@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -20,6 +19,7 @@ import typer
 
 from everlearn_client.cli import exit_codes
 from everlearn_client.cli.connection import DEFAULT_SERVER, ModelArgument, ServerOption, connect
+from everlearn_client.cli.device import device_labels, identity
 from everlearn_client.cli.output import say
 from everlearn_client.errors import DeadlineExceeded, InvalidArgument, Overloaded, Unavailable
 
@@ -182,6 +182,15 @@ MeteredOption = Annotated[
         help="While this file exists the connection costs money, and nothing is sent.",
     ),
 ]
+DeviceLabelOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--device-label",
+        metavar="KEY=VALUE",
+        envvar=f"{_E}DEVICE_LABELS",
+        help="What the device is (site=north), once for each: the model's rollout chooses by it who tries a version.",
+    ),
+]
 StepOption = Annotated[
     str, typer.Option("--step", metavar="NAME", envvar=f"{_E}STEP", help="The season or place that lessons are of.")
 ]
@@ -216,6 +225,7 @@ def run(
     thumbnail_px: ThumbnailOption = None,
     metered: MeteredOption = None,
     step: StepOption = "",
+    device_label: DeviceLabelOption = None,
 ) -> None:
     """Answer what appears in a folder by MODEL, here and offline too, and teach what has a label.
 
@@ -227,21 +237,17 @@ def run(
     """
     _check_extra()
     from everlearn_client.edge import EdgeModel
-    from everlearn_client.edge.folder_source import FolderSource
     from everlearn_client.edge.runtime import Runtime
 
     policy = _policy(only_unsure, margin, temperature, per_hour, mb_per_day, duplicates, send, thumbnail_px)
-    settings = _settings(policy, watch_every, threads, spool_mb, server_key, precision)
-    journal, number = folder / "read", int(version) if version.isdecimal() else version
-    files = FolderSource(
-        source, after=after.value, labels=labels.value, settle_s=settle, journal=journal, clock_s=time.monotonic
-    )
-    with _signals() as ended, connect(ctx, server, client_id=client or _identity(folder)) as connected:
+    settings = _settings(policy, watch_every, threads, spool_mb, server_key, precision, device_label or [])
+    files = _files(source, folder, after, labels, settle)
+    with _signals() as ended, connect(ctx, server, client_id=client or identity(folder)) as connected:
         device = EdgeModel(
             model,
             folder=folder,
             client=connected,
-            version=number,
+            version=int(version) if version.isdecimal() else version,
             settings=settings,
             metered=lambda: metered is not None and metered.exists(),
             on_switch=lambda name, why: say(f"{name} answers: {why}"),
@@ -249,6 +255,15 @@ def run(
         runtime = Runtime(device, files, _Lines(ended), step=step, label=label)
         _work(device, runtime, files, ended, once=once)
     raise typer.Exit(_code(runtime, ended, once=once))
+
+
+def _files(source: Path, folder: Path, after: After, labels: Labels, settle_s: float) -> FolderSource:
+    from everlearn_client.edge.folder_source import FolderSource
+
+    journal, clock_s = folder / "read", time.monotonic
+    return FolderSource(
+        source, after=after.value, labels=labels.value, settle_s=settle_s, journal=journal, clock_s=clock_s
+    )
 
 
 def _policy(
@@ -276,7 +291,13 @@ def _policy(
 
 
 def _settings(
-    policy: SendPolicy, watch_every: float, threads: int, spool_mb: float, server_key: str, precision: str
+    policy: SendPolicy,
+    watch_every: float,
+    threads: int,
+    spool_mb: float,
+    server_key: str,
+    precision: str,
+    labels: list[str],
 ) -> EdgeSettings:
     from everlearn_client.edge import EdgeSettings
 
@@ -287,6 +308,7 @@ def _settings(
         spool_bytes=int(spool_mb * 1e6),
         server_key=server_key,
         precision=precision,
+        labels=device_labels(labels),
     )
 
 
@@ -371,21 +393,6 @@ def _signals() -> Iterator[list[int]]:
         yield ended
     finally:
         restore()
-
-
-def _identity(folder: Path) -> str:
-    """The device's own, made at the first start. Raises InvalidArgument where the folder cannot be written."""
-    from everlearn_client.edge.durable_files import read_twice, write_twice
-
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        told, _ = read_twice(folder, "identity")
-        if told is None:
-            told = {"generation": 1, "client_id": f"edge-{uuid.uuid4().hex[:16]}"}
-            write_twice(folder, "identity", told)
-    except OSError as error:
-        raise InvalidArgument(f"{folder} cannot be used: {error.strerror}", field="--folder") from error
-    return str(told["client_id"])
 
 
 def _check_extra() -> None:

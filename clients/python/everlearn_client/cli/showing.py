@@ -12,6 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from everlearn_client.cli.connection import DEFAULT_SERVER, ModelArgument, ServerOption, connect
 from everlearn_client.cli.output import Output, OutputOption, ask, plain, put, put_data, put_fields, put_table
 from everlearn_client.cli.reporting import figure_of, put_report
+from everlearn_client.cli.rollouts import told_rollout
 from everlearn_protos.v1 import models_pb2
 
 
@@ -84,6 +85,9 @@ def _put_description(found: models_pb2.Model) -> None:
         put(_student(status.student))
     if status.HasField("int8"):
         put(_int8(status.int8))
+    if status.HasField("rollout"):
+        for line in told_rollout(status.rollout):
+            put(line)
     for condition in status.conditions:
         put(f"{'ok' if condition.status else 'NOT'} {condition.type}: {condition.reason} {condition.message}".rstrip())
     if status.labels:
@@ -123,11 +127,11 @@ def versions(
 def promote(
     ctx: typer.Context,
     model: ModelArgument,
-    version: Annotated[str, typer.Argument(metavar="[VERSION]", help="A number, or latest.")] = "latest",
+    version: Annotated[str, typer.Argument(metavar="[VERSION]", help="A number, latest or canary.")] = "latest",
     server: ServerOption = DEFAULT_SERVER,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Let a version serve as `stable`, if it passes the gate."""
+    """Let a version serve as `stable`, if it passes the gate. An open canary ends: by `canary` it has won."""
     with connect(ctx, server) as client:
         found = client.models.promote(model, version)
     if output is Output.TABLE:
@@ -142,11 +146,16 @@ def rollback(
     to: Annotated[int, typer.Option("--to", metavar="VERSION", help="0 is the version before.", min=0)] = 0,
     server: ServerOption = DEFAULT_SERVER,
     output: OutputOption = Output.TABLE,
+    canary: Annotated[
+        bool, typer.Option("--canary", help="Withdraw the canary; stable stays where it is, and promotion goes on.")
+    ] = False,
 ) -> None:
-    """Let an earlier version serve again, and pause automatic promotion."""
+    """Let an earlier version serve again, and pause automatic promotion; or withdraw the canary."""
     with connect(ctx, server) as client:
-        found = client.models.rollback(model, to)
-    if output is Output.TABLE:
+        found = client.models.rollback(model, to, canary=canary)
+    if output is Output.TABLE and canary:
+        put(f"{found.name}: no device runs the canary any more; stable is version {found.status.aliases['stable']}")
+    elif output is Output.TABLE:
         put(f"{found.name}: stable is version {found.status.aliases['stable']}; automatic promotion is paused")
     else:
         put_data(plain(found), output)

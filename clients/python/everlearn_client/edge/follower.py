@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 from everlearn_client.client import Client
+from everlearn_client.edge.health import CheckIn, HealthLog
 from everlearn_client.edge.session import PROBES_FILE, EdgeSession
 from everlearn_client.edge.slots import Slot, Slots, missing
 from everlearn_client.edge.trust import Trust
@@ -41,14 +42,25 @@ class Follower:
         precision: str = "",
         server_key: str = "",
         on_switch: Callable[[str, str], None] | None = None,
+        labels: Mapping[str, str] | None = None,
+        health: HealthLog | None = None,
     ) -> None:
         """Takes up what lies there; offline, too. `with_features`: as EdgeSession. `server_key`: as Trust. `on_switch`
-        hears of a version that runs from now on, and why."""
+        hears of a version that runs from now on, and why. `labels`, `health`: what the server is told with each
+        question. Raises InvalidArgument for labels that are none."""
         self._model, self._version = model, version
         self._open = partial(EdgeSession, threads=threads, with_features=with_features)
         self._precision = precision
         self._retry_for_s = retry_for_s
         self._on_switch = on_switch or (lambda version, why: None)
+        self._check_in = CheckIn(
+            model,
+            version,
+            labels=labels or {},
+            log=health or HealthLog(),
+            running=lambda: self.session.version if self.session is not None else 0,
+            given_up=lambda: self.given_up,
+        )
         self._trust = Trust(folder, key=server_key)
         self._slots = Slots(folder, max_starts=max_starts)
         self.session: EdgeSession | None = None
@@ -67,6 +79,11 @@ class Follower:
     def rolled_back(self) -> str:
         """Which version was given up, and why; empty where none was since the start."""
         return self._slots.rolled_back
+
+    @property
+    def given_up(self) -> list[tuple[int, str]]:
+        """Numbers of versions that are not taken any more here, each with why; the newest."""
+        return [(int(version.rpartition("/")[2]), reason) for version, reason in self._slots.record.given_up]
 
     @property
     def version(self) -> str:
@@ -89,12 +106,15 @@ class Follower:
         shares with it nothing is downloaded again.
 
         A version that fails its self-test here is remembered and not taken again. Nothing is pulled while a version is
-        on trial: the slot before it is what it would fall back to. Raises the client's errors, DataLoss.
+        on trial: the slot before it is what it would fall back to, and does where the server wants that. Raises the
+        client's errors, DataLoss.
         """
-        if self.on_trial or not self._is_new(client):
+        found = self._check_in(client)
+        if self.on_trial:
+            return self._goes_back(client, found.number)
+        if not self._is_new(found.number):
             return False
-        export = client.export(self._model, self._version, precision=self._precision)
-        self._trust.check(export, client, alias=self._version if isinstance(self._version, str) else "")
+        export = self._offered(client, "canary" if found.canary else self._version)
         wanted = _needed(export)
         slot = Slot.of(wanted)
         current = self._slots.active
@@ -114,11 +134,26 @@ class Follower:
         self._on_switch(slot.version, "pulled")
         return True
 
-    def _is_new(self, client: Client) -> bool:
+    def _offered(self, client: Client, version: str | int) -> ExportInfo:
+        """As the server that is trusted has signed it; by the name of an alias, as its last move."""
+        export = client.export(self._model, version, precision=self._precision)
+        self._trust.check(export, client, alias=version if isinstance(version, str) else "")
+        return export
+
+    def _goes_back(self, client: Client, number: int) -> bool:
+        """From a version on trial that the server has withdrawn, to the one before it, which lies here."""
+        before = self._slots.before
+        if before is None or not number or before.version != version_name(self._model, number):
+            return False
+        if self._offered(client, self._version).version != before.version:  # what is asked first is not signed
+            return False
+        self._slots.give_up("the server wants the version before it")
+        self.session = None
+        self._load()
+        return True
+
+    def _is_new(self, number: int) -> bool:
         """A cheap question first: an export that is asked for is made, or read again from end to end."""
-        number = self._version
-        if isinstance(number, str):
-            number = client.models.get(self._model).status.aliases.get(number, 0)
         wanted = version_name(self._model, number) if number else ""
         session = self.session
         is_other = session is not None and self._precision not in ("", session.precision)
@@ -132,7 +167,7 @@ class Follower:
             if any(name == PROBES_FILE for name, _, _ in slot.files):
                 session.self_test(folder / PROBES_FILE)
         except DataLoss as error:
-            self._slots.refuse(slot.digest)
+            self._slots.refuse(slot, "SELF_TEST")
             logger.warning("%s is not used: %s", slot.version, error)
             raise
         return session
@@ -142,13 +177,13 @@ class Follower:
         while (slot := self._slots.active) is not None:
             if not self._slots.is_intact(self._slots.record.active):
                 logger.warning("%s is given up: its files are not what they were", slot.version)
-                self._slots.give_up("its files are not what they were", again=True)
+                self._slots.give_up("its files are not what they were")
                 continue
             try:
                 self.session = self._open(self._slots.folder / MODEL_FILE)
             except DataLoss as error:
                 logger.warning("%s is given up: %s", slot.version, error)
-                self._slots.give_up(error.message)
+                self._slots.give_up(error.message, reason="DOES_NOT_RUN")
                 continue
             self._on_switch(slot.version, self._slots.rolled_back or "started")
             return

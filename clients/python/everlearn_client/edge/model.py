@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,7 @@ import numpy.typing as npt
 from everlearn_client.client import Client
 from everlearn_client.edge.clock import AgeClock, uptime
 from everlearn_client.edge.follower import Follower
+from everlearn_client.edge.health import HealthLog, check_labels
 from everlearn_client.edge.policy import Allowance, BackOff, Chooser, SendPolicy, Why
 from everlearn_client.edge.sending import Drain, Drained
 from everlearn_client.edge.session import EdgeSession
@@ -61,12 +63,16 @@ class EdgeSettings:
     server_key: str = ""
     """64 hexadecimal digits, as `everlearn info` shows them: only what this server signed runs here. Where it is empty,
     the first server that a model is pulled from is the one, for good."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """What the device is, such as `{"site": "north", "hardware": "pi4"}`: told to the server, whose model may declare
+    that such devices run new versions first. At most 16, as Kubernetes has them."""
     retry_for_s: float = 20.0
     """Seconds of failing in a row until the line counts as down."""
     longest_pause_s: float = 900.0
     """Between two attempts while it is: pauses double up to this."""
 
     def __post_init__(self) -> None:
+        check_labels(self.labels)
         if self.policy.send == "features" and self.precision == "fp16":  # int8 may be what the server learns on
             raise InvalidArgument(
                 f"features computed in {self.precision} are not the server's; send samples, or leave the precision out",
@@ -96,6 +102,8 @@ class EdgeModel:
         self._settings = settings or EdgeSettings()
         self._client, self._model = client, model
         stream = f"{model_name(model)} clients/{learner_name(client.client_id)}"
+        self.health = HealthLog()
+        """What the versions did here since the start, as the server is told."""
         root = Path(folder)
         self._spool = Spool(
             root / "spool",
@@ -114,6 +122,8 @@ class EdgeModel:
                 precision=self._settings.precision,
                 server_key=self._settings.server_key,
                 on_switch=on_switch,
+                labels=self._settings.labels,
+                health=self.health,
             )
         except BaseException:
             self._spool.close()
@@ -181,8 +191,14 @@ class EdgeModel:
 
         Raises FailedPrecondition (`NO_MODEL`) before the first version was pulled, InvalidArgument.
         """
-        answer = self._session().predict(samples, top_k=top_k, scores=scores)
+        session, begun_s = self._session(), time.perf_counter()
+        try:
+            answer = session.predict(samples, top_k=top_k, scores=scores)
+        except InvalidArgument:
+            self.health.failed(session.version)
+            raise
         self._answered = True
+        self.health.answered(session.version, answer, time.perf_counter() - begun_s)
         return answer
 
     def _session(self) -> EdgeSession:

@@ -21,6 +21,7 @@ from everlearn_client.results import ExportFile, ExportInfo
 _RECORD: Final = "slots"
 NAMES: Final = ("a", "b")
 BAD_KEPT: Final = 32
+TOLD: Final = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,8 @@ class SlotRecord:
     """Of the program, with the active one on trial."""
     bad: tuple[str, ...] = ()
     """Digests of versions that failed here; the newest BAD_KEPT."""
+    given_up: tuple[tuple[str, str], ...] = ()
+    """Their names, each with why, as everlearn.v1.GivenUp.Why has it; the newest TOLD."""
     generation: int = 0
 
 
@@ -74,12 +77,17 @@ class Slots:
         if self.record.trial:
             self._write(starts=self.record.starts + 1)
             if self.record.starts > max_starts:
-                self.give_up(f"it was started {max_starts} times and never confirmed")
+                self.give_up(f"it was started {max_starts} times and never confirmed", reason="CRASH_LOOP")
 
     @property
     def active(self) -> Slot | None:
         """What is to run; None where there is nothing."""
         return self.record.slots.get(self.record.active)
+
+    @property
+    def before(self) -> Slot | None:
+        """What a version on trial would fall back to; None where nothing lies there."""
+        return self.record.slots.get(self.spare)
 
     @property
     def folder(self) -> Path:
@@ -123,19 +131,23 @@ class Slots:
         if self.record.trial:
             self._write(trial=False, starts=0)
 
-    def refuse(self, digest: str) -> None:
-        """This version failed before it was active: it is not taken again."""
-        self._write(bad=(*self.record.bad, digest)[-BAD_KEPT:])
+    def refuse(self, slot: Slot, reason: str) -> None:
+        """This version failed before it was active: it is not taken again. `reason`: as of `give_up`."""
+        self._write(bad=(*self.record.bad, slot.digest)[-BAD_KEPT:], given_up=self._told(slot, reason))
 
-    def give_up(self, why: str, *, again: bool = False) -> None:
-        """The active version failed: the other one comes back, if it is intact. `again`: whether this version may be
-        taken again, since only its files were damaged."""
+    def give_up(self, why: str, *, reason: str = "") -> None:
+        """The active version failed: the other one comes back, if it is intact. `reason`: as everlearn.v1.GivenUp.Why
+        has it; empty where this version may be taken again, since it is not to blame."""
         failed, other = self.active, self.spare
         digest = failed.digest if failed is not None else ""
         kept = {other: self.record.slots[other]} if self.is_intact(other) else {}
         self.rolled_back = f"{failed.version if failed is not None else 'nothing'}: {why}"
-        bad = self.record.bad if again else (*self.record.bad, digest)[-BAD_KEPT:]
-        self._write(slots=kept, active=other if kept else "", trial=False, starts=0, bad=bad)
+        bad = (*self.record.bad, digest)[-BAD_KEPT:] if reason else self.record.bad
+        told = self._told(failed, reason) if failed is not None and reason else self.record.given_up
+        self._write(slots=kept, active=other if kept else "", trial=False, starts=0, bad=bad, given_up=told)
+
+    def _told(self, slot: Slot, reason: str) -> tuple[tuple[str, str], ...]:
+        return (*self.record.given_up, (slot.version, reason))[-TOLD:]
 
     def _write(self, **changes: object) -> None:
         self.record = replace(self.record, generation=self.record.generation + 1, **changes)  # type: ignore[arg-type]  # its fields
@@ -165,4 +177,5 @@ def _read(folder: Path) -> SlotRecord:
         for which, slot in told["slots"].items()
     }
     told["bad"] = tuple(told["bad"])
+    told["given_up"] = tuple((version, reason) for version, reason in told.get("given_up", ()))
     return SlotRecord(**told)

@@ -86,6 +86,8 @@ class Trust:
                 f"{export.version} was {alias} once (move {number}), and this device has seen {version} since (move "
                 f"{seen}): an old answer is offered, or the server's data were copied back without `restore`"
             )
+        if alias == "canary" and number < self._record.seen.get("stable", (-1, ""))[0]:
+            raise DataLoss(f"{export.version} was a canary before `stable` moved last: an old answer is offered")
         if number > seen:
             self._write(seen={**self._record.seen, alias: (number, export.version)})
 
