@@ -78,7 +78,7 @@ class Export(google.protobuf.message.Message):
     precision: builtins.str
     """Of the file. `export.json`, where there is one, says more of it."""
     pointer: builtins.bytes
-    """Where the export was created for `stable` or `latest`: JSON of `kind` ("everlearn alias 1"), `model`, `alias`,
+    """Where the export was created for `stable`, `latest` or `canary`: JSON of `kind` ("everlearn alias 1"), `model`, `alias`,
     `version`, and `number`, which is larger with each move of that alias, back to an earlier version, too. Who has seen
     a number takes no smaller one: that is an old answer. Ed25519 of it by the same key.
     """

@@ -116,7 +116,8 @@ def next_move(last: int) -> int:
 
 def move_all(connection: Connection) -> None:
     """Every alias is moved to where it is: after a restore its last move is newer than what devices have seen of the
-    time that was lost; a canary's is not before that of `stable`. A database of before moves were numbered gets its numbers where it is migrated."""
+    time that was lost; a canary's is not before that of `stable`. A database of before moves were numbered gets its
+    numbers where it is migrated."""
     if "moved" in {column["name"] for column in inspect(connection).get_columns(alias.name)}:
         rows = select(alias.c.model, alias.c.alias, alias.c.moved).order_by(alias.c.alias.desc())
         for row in connection.execute(rows).all():

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from everlearn.errors import NeedsConsentError, SpecError
-from everlearn.spec import dp, int8_export, presets
+from everlearn.spec import dp, int8_export, presets, rollout
 from everlearn.spec.changes import CLASS_OF, Change, ChangeClass, classify
 from everlearn.spec.composition import MOVING
 from everlearn.spec.defaults import front_config
@@ -292,10 +292,7 @@ def _of_recipe(after: Model) -> list[str]:
             "they did to its ranges stays, so that no client can be erased from this model: replace it"
         )
     if spec.rollout is not None:
-        words.append(
-            "rollout goes by what devices report, each under the name it gives itself, which nothing proves: let only "
-            "your devices reach the server, or one that lies may stop a version (rollout.health.max_failures: more)"
-        )
+        words.append(rollout.WARNING)
     if (spec.privacy.min_samples or 0) > _MANY_HELD:
         words.append(
             f"privacy.min_samples is {spec.privacy.min_samples:,}: each client keeps up to as many samples until they "

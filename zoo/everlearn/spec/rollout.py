@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 from pydantic import Field, field_validator
 
@@ -11,6 +11,11 @@ from everlearn.spec.strict import Strict
 
 if TYPE_CHECKING:
     from everlearn.spec.model import ModelSpec
+
+WARNING: Final = (
+    "rollout goes by what devices report, each under the name it gives itself, which nothing proves: let only your "
+    "devices reach the server, or one that lies may stop a version (rollout.health.max_failures: more)"
+)
 
 
 class Canary(Strict):
