@@ -1,8 +1,9 @@
-"""Who a device is: the name that lasts, and what its owner says of it."""
+"""What a device is: the name that lasts, what its owner says of it, and what has to be installed there."""
 
 from __future__ import annotations
 
 import uuid
+from importlib.util import find_spec
 from pathlib import Path
 
 from everlearn_client.errors import InvalidArgument
@@ -29,3 +30,12 @@ def device_labels(given: list[str]) -> dict[str, str]:
     if len(found) < len(given):
         raise InvalidArgument("is KEY=VALUE, such as site=north, each key once", field="--device-label")
     return found
+
+
+def check_extra() -> None:
+    """Raises InvalidArgument where what a device needs is not installed."""
+    missing = [name for name in ("onnxruntime", "zstandard", "PIL") if find_spec(name) is None]
+    if missing:
+        raise InvalidArgument(
+            f"a device needs {', '.join(missing)}, not installed here: pip install 'everlearn[edge-run]'"
+        )

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
-from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,9 +18,9 @@ import typer
 
 from everlearn_client.cli import exit_codes
 from everlearn_client.cli.connection import DEFAULT_SERVER, ModelArgument, ServerOption, connect
-from everlearn_client.cli.device import device_labels, identity
+from everlearn_client.cli.device import check_extra, device_labels, identity
 from everlearn_client.cli.output import say
-from everlearn_client.errors import DeadlineExceeded, InvalidArgument, Overloaded, Unavailable
+from everlearn_client.errors import DeadlineExceeded, Overloaded, Unavailable
 
 if TYPE_CHECKING:
     from everlearn_client.edge import EdgeModel, EdgeSettings, SendPolicy
@@ -235,7 +234,7 @@ def run(
     one answers. SIGTERM ends it in order, with 0; what was not sent waits in DIR. Every option but --once can stand in
     the environment: EVERLEARN_EDGE_SOURCE, and so on. With --once, exit code 9 says that some files failed.
     """
-    _check_extra()
+    check_extra()
     from everlearn_client.edge import EdgeModel
     from everlearn_client.edge.runtime import Runtime
 
@@ -393,12 +392,3 @@ def _signals() -> Iterator[list[int]]:
         yield ended
     finally:
         restore()
-
-
-def _check_extra() -> None:
-    """Raises InvalidArgument where what a device needs is not installed."""
-    missing = [name for name in ("onnxruntime", "zstandard", "PIL") if find_spec(name) is None]
-    if missing:
-        raise InvalidArgument(
-            f"a device needs {', '.join(missing)}, not installed here: pip install 'everlearn[edge-run]'"
-        )
