@@ -207,9 +207,11 @@ class Fleet:
         model.row = replace(model.row, state=state, conditions_json=conditions_json(error), update_time_s=time.time())
 
     def open_session(self, trunk: Trunk) -> TrunkSession:
-        """Raises UnavailableError, BackboneError."""
-        in_8_bits = observes(trunk.provenance) or calibrated_on(trunk.provenance) > 0
-        return TrunkSession(trunk.onnx, providers=self._settings.providers, arena=not in_8_bits)
+        """Of a trunk in 8 bits on the CPU, beside a GPU too: that would round in other places than devices do. Raises
+        UnavailableError, BackboneError."""
+        if observes(trunk.provenance) or calibrated_on(trunk.provenance):
+            return TrunkSession(trunk.onnx, arena=False)
+        return TrunkSession(trunk.onnx, providers=self._settings.providers)
 
     async def _stored_trunk(self, model: LiveModel, digest: str) -> Trunk:
         try:
