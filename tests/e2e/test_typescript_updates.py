@@ -228,6 +228,10 @@ def test_a_version_that_fails_its_self_test_is_not_run_and_the_one_before_it_is(
         told = ask(node, kept=kept, folder=wrong)
         assert (told["error"], told["version"]) == ("DataLoss", first["version"])
         assert "a probe differ" in told["message"]
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **{**arrays, "sample_0": np.zeros((1, 4), np.float32)})
+    _replace(wrong, "probes.npz", buffer.getvalue())
+    assert "does not fit" in ask(node, kept=kept, folder=wrong)["message"]
     _replace(wrong, "probes.npz", b"PK nothing")
     assert "no .npz" in ask(node, kept=kept, folder=wrong)["message"]
     _replace(wrong, "probes.npz", (exports.new / "probes.npz").read_bytes())

@@ -170,8 +170,12 @@ export class Model {
       throw new DataLoss("a probe has numbers of 64 bits, which no model takes");
     }
     const kind = values instanceof Uint8Array ? "uint8" : values instanceof BigInt64Array ? "int64" : "float32";
-    const { rows, novelty } = await this.#run(new this.#runtime.Tensor(kind, values as Uint8Array, shape));
-    return { scores: rows, novelty: novelty?.[0] };
+    try {
+      const { rows, novelty } = await this.#run(new this.#runtime.Tensor(kind, values as Uint8Array, shape));
+      return { scores: rows, novelty: novelty?.[0] };
+    } catch (error) {
+      throw error instanceof InvalidArgument ? new DataLoss(`a probe does not fit: ${error.message}`) : error;
+    }
   }
 
   async #answers(given: Tensor, topK: number): Promise<Answer[]> {
