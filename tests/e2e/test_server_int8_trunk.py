@@ -13,8 +13,10 @@ import pytest
 from onnx import numpy_helper
 from tests import tiny
 from tests.real_server import RealServer
+from typer.testing import CliRunner
 
 from everlearn_client import Client, FailedPrecondition, Features, InvalidArgument
+from everlearn_client.cli.app import app
 from everlearn_client.edge import EdgeModel, EdgeSettings, SendPolicy
 from everlearn_client.edge.session import EdgeSession
 from everlearn_client.errors import Held
@@ -207,6 +209,16 @@ def test_where_int8_is_beside_the_servers_trunk_its_features_are_refused_still(
         assert status.int8.released
         assert status.int8.observed >= 64
         assert status.int8.tested >= 1
+
+
+def test_describe_says_how_far_it_is(taught: tuple[RealServer, Path]) -> None:
+    server, backbone = taught
+    server.declare(tiny.declaration(backbone, name="told", int8_trunk=DECLARED))
+    server.declare(tiny.declaration(backbone, name="exports", int8_export={}))
+    words = {"eight": "int8 trunk: made from 50", "told": "waits for 48", "exports": "does not ship: ranges for int8"}
+    for name, told in words.items():
+        done = CliRunner().invoke(app, f"describe {name} -s {server.address}")
+        assert told in done.output, done.output
 
 
 def test_nothing_is_erased_from_it_and_no_receipts_are_given(taught: tuple[RealServer, Path], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ counted   SIGKILL once a third batch was counted
 made      SIGKILL once the graph is made, before any of it is stored
 stored    SIGKILL once it is stored, before the model names it
 named     SIGKILL once the model names it
+refuses   no fault: of these images no trunk can be made
 durable   a broken server: what was only counted is called durable; killed as `made`
 """
 
@@ -15,6 +16,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from everlearn.errors import BackboneError
 from everlearn.learners.calibration import Calibration
 from everlearn_server import cli
 from everlearn_server.engine import calibrations
@@ -76,6 +78,15 @@ def named() -> None:
     LiveModel.update_row = killing  # type: ignore[method-assign]
 
 
+def refuses() -> None:
+    """See the module's text."""
+
+    def refusing(*_: Any) -> Any:
+        raise BackboneError("in 8 bits the backbone's features are the same for every image", field="spec.int8_trunk")
+
+    calibrations.calibrated = refusing
+
+
 def durable() -> None:
     """See the module's text."""
     Calibration.holds_samples = False  # type: ignore[assignment,method-assign]
@@ -87,6 +98,7 @@ FAULTS: dict[str, Callable[[], None]] = {
     "made": made,
     "stored": stored,
     "named": named,
+    "refuses": refuses,
     "durable": durable,
 }
 

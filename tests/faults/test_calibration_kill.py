@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -77,6 +79,26 @@ def test_a_server_that_calls_counted_images_durable_is_found_out(tmp_path: Path)
         killed_in(server, tmp_path, "durable")
         with server.client(client_id="teacher") as client, pytest.raises((AssertionError, EverlearnClientError)):
             assert learned_twice_over(client).sample_count == SAMPLES
+
+
+def test_where_no_trunk_can_be_made_the_model_says_so_and_learns_nothing(tmp_path: Path) -> None:
+    text = tiny.declaration(tiny.write_backbone(tmp_path), int8_trunk=DECLARED)
+    with RealServer(tmp_path / "data", program=[FAULTY, "refuses"]) as server:
+        server.declare(text)
+        with server.client(client_id="teacher") as client:
+            with pytest.raises(EverlearnClientError):
+                client.learn("tiny", batches(), retry_for_s=5.0)
+            model = client.models.get("tiny")
+            assert model.status.state == models_pb2.ModelStatus.FAILED
+            assert "same for every image" in model.status.conditions[0].message
+        server.terminate()
+        server.program = ["-m", "everlearn_server.cli"]
+        server.start()
+        with server.client(client_id="teacher") as client:  # it calibrates anew, on what comes again
+            assert learned_twice_over(client).sample_count == SAMPLES
+        server.terminate()
+        check = [sys.executable, "-m", "everlearn_server.cli", "check", "--data", str(tmp_path / "data")]
+        assert subprocess.run(check, check=False, timeout=300).returncode == 0
 
 
 def test_a_trunk_that_is_damaged_is_made_again_as_it_was_and_a_model_that_has_learned_keeps_it(tmp_path: Path) -> None:
