@@ -181,6 +181,46 @@ def test_a_canary_that_fails_its_self_test_is_withdrawn_and_never_reaches_the_ot
     assert scene.open(seed=2) > canary
 
 
+def test_a_canary_that_crashes_the_program_again_and_again_is_withdrawn(
+    server: RealServer, teacher: Client, backbone: Path, scene_of: Callable[[str], Scene]
+) -> None:
+    declare(server, backbone, "crashes")
+    scene = scene_of("crashes")
+    canary = scene.open(seed=1)
+    scene.until_it_runs("lab", canary)
+    for _ in range(4):  # the program dies, and is started again
+        scene.edges["lab"]._spool.close()
+        scene.edges["lab"] = scene.device("lab")
+    assert number(scene.edges["lab"]) == scene.first
+    scene.edges["lab"].pull()
+    until(lambda: "canary" not in aliases(teacher, "crashes"))
+    shown = {each.client: each.device for each in teacher.models.clients("crashes") if each.HasField("device")}
+    assert dict(shown["crashes-lab"].given_up) == {canary: "CRASH_LOOP"}
+    assert not scene.edges["field"].pull()
+
+
+def test_an_erasure_takes_the_canary_that_knew_it_along(
+    server: RealServer, teacher: Client, backbone: Path, scene_of: Callable[[str], Scene]
+) -> None:
+    text = tiny.declaration(
+        backbone, name="erased", rollout={"canary": CANARY}, memory={"kind": "per_class_statistics"}
+    )
+    server.declare(text)
+    scene = scene_of("erased")
+    canary = scene.open(seed=1)
+    scene.until_it_runs("lab", canary)
+    scene.edges["lab"].predict(tiny.images(1, 1))  # trusted from now on, so that another may be pulled
+    teacher.erase("erased", label="cedar")
+    found = teacher.models.get("erased").status
+    assert found.rollout.canary != canary
+    assert found.aliases["stable"] > canary
+    server.kill()
+    server.start()
+    assert teacher.models.get("erased").status.rollout.canary != canary
+    for site in ("lab", "field"):
+        scene.until_it_runs(site, found.aliases["stable"])
+
+
 def test_a_canary_that_fails_to_answer_gives_way_on_the_device_that_tried_it(
     server: RealServer, teacher: Client, backbone: Path, scene_of: Callable[[str], Scene]
 ) -> None:

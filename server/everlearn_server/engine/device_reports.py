@@ -94,6 +94,10 @@ class Device:
     now: Mapping[int, Use] = field(default_factory=dict)
     """Of the present one."""
 
+    def knows(self, version: int) -> bool:
+        """Whether it has said anything of it."""
+        return version in self.now or version in self.earlier or version in self.given_up
+
     def use(self, version: int) -> Use | None:
         """Of all boots that are known; None where it never answered with it."""
         earlier, now = self.earlier.get(version), self.now.get(version)
@@ -165,7 +169,7 @@ class DeviceReports:
         devices = gave_up = took = 0
         uses: list[tuple[Use, float]] = []
         for client, device in self._devices.items():
-            if not chosen(client, device):
+            if not device.knows(version) or not chosen(client, device):
                 continue
             use, given = device.use(version), version in device.given_up
             answered = use is not None and use.predictions > 0

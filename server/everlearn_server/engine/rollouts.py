@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 
 _logger = structlog.get_logger(__name__)
 _JUDGE_EVERY_S: Final = 0.5
-"""Judging looks at every device that is known."""
+_IDLE_SHARE: Final = 20
+"""Judging looks at every device that is known, where everyone waits: it rests for so many times as long."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +50,14 @@ class LiveRollout:
         self.lock = asyncio.Lock()
         """Held by whoever moves `stable` or the canary, by a verdict or by hand."""
         self._judging: asyncio.Task[None] | None = None
-        self._again = self._closed = False
+        self._again, self._ended = False, asyncio.Event()
 
     # -- life ---------------------------------------------------------------------------------------------------
 
     async def load(self) -> None:
         """Takes up what is stored, and lets go of what does not hold any more. Raises DataLossError."""
-        stored, self._closed = await self._model.store.catalog.rollout(self._model.name), False
+        stored = await self._model.store.catalog.rollout(self._model.name)
+        self._ended.clear()
         self.state = RolloutState.from_json(stored) if stored is not None else RolloutState()
         async with self.lock:
             await self._tidy()
@@ -62,7 +65,7 @@ class LiveRollout:
 
     async def close(self) -> None:
         """Ends judging; a move that has begun is made."""
-        self._closed = True
+        self._ended.set()
         if self._judging is not None:
             await asyncio.gather(self._judging, return_exceptions=True)
 
@@ -120,7 +123,7 @@ class LiveRollout:
     def judge_soon(self) -> None:
         """Something has come that may change what is to be done."""
         self._again = True
-        if self.declared is None or self._closed:
+        if self.declared is None or self._ended.is_set():
             return
         if self._judging is None or self._judging.done():
             self._judging = asyncio.get_running_loop().create_task(self._judge_on(), name=f"judge-{self._model.name}")
@@ -129,7 +132,7 @@ class LiveRollout:
         """Moves what is to be moved now, and opens a canary where one waits. Raises UnavailableError."""
         async with self.lock:
             declared = self.declared
-            if declared is None or self._closed:
+            if declared is None or self._ended.is_set():
                 return
             if self.state.watch is not None:
                 await self._judge_watched(declared)
@@ -174,13 +177,15 @@ class LiveRollout:
             await self._move(state, {"canary": None}, "withdrawn by hand")
 
     async def _judge_on(self) -> None:
-        while self._again and not self._closed:
-            self._again = False
+        while self._again and not self._ended.is_set():
+            self._again, begun_s = False, time.perf_counter()
             try:
                 await self.judge()
             except EverlearnError as error:  # the next report asks again
                 _logger.warning("no verdict", model=self._model.name, reason=error.reason, message=error.message)
-            await asyncio.sleep(_JUDGE_EVERY_S)
+            pause_s = max(_JUDGE_EVERY_S, _IDLE_SHARE * (time.perf_counter() - begun_s))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), pause_s)
 
     async def _judge_watched(self, declared: Rollout) -> None:
         watch = self.state.watch
