@@ -104,7 +104,9 @@ def test_learning_prediction_features_and_the_file_are_of_one_graph(
         session.self_test(paths["probes.npz"])
         told = json.loads(paths["export.json"].read_text())
         assert told["trunk"]["calibrated_on"] == 50
-        assert "learned on this very graph" in paths["MODEL_CARD.md"].read_text()
+        card = paths["MODEL_CARD.md"].read_text()
+        assert "learned on this very graph" in card
+        assert "in 8 bits (see Precision)" in card
     model = onnx.load(paths["model.onnx"])
     assert any(node.op_type == "QuantizeLinear" for node in model.graph.node)
     kernels = [
@@ -247,6 +249,13 @@ def test_where_it_would_break_a_promise_it_is_refused(
     text = tiny.declaration(backbone, name="refused", **{"int8_trunk": {}, **spec})
     with server.client() as client, pytest.raises(InvalidArgument, match=words):
         client.models.apply(text)
+
+
+def test_it_does_not_move_to_another_backbone(taught: tuple[RealServer, Path], tmp_path: Path) -> None:
+    server, _ = taught
+    other = tiny.declaration(tiny.write_backbone(tmp_path, 24), name="eight", int8_trunk=DECLARED)
+    with server.client() as client, pytest.raises(InvalidArgument, match="would have to meet those first"):
+        client.models.upgrade_backbone("eight", other, iter([tiny.images(4, 0)]))
 
 
 def test_a_plan_says_what_it_means(server: RealServer, client: Client, backbone: Path) -> None:

@@ -34,9 +34,10 @@ class CreateExportRequest(google.protobuf.message.Message):
     names. Refused where the model declares no distill_to, or the two agree less than it demands.
     """
     precision: builtins.str
-    """`fp32` (also where it is empty); `fp16`, whose weights are half as many bytes; or `int8`, which computes in 8 bits:
-    refused (FAILED_PRECONDITION) where the model does not declare int8_export, or has not shown enough yet. Another
-    export, with files of its own. What goes in (uint8 images) and comes out (float32 scores) is the same.
+    """Empty for what the server computes in, `fp32` but for models that declare int8_trunk; `fp16`, whose weights are half
+    as many bytes; or `int8`, which computes in 8 bits: refused (FAILED_PRECONDITION) where the model does not declare
+    int8_export, or has not shown enough yet. Of a model that learned in 8 bits any other is refused. Another export,
+    with files of its own. What goes in (uint8 images) and comes out (float32 scores) is the same.
     """
     def __init__(
         self,

@@ -258,6 +258,8 @@ def _learning(facts: CardFacts, front: Front, head: LinearHead) -> str:
         if isinstance(front, TensorFront)
         else "The pretrained network is frozen: it is the one named under Origin, unchanged."
     )
+    if facts.precision is not None and facts.precision.calibrated_on:
+        frozen = "The pretrained network is frozen: it is the one named under Origin, in 8 bits (see Precision)."
     adapt = facts.axis("adapt")
     if adapt and not adapt.startswith("frozen"):
         frozen = f"Blocks of the pretrained network named under Origin have learned too: {adapt}."
