@@ -108,6 +108,11 @@ def test_a_restart_and_an_end_in_the_middle_leave_nothing_behind(server: RealSer
         client.models.apply(tiny.declaration(backbone, name="fleeting", int8_trunk=DECLARED, labels=["ash", "birch"]))
         assert client.models.get("fleeting").status.held.startswith("20 of 48")
         assert list(client.models.get("fleeting").status.labels) == ["ash", "birch"]
+        # Nor do limits refuse what is only counted.
+        limits = {"limits": {"client_labels": 0}, "labels": ["ash", "birch"]}
+        client.models.apply(tiny.declaration(backbone, name="fleeting", int8_trunk=DECLARED, **limits))
+        with pytest.raises(Held, match="40 of 48"):
+            client.learn("fleeting", [(tiny.images(20, 2), ["cedar"] * 20)])
         client.models.delete("fleeting")
         with pytest.raises(NotFound):
             client.models.get("fleeting")

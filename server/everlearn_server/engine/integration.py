@@ -89,7 +89,8 @@ class Integration:
         if not self._counts_labels:  # the other tiers tell nothing of single clients' samples
             self.fleet.forget_labels()
         declared = guards_of(spec, scale=self._scale, tails=self.tails, fleet=self.fleet, learner=self.learner)
-        self._guards = (*self._own_guards, *declared)
+        # What is only counted for a trunk in 8 bits moves no head: limits hold once it is learned.
+        self._guards = (*self._own_guards, *(declared if not isinstance(self.learner, Calibration) else ()))
 
     def take_some(self, group: Sequence[Pending]) -> list[Outcome | EverlearnError]:
         """Of the first ones, as many as a hop is worth: heads and commits are not to wait for slow batches."""

@@ -155,7 +155,7 @@ class LiveModel:
             on_durable=self._store_soon,
             hold=Hold.of(self.spec.spec),
             budget=Budget.of(self.spec.spec, self.row.lineage, await self.store.ledger.spends(self.name)),
-            limits=limits if not trunk.observes else None,
+            limits=limits,
             pace=Pace(self._commit_share, clock=time.monotonic if self._own_threads else time.thread_time),
         )
         self._writer.commit_id = ledger.commit_id if ledger else 0
