@@ -23,7 +23,7 @@ class Model:
     def __init__(self, answer: Predictions, *, task: str = "classification", version: str = VERSION) -> None:
         self.answer, self.task, self.version = answer, task, version
         self.lessons: list[tuple[Any, Any]] = []
-        self.sends_features = False
+        self.sends_samples, self.takes_texts = True, False
 
     def predict(self, samples: Any, *, scores: bool) -> Predictions:
         assert scores

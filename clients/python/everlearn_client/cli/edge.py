@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -19,11 +16,11 @@ import typer
 from everlearn_client.cli import exit_codes
 from everlearn_client.cli.connection import DEFAULT_SERVER, ModelArgument, ServerOption, connect
 from everlearn_client.cli.device import check_extra, device_labels, identity
+from everlearn_client.cli.edge_work import Records, work, work_lines
 from everlearn_client.cli.output import say
-from everlearn_client.errors import DeadlineExceeded, Overloaded, Unavailable
 
 if TYPE_CHECKING:
-    from everlearn_client.edge import EdgeModel, EdgeSettings, SendPolicy
+    from everlearn_client.edge import EdgeSettings, SendPolicy
     from everlearn_client.edge.folder_source import FolderSource
     from everlearn_client.edge.runtime import Runtime
 
@@ -31,9 +28,6 @@ if TYPE_CHECKING:
 # wait for, nor have.
 
 edge = typer.Typer(name="edge", help="Be a device.", no_args_is_help=True)
-POLL_S = 0.25
-"""Between two looks at the folder."""
-_PASSING = (Unavailable, Overloaded, DeadlineExceeded)
 
 
 class After(StrEnum):
@@ -73,7 +67,8 @@ SourceOption = Annotated[
         "--source",
         metavar="PATH",
         envvar=f"{_E}SOURCE",
-        help="Folder in which files appear: JPEG, PNG, WebP, or .npy (uint8 picture; float32 of a tensor model).",
+        help="Folder in which files appear: JPEG, PNG, WebP, or .npy (uint8 picture; float32 of a tensor model); of a "
+        "model of texts .txt (one text) or .jsonl (one a line). Or, of such a model, a file of lines; - for stdin.",
     ),
 ]
 AfterOption = Annotated[
@@ -228,19 +223,25 @@ def run(
 ) -> None:
     """Answer what appears in a folder by MODEL, here and offline too, and teach what has a label.
 
-    One JSON object a line on stdout for each file: file, label and score (or labels, or values), novelty and abstained
-    where the model knows that it does not know, version, truth and decision where it was taught, seconds since the
-    start; or error: {code, field, message}. MODEL is followed: new versions are pulled, checked and tried while the old
-    one answers. SIGTERM ends it in order, with 0; what was not sent waits in DIR. Every option but --once can stand in
-    the environment: EVERLEARN_EDGE_SOURCE, and so on. With --once, exit code 9 says that some files failed.
+    One JSON object a line on stdout for each file: file (and line, of texts that stand so), label and score (or labels,
+    or values), novelty and abstained where the model knows that it does not know, version, truth and decision where it
+    was taught, seconds since the start; or error: {code, field, message}. MODEL is followed: new versions are pulled,
+    checked and tried while the old one answers. SIGTERM ends it in order, with 0; what was not sent waits in DIR. Every
+    option but --once can stand in the environment: EVERLEARN_EDGE_SOURCE, and so on. With --once, and of lines, exit
+    code 9 says that some failed.
     """
     check_extra()
-    from everlearn_client.edge import EdgeModel
+    from everlearn_client.edge import EdgeModel, pictures, texts
     from everlearn_client.edge.runtime import Runtime
 
     policy = _policy(only_unsure, margin, temperature, per_hour, mb_per_day, duplicates, send, thumbnail_px)
     settings = _settings(policy, watch_every, threads, spool_mb, server_key, precision, device_label or [])
-    files = _files(source, folder, after, labels, settle)
+
+    def suffixes() -> tuple[str, ...]:
+        return texts.SUFFIXES if device.takes_texts else pictures.SUFFIXES
+
+    is_stream = str(source) == "-" or source.is_file()
+    files = None if is_stream else _files(source, folder, after, labels, settle, suffixes)
     with _signals() as ended, connect(ctx, server, client_id=client or identity(folder)) as connected:
         device = EdgeModel(
             model,
@@ -251,17 +252,27 @@ def run(
             metered=lambda: metered is not None and metered.exists(),
             on_switch=lambda name, why: say(f"{name} answers: {why}"),
         )
-        runtime = Runtime(device, files, _Lines(ended), step=step, label=label)
-        _work(device, runtime, files, ended, once=once)
-    raise typer.Exit(_code(runtime, ended, once=once))
+        runtime = Runtime(device, files, Records(ended), step=step, label=label)
+        if files is None:
+            work_lines(device, runtime, source, ended, once=once)
+        else:
+            work(device, runtime, files, ended, once=once)
+    raise typer.Exit(_code(runtime, ended, once=once or is_stream))
 
 
-def _files(source: Path, folder: Path, after: After, labels: Labels, settle_s: float) -> FolderSource:
+def _files(
+    source: Path, folder: Path, after: After, labels: Labels, settle_s: float, suffixes: Callable[[], tuple[str, ...]]
+) -> FolderSource:
     from everlearn_client.edge.folder_source import FolderSource
 
-    journal, clock_s = folder / "read", time.monotonic
     return FolderSource(
-        source, after=after.value, labels=labels.value, settle_s=settle_s, journal=journal, clock_s=clock_s
+        source,
+        after=after.value,
+        labels=labels.value,
+        settle_s=settle_s,
+        journal=folder / "read",
+        suffixes=suffixes,
+        clock_s=time.monotonic,
     )
 
 
@@ -311,64 +322,10 @@ def _settings(
     )
 
 
-def _work(device: EdgeModel, runtime: Runtime, files: FolderSource, ended: list[int], *, once: bool) -> None:
-    try:
-        _first_version(device, once=once)
-        if not once:
-            device.start()
-        while not ended:
-            count = runtime.step(lambda: bool(ended))
-            if once and not files.settling:
-                break
-            if not count:
-                time.sleep(POLL_S)
-        if once and not ended and device.spool.samples:
-            _send(device)
-    finally:
-        device.close()
-    say(f"{runtime.answered} files answered, {runtime.failed} failed; {device.spool.samples} samples wait")
-
-
-def _send(device: EdgeModel) -> None:
-    try:
-        device.flush()
-    except _PASSING as error:
-        say(f"not sent yet: {error.message}", style="yellow")
-
-
-def _first_version(device: EdgeModel, *, once: bool) -> None:
-    """Where nothing is installed yet, or nobody will ask later, the server is asked now. One that is away is waited for
-    if there is time; one that has no such model, or does not let the device in, ends it."""
-    if device.version and not once:
-        return
-    try:
-        device.pull()
-    except _PASSING as error:
-        if once and not device.version:
-            raise
-        say(f"no new version yet: {error.message}", style="yellow")
-
-
 def _code(runtime: Runtime, ended: list[int], *, once: bool) -> int:
     if ended:
         return exit_codes.OK if ended[0] == signal.SIGTERM else exit_codes.INTERRUPTED
     return exit_codes.PARTLY if once and runtime.failed else exit_codes.OK
-
-
-class _Lines:
-    """Records as lines of JSON, each on its way at once. Where nobody reads them any more, it is time to end."""
-
-    def __init__(self, ended: list[int]) -> None:
-        self._ended = ended
-
-    def __call__(self, record: dict[str, Any]) -> None:
-        try:
-            sys.stdout.write(json.dumps(record, allow_nan=False) + "\n")
-            sys.stdout.flush()
-        except BrokenPipeError:
-            # What Python itself writes out at its end has to go somewhere.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            self._ended.append(signal.SIGPIPE)
 
 
 @contextmanager

@@ -57,15 +57,18 @@ class FolderSource:
         labels: Labels = "none",
         settle_s: float = 1.0,
         journal: Path | None = None,
+        suffixes: Callable[[], Collection[str]] = lambda: SUFFIXES,
         clock_s: Callable[[], float],
     ) -> None:
         """`settle_s`: a file that has not changed for so long is whole; 0 where each is written under a name with a dot
         before it, or elsewhere on the same disk, and then renamed. `journal`: remembers over restarts what was read,
-        where files are left. Raises InvalidArgument for a folder that is none."""
+        where files are left. `suffixes`: of files that are given, in lower case; asked for with each look.
+
+        Raises InvalidArgument for a folder that is none."""
         if not folder.is_dir():
             raise InvalidArgument(f"{folder} is no folder", field="source")
         self._folder, self._after, self._labels = folder, after, labels
-        self._settle_s, self._clock_s = settle_s, clock_s
+        self._settle_s, self._clock_s, self._suffixes = settle_s, clock_s, suffixes
         self._waiting: dict[str, tuple[_Print, float]] = {}
         """By name: what it looked like, and since when."""
         self._journal = journal if after == "leave" else None
@@ -75,7 +78,7 @@ class FolderSource:
     def whole(self) -> list[Found]:
         """Files that are complete and were not read yet, by name. Raises OSError where the folder cannot be read."""
         now_s, waiting, found = self._clock_s(), dict[str, tuple[_Print, float]](), list[Found]()
-        seen = {each.name: each for each in _files(self._folder, "", self._reserved)}
+        seen = {each.name: each for each in _files(self._folder, "", self._reserved, self._suffixes())}
         self._forget_gone(seen.keys())
         for name, each in seen.items():
             if self._read.get(name) == each.print:
@@ -138,7 +141,7 @@ class FolderSource:
             _add_to_journal(self._journal, found)
 
 
-def _files(folder: Path, above: str, reserved: tuple[str, ...]) -> Iterator[Found]:
+def _files(folder: Path, above: str, reserved: tuple[str, ...], suffixes: Collection[str]) -> Iterator[Found]:
     try:
         listed = os.scandir(folder)
     except FileNotFoundError:
@@ -151,8 +154,8 @@ def _files(folder: Path, above: str, reserved: tuple[str, ...]) -> Iterator[Foun
             if entry.name.startswith(".") or name in reserved:
                 continue
             if entry.is_dir(follow_symlinks=False):
-                yield from _files(Path(entry.path), f"{name}/", ())
-            elif entry.is_file(follow_symlinks=False) and Path(entry.name).suffix.lower() in SUFFIXES:
+                yield from _files(Path(entry.path), f"{name}/", (), suffixes)
+            elif entry.is_file(follow_symlinks=False) and Path(entry.name).suffix.lower() in suffixes:
                 try:
                     told = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:  # gone since it was listed

@@ -28,11 +28,12 @@ from everlearn_client.edge.policy import Allowance, BackOff, Chooser, SendPolicy
 from everlearn_client.edge.sending import Drain, Drained
 from everlearn_client.edge.session import EdgeSession
 from everlearn_client.edge.spool import Spool, SpoolStats
+from everlearn_client.edge.texts import unlike_others
 from everlearn_client.edge.thumbnails import check_image, longest_side, png, reduced
 from everlearn_client.errors import EverlearnClientError, FailedPrecondition, InvalidArgument, Overloaded
 from everlearn_client.resource_names import learner_name, model_name
 from everlearn_client.results import Predictions
-from everlearn_client.samples import Batch, Features, SampleInput, Tensors
+from everlearn_client.samples import Batch, Features, SampleInput, Tensors, Texts
 
 logger = logging.getLogger(__name__)
 
@@ -177,6 +178,12 @@ class EdgeModel:
         return "" if session is None else session.task
 
     @property
+    def takes_texts(self) -> bool:
+        """Whether the version that answers reads texts; false before the first was pulled."""
+        session = self._follower.session
+        return session is not None and session.input_name == "input_ids"
+
+    @property
     def precision(self) -> str:
         """Of the weights of the version that answers; empty before the first was pulled."""
         return self._follower.precision
@@ -213,7 +220,7 @@ class EdgeModel:
 
     def observe(
         self,
-        sample: npt.NDArray[Any],
+        sample: npt.NDArray[Any] | str,
         label: Any,
         *,
         send: SampleInput | None = None,
@@ -222,14 +229,13 @@ class EdgeModel:
     ) -> Why:
         """One labelled sample: kept for the server if the policy says so; returns what it said.
 
-        `sample`: uint8 [H, W, 3], or float32 of a tensor model's shape. `send`: what is to be sent in its place, e.g.
-        `[jpeg]`. `scores_C`: of `predict`, so that the model does not run twice; not where it abstained.
+        `sample`: uint8 [H, W, 3], float32 of a tensor model's shape, or a text. `send`: what is to be sent in its
+        place, e.g. `[jpeg]`. `scores_C`: of `predict`, so that the model does not run twice; not where it abstained.
 
         Raises InvalidArgument; where the policy sends features, or thumbnails without a size, FailedPrecondition, if
         there is no model yet (`NO_MODEL`) or one that computes in another precision than the server (`NO_FEATURES`).
         """
-        array = np.asarray(sample)
-        form: SampleInput = array[None] if array.dtype == np.uint8 else Tensors(array[None].astype(np.float32))
+        array, form = _formed(sample)
         session = self._follower.session
         if send is not None and not self.sends_samples:
             what = {"features": "features", "thumbnail": "thumbnails"}[self._settings.policy.send]
@@ -351,6 +357,14 @@ class EdgeModel:
                 logger.warning("nothing is sent: the disk says %s", error)
                 pause_s = 60.0
             self._ended.wait(pause_s)
+
+
+def _formed(sample: npt.NDArray[Any] | str) -> tuple[npt.NDArray[Any], SampleInput]:
+    """What it is compared by, and how it is kept."""
+    if isinstance(sample, str):
+        return unlike_others(sample), Texts([sample])
+    array = np.asarray(sample)
+    return array, array[None] if array.dtype == np.uint8 else Tensors(array[None].astype(np.float32))
 
 
 def _asked_s(error: EverlearnClientError) -> float:

@@ -2,7 +2,8 @@
 
 One record a file (`Record`), whose names are part of the interface:
 
-    file      its path within the source
+    file      its path within the source; of standard input `-`
+    line      of a file or stream that holds a text a line
     label     the best class; of several labels `labels`, a list of {label, score}; of a regression `values`
     score     of that class
     novelty   how unlike all learned classes it is, and `abstained`, of a model that declares unknown: abstain
@@ -21,16 +22,20 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
+from everlearn_client.edge import texts
 from everlearn_client.edge.folder_source import FolderSource, Found
 from everlearn_client.edge.model import EdgeModel
-from everlearn_client.edge.pictures import Read, read
+from everlearn_client.edge.pictures import read
+from everlearn_client.edge.texts import Line
 from everlearn_client.errors import ERROR_OF_STATUS, EverlearnClientError, InvalidArgument
 from everlearn_client.results import Predictions
-from everlearn_client.samples import SampleInput, Tensors
+from everlearn_client.samples import SampleInput, Tensors, Texts
 
 Record = dict[str, Any]
 UNREADABLE: Final = "UNREADABLE"
@@ -45,15 +50,15 @@ class Runtime:
     def __init__(
         self,
         model: EdgeModel,
-        source: FolderSource,
+        source: FolderSource | None,
         put: Callable[[Record], None],
         *,
         step: str = "",
         label: str = "",
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`put`: takes each record. `step`: the task, domain or season of what is taught. `label`: of files that have
-        none of their own."""
+        """`source`: None for who gives lines alone. `put`: takes each record. `step`: the task, domain or season of
+        what is taught. `label`: of files that have none of their own."""
         self._model, self._source, self._put = model, source, put
         self._step, self._label, self._clock_s = step, label, clock_s
         self._begun_s = clock_s()
@@ -66,7 +71,7 @@ class Runtime:
         Nothing is read before there is a model: files wait where they are. A power cut between a lesson and what
         becomes of its file lets that one file be taught again.
         """
-        if not self._model.version:
+        if self._source is None or not self._model.version:
             return 0
         try:
             found = self._source.whole()
@@ -79,15 +84,54 @@ class Runtime:
         for each in found:
             if stopped():
                 break
-            self._one(each)
+            self._one(self._source, each)
             count += 1
         return count
 
-    def _one(self, found: Found) -> None:
-        record: Record = {"file": found.name}
+    def line(self, name: str, line: Line) -> None:
+        """One text of a stream, which has nothing but its own label, or the one that was given for all."""
+        self._put_one({"file": name, "line": line.number}, lambda record: self._text(line, None, record))
+
+    def _one(self, source: FolderSource, found: Found) -> None:
+        failed = self.failed
+        if self._model.takes_texts:
+            self._texts(source, found)
+        else:
+            self._put_one({"file": found.name}, lambda record: self._picture(source, found, record))
         try:
-            read_, answer = self._answer(found, record)
-            self._teach(found, read_, answer, record)
+            source.done(found, failed=self.failed > failed)
+        except OSError as error:
+            logger.warning("%s stays where it is: %s", found.name, error)
+
+    def _texts(self, source: FolderSource, found: Found) -> None:
+        """One record a text, or one that says why the file cannot be read."""
+        try:
+            labels, lines = source.label_of(found), list(texts.read(found.path))
+        except (EverlearnClientError, OSError) as error:
+            self._put_one({"file": found.name}, partial(_fail, error))
+            return
+        for line in lines:
+            named: Record = {"file": found.name} | ({} if line.number is None else {"line": line.number})
+            self._put_one(named, partial(self._text, line, labels))
+
+    def _text(self, line: Line, labels: list[str] | None, record: Record) -> None:
+        if line.error is not None:
+            raise line.error
+        answer = self._model.predict(Texts([line.text]), scores=True)
+        _tell(record, answer, self._model.task)
+        self._teach(line.text, line.labels if line.labels is not None else labels, answer, record)
+
+    def _picture(self, source: FolderSource, found: Found, record: Record) -> None:
+        read_ = read(found.path)
+        form: SampleInput = read_.array if read_.array.dtype == np.uint8 else Tensors(read_.array[None])
+        answer = self._model.predict(form, scores=True)
+        _tell(record, answer, self._model.task)
+        send = None if read_.encoded is None or not self._model.sends_samples else [read_.encoded]
+        self._teach(read_.array, source.label_of(found), answer, record, send=send)
+
+    def _put_one(self, record: Record, work: Callable[[Record], None]) -> None:
+        try:
+            work(record)
         except EverlearnClientError as error:
             record["error"] = {
                 "code": error.code or _code(error),
@@ -99,27 +143,16 @@ class Runtime:
         failed = "error" in record
         self._put({**_finite(record), "seconds": round(self._clock_s() - self._begun_s, 3)})
         self.answered, self.failed = self.answered + (not failed), self.failed + failed
-        try:
-            self._source.done(found, failed=failed)
-        except OSError as error:
-            logger.warning("%s stays where it is: %s", found.name, error)
 
-    def _answer(self, found: Found, record: Record) -> tuple[Read, Predictions]:
-        read_ = read(found.path)
-        form: SampleInput = read_.array if read_.array.dtype == np.uint8 else Tensors(read_.array[None])
-        answer = self._model.predict(form, scores=True)
-        if answer.values_NK is not None:
-            record["values"] = dict(zip(answer.labels, map(float, answer.values_NK[0]), strict=True))
-        else:
-            scored = [{"label": each.label, "score": each.score} for each in answer.top[0]]
-            record.update({"labels": scored} if self._model.task == "multilabel" else scored[0])
-        if answer.novelty:
-            record.update({"novelty": answer.novelty[0], "abstained": answer.abstained[0]})
-        record["version"] = answer.version
-        return read_, answer
-
-    def _teach(self, found: Found, read_: Read, answer: Predictions, record: Record) -> None:
-        lines = self._source.label_of(found)
+    def _teach(
+        self,
+        sample: npt.NDArray[Any] | str,
+        lines: list[str] | None,
+        answer: Predictions,
+        record: Record,
+        *,
+        send: SampleInput | None = None,
+    ) -> None:
         if lines is None and self._label:
             lines = [self._label]
         if lines is None:
@@ -127,12 +160,27 @@ class Runtime:
         truth = _truth(lines, self._model.task)
         record["truth"] = truth
         record["decision"] = self._model.observe(
-            read_.array,
+            sample,
             truth,
-            send=None if read_.encoded is None or not self._model.sends_samples else [read_.encoded],
+            send=send,
             step=self._step,
             scores_C=None if answer.scores_NC is None or any(answer.abstained) else answer.scores_NC[0],
         )
+
+
+def _tell(record: Record, answer: Predictions, task: str) -> None:
+    if answer.values_NK is not None:
+        record["values"] = dict(zip(answer.labels, map(float, answer.values_NK[0]), strict=True))
+    else:
+        scored = [{"label": each.label, "score": each.score} for each in answer.top[0]]
+        record.update({"labels": scored} if task == "multilabel" else scored[0])
+    if answer.novelty:
+        record.update({"novelty": answer.novelty[0], "abstained": answer.abstained[0]})
+    record["version"] = answer.version
+
+
+def _fail(error: Exception, record: Record) -> None:
+    raise error
 
 
 def _code(error: EverlearnClientError) -> str:

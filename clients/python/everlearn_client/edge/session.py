@@ -8,16 +8,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from everlearn_client.edge.texts import TOKENIZER_FILE, TextTokens
 from everlearn_client.edge.thumbnails import Resized
 from everlearn_client.errors import DataLoss, FailedPrecondition, InvalidArgument
 from everlearn_client.results import Predictions, ScoredLabel
-from everlearn_client.samples import SampleInput, Tensors
+from everlearn_client.samples import SampleInput, Tensors, Texts
 
 # Before its first import: official builds from 1.31 on report to Microsoft unless they are told not to.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -60,6 +62,7 @@ class EdgeSession:
             raise DataLoss(f"{path.name} is no export of everlearn: {error} is not in its metadata") from None
         self.resized = _resized(told)
         """What its front makes of an image before it crops; None of a model that takes none."""
+        self._tokenizer = path.with_name(TOKENIZER_FILE), told
         self._with_features = with_features
         self.input_name = str(self._session.get_inputs()[0].name)
         self._output = "values" if self.task == "regression" else "scores"
@@ -117,11 +120,19 @@ class EdgeSession:
             return np.ascontiguousarray(samples[None] if samples.ndim == 3 else samples)
         if self.input_name == "tensor" and isinstance(samples, Tensors):
             return np.ascontiguousarray(samples.values_N, np.float32)
+        if self.input_name == "input_ids" and isinstance(samples, Texts):
+            return self._tokens.ids(samples.texts)
         if self.input_name == "input_ids" and isinstance(samples, np.ndarray) and samples.dtype == np.int64:
             return np.ascontiguousarray(samples)
         right = {"image": "uint8 [N, H, W, 3], decoded", "tensor": "Tensors(float32 [N, *shape])"}
-        wanted = right.get(self.input_name, "int64 [N, L], from the tokenizer.json beside the model")
+        wanted = right.get(self.input_name, "Texts([...])")
         raise InvalidArgument(f"here the model takes {wanted}, not {type(samples).__name__}", field="samples")
+
+    @cached_property
+    def _tokens(self) -> TextTokens:
+        path, told = self._tokenizer
+        sha256, most = told[f"{_PREFIX}tokenizer_sha256"], int(told[f"{_PREFIX}max_tokens"])
+        return TextTokens(path, sha256=sha256, max_tokens=most)
 
     def self_test(self, path: Path) -> float:
         """Runs the stored probes; returns the largest difference of a score, relative to max(1, the largest score), or
