@@ -111,7 +111,7 @@ def test_standard_input_is_answered_while_the_server_is_away_and_taught_once_it_
     server.terminate()
     line = [sys.executable, "-c", MAIN, "edge", "run", topics, "--folder", str(tmp_path / "device"), "--source", "-"]
     line += ["--server", server.address, "--once"]
-    lessons = [json.dumps({"text": text, "label": label}) for text, label in zip(*sentences(12, 13), strict=True)]
+    lessons = [json.dumps({"text": text, "label": label}) for text, label in zip(*sentences(8, 9), strict=True)]
     done = subprocess.run(
         line,
         input="\n".join(lessons),

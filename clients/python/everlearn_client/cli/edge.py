@@ -16,7 +16,7 @@ import typer
 from everlearn_client.cli import exit_codes
 from everlearn_client.cli.connection import DEFAULT_SERVER, ModelArgument, ServerOption, connect
 from everlearn_client.cli.device import check_extra, device_labels, identity
-from everlearn_client.cli.edge_work import Records, work, work_lines
+from everlearn_client.cli.edge_work import Records, work
 from everlearn_client.cli.output import say
 
 if TYPE_CHECKING:
@@ -231,17 +231,13 @@ def run(
     code 9 says that some failed.
     """
     check_extra()
-    from everlearn_client.edge import EdgeModel, pictures, texts
+    from everlearn_client.edge import EdgeModel
     from everlearn_client.edge.runtime import Runtime
 
     policy = _policy(only_unsure, margin, temperature, per_hour, mb_per_day, duplicates, send, thumbnail_px)
     settings = _settings(policy, watch_every, threads, spool_mb, server_key, precision, device_label or [])
-
-    def suffixes() -> tuple[str, ...]:
-        return texts.SUFFIXES if device.takes_texts else pictures.SUFFIXES
-
     is_stream = str(source) == "-" or source.is_file()
-    files = None if is_stream else _files(source, folder, after, labels, settle, suffixes)
+    files = None if is_stream else _files(source, folder, after, labels, settle, lambda: device.takes_texts)
     with _signals() as ended, connect(ctx, server, client_id=client or identity(folder)) as connected:
         device = EdgeModel(
             model,
@@ -253,16 +249,14 @@ def run(
             on_switch=lambda name, why: say(f"{name} answers: {why}"),
         )
         runtime = Runtime(device, files, Records(ended), step=step, label=label)
-        if files is None:
-            work_lines(device, runtime, source, ended, once=once)
-        else:
-            work(device, runtime, files, ended, once=once)
+        work(device, runtime, files or source, ended, once=once)
     raise typer.Exit(_code(runtime, ended, once=once or is_stream))
 
 
 def _files(
-    source: Path, folder: Path, after: After, labels: Labels, settle_s: float, suffixes: Callable[[], tuple[str, ...]]
+    source: Path, folder: Path, after: After, labels: Labels, settle_s: float, takes_texts: Callable[[], bool]
 ) -> FolderSource:
+    from everlearn_client.edge import pictures, texts
     from everlearn_client.edge.folder_source import FolderSource
 
     return FolderSource(
@@ -271,7 +265,7 @@ def _files(
         labels=labels.value,
         settle_s=settle_s,
         journal=folder / "read",
-        suffixes=suffixes,
+        suffixes=lambda: texts.SUFFIXES if takes_texts() else pictures.SUFFIXES,
         clock_s=time.monotonic,
     )
 

@@ -42,8 +42,16 @@ class Records:
             self._ended.append(signal.SIGPIPE)
 
 
-def work(device: EdgeModel, runtime: Runtime, files: FolderSource, ended: list[int], *, once: bool) -> None:
-    """What appears in a folder, until a signal comes; with `once`, until all of it was read."""
+def work(device: EdgeModel, runtime: Runtime, source: FolderSource | Path, ended: list[int], *, once: bool) -> None:
+    """Answers what appears in a folder until a signal comes or, with `once`, until all of it was read; or what stands
+    in a file of lines, or on standard input, to its end."""
+    if isinstance(source, Path):
+        _work_lines(device, runtime, source, ended, once=once)
+    else:
+        _work_files(device, runtime, source, ended, once=once)
+
+
+def _work_files(device: EdgeModel, runtime: Runtime, files: FolderSource, ended: list[int], *, once: bool) -> None:
     try:
         _first_version(device, once=once)
         if not once:
@@ -61,7 +69,7 @@ def work(device: EdgeModel, runtime: Runtime, files: FolderSource, ended: list[i
     say(f"{runtime.answered} files answered, {runtime.failed} failed; {device.spool.samples} samples wait")
 
 
-def work_lines(device: EdgeModel, runtime: Runtime, source: Path, ended: list[int], *, once: bool) -> None:
+def _work_lines(device: EdgeModel, runtime: Runtime, source: Path, ended: list[int], *, once: bool) -> None:
     """A text a line, to the end of them; before there is a model, they wait where they are."""
     from everlearn_client.edge.line_source import lines, opened
     from everlearn_client.edge.texts import read_line
