@@ -41,8 +41,9 @@ NAMES = (
     "student",
     "gpu",
     "peer_serving",
+    "aarch64",
 )
-ASKED_FOR = ("gpu", "peer_serving")
+ASKED_FOR = ("gpu", "peer_serving", "aarch64")
 """Measured only where they are named: they need what most machines do not have."""
 RESULTS = Path(__file__).with_name("results")
 
