@@ -4,6 +4,9 @@
 #   server-lite  no torch: trunks that are ONNX files, on the CPU     docker build --target server-lite .
 #   edge         `everlearn edge run`: a device without code          docker build --target edge .
 #
+# Without Docker, and without its registry: `buildah bud --isolation chroot --target edge --build-arg PYTHON_IMAGE=...`, on
+# any Debian whose `python` (3.11 or newer) has pip and venv.
+#
 #   docker run --ulimit core=0 -v everlearn:/var/lib/everlearn -p 127.0.0.1:8470:8470 IMAGE
 #
 # The server has no authentication yet: publish its port to loopback, or to a network that you trust. A core dump would

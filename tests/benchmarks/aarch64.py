@@ -140,7 +140,8 @@ def _row(found: dict[tuple[str, str], _Run], key: tuple[str, str], truth_N: list
         met=met,
         detail=f"{2 * asked} digits at {SIZE} px, two versions; best label the same for {same:.1%}, right for "
         f"{right[0]:.1%}, here {right[1]:.1%}; self-test off by {arm.first['off']:.1e} and {arm.second['off']:.1e} "
-        f"(here {here.first['off']:.1e}, {here.second['off']:.1e}); installed with {whole / 1e6:.2f} MB, the next head with "
-        f"{delta / 1e3:.1f} KB; {taught} samples spooled, sent and durable; Debian's Python {PYTHON}, ONNX Runtime "
-        f"{arm.first['onnxruntime']}, {arm.first['machine']}; {arm.first['answer_s']:.2f} s an image, emulated",
+        f"(here {here.first['off']:.1e}, {here.second['off']:.1e}); installed with {whole / 1e6:.2f} MB, the next head "
+        f"with {delta / 1e3:.1f} KB; {taught} samples spooled, sent and durable; Debian's Python {PYTHON}, "
+        f"ONNX Runtime {arm.first['onnxruntime']}, {arm.first['machine']}; {arm.first['answer_s']:.2f} s an image, "
+        "emulated",
     )

@@ -83,6 +83,7 @@ def _unpack_wheels(wheels: Path, site: Path) -> None:
     for wheel in sorted(wheels.glob("*.whl")):
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(site)
+    shutil.rmtree(wheels)
 
 
 def _run(*command: str, needs: str) -> None:
