@@ -201,19 +201,23 @@ class CheckInResponse(google.protobuf.message.Message):
     VERSION_FIELD_NUMBER: builtins.int
     CANARY_FIELD_NUMBER: builtins.int
     TELL_LABELS_FIELD_NUMBER: builtins.int
+    WITHDRAWN_FIELD_NUMBER: builtins.int
     version: builtins.int
     """To run here; 0 where nothing is published yet."""
     canary: builtins.bool
     """It is a canary: others do not have it."""
     tell_labels: builtins.bool
     """To tell `labels` from now on."""
+    withdrawn: builtins.bool
+    """What runs there is withdrawn, or not there any more: even one on trial is to be given up for the one before it."""
     def __init__(
         self,
         *,
         version: builtins.int = ...,
         canary: builtins.bool = ...,
         tell_labels: builtins.bool = ...,
+        withdrawn: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["canary", b"canary", "tell_labels", b"tell_labels", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["canary", b"canary", "tell_labels", b"tell_labels", "version", b"version", "withdrawn", b"withdrawn"]) -> None: ...
 
 Global___CheckInResponse: typing_extensions.TypeAlias = CheckInResponse

@@ -102,6 +102,12 @@ class LiveRollout:
             return Wanted(number=number)
         return Wanted(number=canary, canary=True)
 
+    def is_withdrawn(self, number: int) -> bool:
+        """Whether a version that runs somewhere is to run there no more: it was bad, or an erasure took it. What was
+        exported is kept for as long as it may run."""
+        is_gone = self._stable > 0 and number not in self._model.book.numbers()
+        return number > 0 and (is_gone or self.state.is_withdrawn(number))
+
     def cohorts(self) -> tuple[Cohort, Cohort]:
         """The chosen devices with the canary; all devices with the stable version."""
         declared, stable = self.declared, self._stable

@@ -48,7 +48,12 @@ class FleetService:
         wanted = rollout.wanted(client, report.labels, request.follows)
         declared = rollout.declared
         tell_labels = declared is not None and declared.health.max_label_shift is not None
-        return p.CheckInResponse(version=wanted.number, canary=wanted.canary, tell_labels=tell_labels)
+        return p.CheckInResponse(
+            version=wanted.number,
+            canary=wanted.canary,
+            tell_labels=tell_labels,
+            withdrawn=rollout.is_withdrawn(report.running),
+        )
 
 
 def _report(request: p.CheckInRequest) -> Report:

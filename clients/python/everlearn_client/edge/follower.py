@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from everlearn_client.client import Client
-from everlearn_client.edge.health import CheckIn, HealthLog
+from everlearn_client.edge.health import CheckIn, HealthLog, Wanted
 from everlearn_client.edge.session import PROBES_FILE, EdgeSession
 from everlearn_client.edge.slots import Slot, Slots, missing
 from everlearn_client.edge.trust import Trust
@@ -111,7 +111,7 @@ class Follower:
         """
         found = self._check_in(client)
         if self.on_trial:
-            return self._goes_back(client, found.number)
+            return self._goes_back(client, found)
         if not self._is_new(found.number):
             return False
         export = self._offered(client, "canary" if found.canary else self._version)
@@ -140,14 +140,16 @@ class Follower:
         self._trust.check(export, client, alias=version if isinstance(version, str) else "")
         return export
 
-    def _goes_back(self, client: Client, number: int) -> bool:
-        """From a version on trial that the server has withdrawn, to the one before it, which lies here."""
+    def _goes_back(self, client: Client, found: Wanted) -> bool:
+        """From a version on trial that the server wants no more, to the one before it, which lies here."""
         before = self._slots.before
-        if before is None or not number or before.version != version_name(self._model, number):
+        is_wanted = before is not None and before.version == version_name(self._model, found.number or 1)
+        if before is None or not (is_wanted or found.withdrawn):
             return False
-        if self._offered(client, self._version).version != before.version:  # what is asked first is not signed
+        offered = self._offered(client, self._version).version  # for what was asked first is not signed
+        if offered == self.version or not (offered == before.version or found.withdrawn):
             return False
-        self._slots.give_up("the server wants the version before it")
+        self._slots.give_up("the server wants it no more")
         self.session = None
         self._load()
         return True

@@ -149,7 +149,9 @@ class Wanted:
     number: int
     """0 for nothing yet."""
     canary: bool = False
-    """Others do not have it: it is to be asked for by its number."""
+    """Others do not have it: it is to be asked for as `canary`."""
+    withdrawn: bool = False
+    """What runs here is not to run any more."""
 
 
 class CheckIn:
@@ -182,7 +184,7 @@ class CheckIn:
                 raise
             return self._of_earlier_release(client, follows)
         self._with_labels = answer.tell_labels
-        return Wanted(answer.version, answer.canary) if follows else Wanted(int(self._version))
+        return Wanted(answer.version, answer.canary, answer.withdrawn) if follows else Wanted(int(self._version))
 
     def _request(self, follows: str) -> fleet_pb2.CheckInRequest:
         why = fleet_pb2.GivenUp.Why
