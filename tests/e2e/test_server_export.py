@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -129,7 +130,9 @@ def test_the_sdk_resumes_a_cut_download_and_ends_with_the_same_bytes(
 
 
 def test_the_same_version_again_is_the_same_export(client: Client, export: ExportInfo) -> None:
-    assert client.export("tiny", export.version.rpartition("/")[2]) == export
+    # Only what it was asked for by is not the same: a number, which no alias has to point at.
+    plain = replace(export, pointer=b"", pointer_signature=b"")
+    assert client.export("tiny", export.version.rpartition("/")[2]) == plain
     assert [each.name for each in client.exports("tiny")].count(export.name) == 1
 
 

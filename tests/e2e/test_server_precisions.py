@@ -36,8 +36,8 @@ def exports(server: RealServer, client: Client, wide: Path) -> dict[str, ExportI
     """Of one version; half precision was asked for first."""
     server.declare(tiny.declaration(wide))
     client.learn("tiny", [(tiny.images(20, index), [label] * 20) for index, label in enumerate(LABELS)])
-    half = client.export("tiny", precision="fp16")
-    return {"fp16": half, "fp32": client.export("tiny", int(half.version.rpartition("/")[2]))}
+    number = int(client.export("tiny").version.rpartition("/")[2])
+    return {precision: client.export("tiny", number, precision=precision) for precision in ("fp16", "fp32")}
 
 
 def size_of(export: ExportInfo) -> int:
