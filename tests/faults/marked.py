@@ -114,6 +114,15 @@ class Payloads:
             self.sent.add(kind, "predicted", BATCH)
         client.learn(model, list(self._batches(kind, payloads - payloads // 2)), feature_digest=digest)
 
+    def unmarked(self, client: Client, kind: str) -> None:
+        """Some batches more, in which nothing is looked for."""
+        looked_for, self._markers = self._markers, Markers(len(self._markers))
+        try:
+            digest = self._digest if kind == "features" else None
+            client.learn(MODEL_OF[kind], list(self._batches(kind, 8 * BATCH)), feature_digest=digest)
+        finally:
+            self._markers = looked_for
+
     def interrupted(self, connect: Callable[[str], Client], strike: Callable[[], None]) -> None:
         """Learns all kinds at once, until the server is struck down in the middle of it."""
         given, struck = Counter[str](), threading.Event()
