@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +98,8 @@ def test_it_ships_on_evidence_outlives_a_restart_and_answers_as_the_server_does(
 
     server.restart()
     with server.client(client_id="again") as again:
-        assert again.export("small", number, precision="int8") == export
+        plain = replace(export, pointer=b"", pointer_signature=b"")  # it was asked for by an alias
+        assert again.export("small", number, precision="int8") == plain
         taught_until_it_ships(again, "small")  # what was learned is there: the first export is one
 
 

@@ -83,7 +83,9 @@ def environment_of(pid: int) -> dict[str, str]:
         words = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
     except PermissionError:
         raise NotHereError("/proc/PID/environ of a process that forbids dumps needs root") from None
-    return dict(word.split("=", 1) for word in words if "=" in word)
+    # glibc ends each of its tunables with a NUL where it reads them, in place: they are one value all the same.
+    text = "\0".join(words).replace("\0glibc.", ":glibc.")
+    return dict(word.split("=", 1) for word in text.split("\0") if "=" in word)
 
 
 def module_of(pid: int) -> str:
