@@ -16,7 +16,7 @@ import pytest
 from tests import tiny
 from tests.real_server import RealServer
 
-from everlearn_client import Client, DataLoss, FailedPrecondition
+from everlearn_client import Client, DataLoss, FailedPrecondition, InvalidArgument
 from everlearn_client.edge import EdgeModel, EdgeSettings, SendPolicy
 
 LABELS = ("ash", "birch", "cedar")
@@ -96,6 +96,22 @@ def test_a_device_that_never_met_a_server_says_so_and_keeps_what_it_sees(device_
     again = device("nothing", tmp_path, device_client)
     assert again.spool.waiting == 1
     again.close()
+
+
+def test_a_caller_that_gives_what_no_version_takes_is_not_held_against_the_version(
+    server: RealServer, device_client: Client, backbone: Path, tmp_path: Path
+) -> None:
+    declare(server, backbone, "callers")
+    with device("callers", tmp_path, device_client) as edge:
+        until(lambda: edge.version)
+        with pytest.raises(InvalidArgument, match="here the model takes uint8"):
+            edge.predict(np.zeros((1, 32, 32, 3), np.float32))
+        assert edge.health.messages(with_labels=False) == []
+        with pytest.raises(
+            InvalidArgument, match="the model does not take"
+        ):  # a form that this version may have broken
+            edge.predict(np.zeros((1, 5, 5, 1), np.uint8))
+        assert [use.failed for use in edge.health.messages(with_labels=False)] == [1]
 
 
 def test_a_version_that_fails_its_self_test_is_never_run_and_never_taken_again(

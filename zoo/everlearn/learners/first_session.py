@@ -26,6 +26,7 @@ from everlearn.backbones.probes import feature_scale
 from everlearn.backbones.tail import Tail, TailSession
 from everlearn.errors import DataLossError, PreconditionError
 from everlearn.labels import Labels
+from everlearn.learners._around import LearnedAround
 from everlearn.learners.base import Learned, Learner, Solution
 from everlearn.learners.closed_form import ClosedForm
 from everlearn.memories.base import Origin
@@ -237,32 +238,18 @@ class _After:
         return cls(tail, TailSession(tail, provider=provider), ClosedForm.of(spec, scale, body[size:], sealer=sealer))
 
 
-class LearnedThrough(Learned):
+class LearnedThrough(LearnedAround):
     """What a closed form has learned of features that come through a tail."""
 
     def __init__(self, tail: Tail, inner: Learned, figures: dict[str, float]) -> None:
+        super().__init__(inner)
         self._tail = tail
-        self._inner = inner
         self._figures = figures
-
-    @property
-    def labels(self) -> Sequence[str]:
-        """See Learned."""
-        return self._inner.labels
-
-    @property
-    def count_C(self) -> npt.NDArray[np.int64]:  # noqa: N802  # axes
-        """See Learned."""
-        return self._inner.count_C
 
     @property
     def figures(self) -> dict[str, float]:
         """See Learned."""
         return self._figures
-
-    def digest(self) -> str:
-        """See Learned."""
-        return self._inner.digest()
 
     def solve(self, *, hint: float | None = None) -> Solution:
         """See Learned."""

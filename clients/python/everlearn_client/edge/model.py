@@ -201,8 +201,11 @@ class EdgeModel:
         session, begun_s = self._session(), time.perf_counter()
         try:
             answer = session.predict(samples, top_k=top_k, scores=scores)
-        except InvalidArgument:
-            self.health.failed(session.version)
+        except InvalidArgument as error:
+            if not (error.field or "").startswith(
+                "samples"
+            ):  # of a form that no version takes: the caller's fault, not this version's
+                self.health.failed(session.version)
             raise
         self._answered = True
         self.health.answered(session.version, answer, time.perf_counter() - begun_s)
