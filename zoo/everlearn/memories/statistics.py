@@ -135,7 +135,7 @@ class Statistics(Memory):
         return self._sums.held_bytes
 
     def set_down(self, recall: Callable[[], bytes]) -> int:
-        """See Memory; the Gram matrix."""
+        """See Memory; feature sums and the Gram matrix."""
         return self._sums.set_down(lambda: type(self).from_bytes(recall()).sums)
 
     def configure(self, declared: Declared) -> None:
