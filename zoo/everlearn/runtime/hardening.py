@@ -33,8 +33,8 @@ _SWAPS, _BLOCK_DEVICES = Path("/proc/swaps"), Path("/sys/block")
 def wiping(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables that a process has to be started with to overwrite what it frees. Thread caches are off, for what
     lies in them is not overwritten. So are fast bins: without thread caches every small chunk goes through them, and
-    every large one that is freed (a request's payload) empties them all into the ordinary bins, which cost a server of
-    images a twentieth of its requests. Other tunables of glibc that are set stay.
+    every large one that is freed (a request's payload) empties them all into the ordinary bins, which shows in
+    `python -m tests.benchmarks serving`. Other tunables of glibc that are set stay.
 
     >>> wiping({"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=1"})["GLIBC_TUNABLES"]
     'glibc.malloc.trim_threshold=1:glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0'
